@@ -1,0 +1,26 @@
+"""Dynamic Graph Networks (DG-Net, arXiv 2010.01097) as Detectron2 backbones.
+
+Importing the package registers them.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("detectron2") is None:
+    raise ImportError(
+        "dgnet_det needs Detectron2 >= 0.6: run `make install`, or install it by its own guide"
+    )
+
+from .backbones import DGNet, build_dgnet_backbone, build_dgnet_fpn_backbone
+from .config import add_dgnet_config, get_cfg
+from .errors import UserError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DGNet",
+    "UserError",
+    "add_dgnet_config",
+    "build_dgnet_backbone",
+    "build_dgnet_fpn_backbone",
+    "get_cfg",
+]

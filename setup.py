@@ -1,0 +1,22 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dgnet_det/__init__.py").read_text())[1]
+
+setup(
+    name="dgnet_det",
+    version=VERSION,
+    description="Dynamic Graph Networks (DG-Net) as Detectron2 backbones",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["dgnet_det", "dgnet_det.*"]),
+    python_requires=">=3.10",
+    # Detectron2 is not listed: it has no package of its own name, and a user's own build must not
+    # be replaced. OpenCV is not listed either: Detectron2's drawing wants `cv2` from whichever of
+    # its packages the user has.
+    install_requires=["torch", "torchvision", "fvcore", "pycocotools", "matplotlib", "tabulate"],
+)
