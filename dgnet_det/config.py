@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
@@ -13,9 +14,12 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     """Add the ``MODEL.DGNET`` keys to ``cfg``. Depth, groups, widths, norm and strides stay in
     ``MODEL.RESNETS``."""
     cfg.MODEL.DGNET = CfgNode()
-    # Blocks of the nodes: "resnet" (ResNet and, with MODEL.RESNETS.NUM_GROUPS, ResNeXt) or
-    # "mobilenetv2".
+    # Blocks of the nodes: "resnet" (ResNet and, with MODEL.RESNETS.NUM_GROUPS, ResNeXt),
+    # "mobilenetv2" or "regnet".
     cfg.MODEL.DGNET.FAMILY = "resnet"
+    # Which RegNet: "X_" (RegNetX) or "Y_" (with squeeze-and-excitation) and 400M, 600M, 800M, 1600M
+    # or 3200M, its multiply-adds.
+    cfg.MODEL.DGNET.REGNET = "X_600M"
     # "paper": edges replace shortcuts, to train from nothing. "residual": starts equal to a static
     # checkpoint.
     cfg.MODEL.DGNET.WIRING = "paper"
@@ -38,7 +42,7 @@ def get_cfg() -> CfgNode:
 
 
 def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The frozen config of a YAML file and ``KEY VALUE`` overrides.
+    """The frozen config of a YAML file and ``KEY VALUE`` overrides, for the CPU if there is no GPU.
 
     Raises:
         UserError: the file is missing or is no YAML, or a key or value is not one of Detectron2's
@@ -57,6 +61,8 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_list(list(opts))
     except Exception as error:
         raise UserError(f"overrides {' '.join(opts)}: {_one_line(error)}") from error
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg
 

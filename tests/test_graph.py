@@ -195,7 +195,7 @@ def test_the_output_keeps_its_strongest_input() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_paper_wiring_with_alpha_one_unrolls_to_a_residual_network(kind: str) -> None:
-    """s_1 = x, s_{j+1} = s_j + x_j, x_j = branch_j(activation(s_j)), and P(x) in place of x from node 2 on."""
+    """x_j = branch_j(activation(s_j)), s_{j+1} = s_j + x_j; s_1 = x, but s_2 = P(x) + x_1."""
     graph = make_graph(kind, "paper", "static", n=3)
     for router in graph.routers.values():
         nn.init.constant_(router.bias, 50.0)

@@ -1,0 +1,11 @@
+"""The project's YAML files, for tests that must hold for all of them."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DETECTORS = sorted(
+    path
+    for folder in ("COCO-Detection", "Tree-Crowns")
+    for path in (ROOT / "configs" / folder).glob("*.yaml")
+    if not path.name.startswith("Base")
+)

@@ -1,0 +1,81 @@
+"""Every detector YAML builds and runs; keys and values are checked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from configs import DETECTORS, ROOT
+from dgnet_det.backbones import DGNet
+from dgnet_det.config import load_cfg
+from dgnet_det.errors import UserError
+
+
+@pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)
+def test_builds_and_runs(path: Path) -> None:
+    cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"])
+    model = build_model(cfg).eval()
+    backbone = model.backbone.bottom_up
+    assert isinstance(backbone, DGNet)
+    assert {name: shape.stride for name, shape in backbone.output_shape().items()} == {
+        "res2": 4, "res3": 8, "res4": 16, "res5": 32,
+    }  # fmt: skip
+    with torch.no_grad():
+        features = model.backbone(torch.randn(1, 3, 64, 96))
+        for name, shape in model.backbone.output_shape().items():
+            assert features[name].shape[1] == shape.channels
+            assert features[name].shape[2] == -(-64 // shape.stride)
+        (result,) = model([{"image": torch.randint(0, 256, (3, 60, 90))}])
+    assert result["instances"].image_size == (60, 90)
+
+
+def test_each_dynamic_config_has_a_plain_twin_that_differs_in_wiring_and_weights_alone() -> None:
+    folder = ROOT / "configs/COCO-Detection"
+    dynamic = sorted(folder.glob("faster_rcnn_DG_*_residual_FPN_1x.yaml"))
+    assert len(dynamic) >= 5
+    for path in dynamic:
+        twin = folder / path.name.replace("DG_", "").replace("_residual", "")
+        cfg, plain = load_cfg(str(path)).clone(), load_cfg(str(twin)).clone()
+        for node in (cfg, plain):
+            node.defrost()
+            node.MODEL.DGNET.EDGE_WEIGHTS = ""
+        assert cfg == plain, path.name
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.DGNET.WIRNG", "paper"], "MODEL.DGNET.WIRNG"),
+        (["MODEL.DGNET.FREEZE_ROUTERS", "perhaps"], "MODEL.DGNET.FREEZE_ROUTERS|FREEZE_ROUTERS"),
+        (["MODEL.WEIGHTS"], "needs a value"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_named(opts: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_cfg(str(DETECTORS[0]), opts)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.DGNET.WIRING", "papr"], "MODEL.DGNET.WIRING 'papr': choose from paper, residual"),
+        (["MODEL.DGNET.EDGE_WEIGHTS", "x"], "MODEL.DGNET.EDGE_WEIGHTS 'x'"),
+        (["MODEL.DGNET.FAMILY", "vgg"], "MODEL.DGNET.FAMILY 'vgg'"),
+        (["MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH 51"),
+        (["MODEL.RESNETS.OUT_FEATURES", "['res9']"], "MODEL.RESNETS.OUT_FEATURES"),
+        (["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False,False,True,True]"], "DEFORM_ON_PER_STAGE"),
+    ],
+)
+def test_values_that_no_backbone_has_are_named(opts: list[str], message: str) -> None:
+    cfg = load_cfg(str(ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_50_FPN_1x.yaml"), opts)
+    with pytest.raises(UserError, match=message):
+        build_model(cfg)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.yaml: no such config file"):
+        load_cfg(str(tmp_path / "no.yaml"))
+    (tmp_path / "broken.yaml").write_text("MODEL: [unclosed\n")
+    with pytest.raises(UserError, match=r"broken\.yaml: "):
+        load_cfg(str(tmp_path / "broken.yaml"))
