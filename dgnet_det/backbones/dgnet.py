@@ -15,12 +15,14 @@ from ..errors import UserError
 from ..graph import EDGE_WEIGHTS, WIRINGS, Block, DynamicGraph
 from ..routing import valid_sizes
 from .mobilenetv2 import mobilenetv2_from_config
+from .regnet import regnet_from_config
 from .resnet import resnet_from_config
 
 # A family maps a config to its stem and, for each of res2..res5, the blocks of each of its graphs.
 FAMILIES: dict[str, Callable[..., tuple[CNNBlockBase, list[list[list[Block]]]]]] = {
     "resnet": resnet_from_config,
     "mobilenetv2": mobilenetv2_from_config,
+    "regnet": regnet_from_config,
 }
 
 

@@ -1,0 +1,83 @@
+#!/usr/bin/env python
+"""Train or evaluate an ImageNet-style classifier: the pretraining of a detector's backbone.
+
+Examples:
+    C=configs/ImageNet-Classification/DG_R_50.yaml
+    torchrun --nproc-per-node 8 tools/train_classifier.py --config-file $C
+    torchrun --nproc-per-node 8 tools/train_classifier.py --config-file $C --resume
+    tools/train_classifier.py --config-file $C CLASSIFICATION.ACCUMULATION 8
+    tools/train_classifier.py --config-file $C --eval-only MODEL.WEIGHTS output/model_final.pth
+
+The paper's ablation, one learned weight per edge: MODEL.DGNET.EDGE_WEIGHTS static. A warm start
+from a static checkpoint: MODEL.DGNET.WIRING residual MODEL.WEIGHTS weights/static-R-50.pth.
+
+Processes are started by torchrun, on one machine or several: one per GPU, or CPU processes without
+one. SOLVER.IMS_PER_BATCH is the batch of them all. KEY VALUE pairs at the end override the config.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from dgnet_det.classification import evaluate_checkpoint, train
+from dgnet_det.config import load_cfg
+from dgnet_det.errors import run_tool
+from dgnet_det.files import write_json
+
+
+def join_processes(cfg: CfgNode) -> torch.device:
+    """Join the other processes that torchrun started, if any; this process's device."""
+    if cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available():
+        device = torch.device("cpu")
+    else:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, train or evaluate, write the metrics."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint in OUTPUT_DIR, to the same result",
+    )
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write top1 and top5, in per cent, here")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
+    )
+    args = parser.parse_args(argv)
+    cfg = load_cfg(args.config_file, args.opts)
+    device = join_processes(cfg)
+    try:
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dgnet_det")
+        run = evaluate_checkpoint if args.eval_only else train
+        results = run(cfg, device, resume=args.resume)
+        if comm.is_main_process():
+            print(f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} %")
+            if args.json:
+                write_json(args.json, results)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_tool(main)
