@@ -78,19 +78,20 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     try:
         cfg.merge_from_file(config_file)
     except Exception as error:  # yacs and PyYAML raise half a dozen kinds
-        raise UserError(f"{config_file}: {_one_line(error)}") from error
+        raise UserError(f"{config_file}: {one_line(error)}") from error
     if len(opts) % 2:
         raise UserError(f"{opts[-1]}: an override needs a value: give KEY VALUE pairs")
     try:
         cfg.merge_from_list(list(opts))
     except Exception as error:
-        raise UserError(f"overrides {' '.join(opts)}: {_one_line(error)}") from error
+        raise UserError(f"overrides {' '.join(opts)}: {one_line(error)}") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The type and message of another library's error, for a :class:`UserError`."""
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    return " ".join(message.split()) or type(error).__name__
+    return f"{type(error).__name__}: {' '.join(message.split())}"

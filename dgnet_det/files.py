@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,16 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
-    """Write ``data`` as indented JSON."""
+    """Write ``data`` as indented JSON. NaN, which JSON does not have, becomes null."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(_without_nan(data), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def _without_nan(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_nan(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_without_nan(value) for value in data]
+    return None if isinstance(data, float) and math.isnan(data) else data

@@ -146,23 +146,23 @@ class DynamicGraph(nn.Module):
         height, width = projected.shape[2:]
         if valid is None:
             valid = torch.tensor([[height, width]], device=x.device).expand(x.shape[0], 2)
-        pool = averaging_weights(height, width, valid, projected.dtype)
+        pool = averaging_weights(height, width, valid, dtype=self.thresholds.dtype)
 
         edges = _Edges(self, pool)
         outputs: list[Tensor | None] = [projected]
         edges.write(0, projected, present=None)
         for j in range(1, self.num_nodes - 1):
             row = edges.weight.read(j)
-            present = None if self.residual else row.ne(0).any(dim=1)
             inputs = [x] if j == 1 else outputs
-            if skip and present is not None and not present.all():
-                x_j = self._run_present(j, inputs, row, present, projected)
+            if skip:
+                x_j, present = self._run_where_present(j, inputs, row, projected)
             else:
-                x_j = self._f(j, self._sum(inputs, row, skip), projected)
+                x_j = self._f(j, self._sum(inputs, row), projected)
+                present = None if self.residual else row.ne(0).any(dim=1)
             outputs.append(x_j)
             edges.write(j, x_j, present)
         row = edges.output_row()
-        output = self._sum(outputs, row, skip)
+        output = self._sum_open(outputs, row.tolist()) if skip else self._sum(outputs, row)
         if not self.residual:
             output = self.node(self.num_nodes - 2).activation(output)
         if not torch.jit.is_tracing():
@@ -193,15 +193,16 @@ class DynamicGraph(nn.Module):
         shortcut = self.node(1).shortcut if self.residual else None
         return x if shortcut is None else shortcut(x)
 
-    def _sum(self, inputs: Sequence[Tensor | None], row: Tensor, skip: bool) -> Tensor:
-        """The gathered sum of a node that is present in every sample."""
+    def _sum(self, inputs: Sequence[Tensor | None], row: Tensor) -> Tensor:
+        """The gathered sum of a node, over all its edges."""
         if self.residual and len(inputs) == 1:
             return cast(Tensor, inputs[0])  # the chain's first edge alone, of weight 1
-        if not skip:
-            return gather(cast(Sequence[Tensor], inputs), row)
-        rows = row.tolist()
+        return gather(cast(Sequence[Tensor], inputs), row)
+
+    def _sum_open(self, inputs: Sequence[Tensor | None], rows: Sequence[Sequence[float]]) -> Tensor:
+        """The gathered sum over open edges, for the samples that have one."""
         if self.residual and not any(any(weights[:-1]) for weights in rows):
-            return cast(Tensor, inputs[-1])
+            return cast(Tensor, inputs[-1])  # the chain alone
         return gather_open(inputs, rows)
 
     def _f(self, j: int, total: Tensor, projected: Tensor) -> Tensor:
@@ -213,23 +214,26 @@ class DynamicGraph(nn.Module):
             return block.activation(block.branch(total) + projected)
         return block(total)
 
-    def _run_present(
-        self,
-        j: int,
-        inputs: Sequence[Tensor | None],
-        row: Tensor,
-        present: Tensor,
-        projected: Tensor,
-    ) -> Tensor | None:
-        """Node j, run for the samples in which it is present; 0 in the others; None if there are no
-        such samples."""
-        if not present.any():
-            return None
-        total = gather_open(inputs, row.tolist())
-        x_present = self._f(j, total, projected)
-        x_j = x_present.new_zeros(present.shape[0], *x_present.shape[1:])
+    def _run_where_present(
+        self, j: int, inputs: Sequence[Tensor | None], row: Tensor, projected: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Node j, run for the samples in which it is present.
+
+        Returns:
+            x_j, 0 in the other samples; None if there is no sample to run it for. In which samples
+            it is present, [B]; None for all.
+        """
+        rows = row.tolist()
+        fed = [any(weights) for weights in rows]
+        present = None if all(fed) else torch.tensor(fed, device=row.device)
+        if not any(fed):
+            return None, present
+        x_present = self._f(j, self._sum_open(inputs, rows), projected)
+        if present is None:
+            return x_present, None
+        x_j = x_present.new_zeros(len(fed), *x_present.shape[1:])
         x_j[present] = x_present
-        return x_j
+        return x_j, present
 
 
 class _Edges:
@@ -281,7 +285,8 @@ class _Edges:
         alpha = torch.stack(self.alpha_to_output, dim=1)
         strongest = F.one_hot(alpha.argmax(dim=1), alpha.shape[1])
         closed = row.eq(0).all(dim=1, keepdim=True)
-        return row + alpha * strongest * closed
+        # Even an α that underflows to 0 keeps the sample in the batch.
+        return row + alpha.clamp(min=torch.finfo(alpha.dtype).tiny) * strongest * closed
 
     def wiring(self, output_row: Tensor) -> Wiring:
         """What the pass decided, given the output node's row."""

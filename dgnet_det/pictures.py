@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from .errors import UserError
 from .files import written_whole
 from .wiring import RecordedWiring
 
@@ -37,6 +39,19 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as the kind of picture that the name's suffix says."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
+
+
+def picture_paths(folder: Path, images: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Where the picture of each image goes: under its name into ``folder``.
+
+    Raises:
+        UserError: two images have one name.
+    """
+    paths = [folder / f"{Path(image).stem}.png" for image in images]
+    for image, path in zip(images, paths, strict=True):
+        if paths.count(path) > 1:
+            raise UserError(f"{image}: another image would also be drawn as {path}: rename one")
+    return paths
 
 
 def largest_weight(wirings: Mapping[str, RecordedWiring]) -> float:

@@ -89,14 +89,14 @@ class AdjacencyBuffer:
         return torch.stack([*self.columns, output_node], dim=2)
 
 
-def averaging_weights(height: int, width: int, valid: Tensor, dtype: torch.dtype) -> Tensor:
+def averaging_weights(height: int, width: int, valid: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Weights under which a sum over positions is the average over the part of a feature map that
     is no padding.
 
     Args:
         height, width: size of the feature map.
         valid: [B, 2], height and width of its valid part, which starts at the top left.
-        dtype: of the result.
+        dtype: of the result, float32 at least: in float16 the number of positions overflows.
 
     Returns:
         [B, height · width, 1], each sample's sums to 1.

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from .checkpoints import DGNetCheckpointer
 from .data import CheckedDatasetMapper
 from .errors import UserError
+from .model import build_model
 from .wiring import graph_statistics, record_wiring
 
 WRITER_PERIOD = 20  # iterations; Detectron2's own default
@@ -68,10 +69,27 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks, the best checkpoint by box AP, and the router statistics."""
         built = super().build_hooks()
         if comm.is_main_process():
-            period = self.cfg.TEST.EVAL_PERIOD
-            best = hooks.BestCheckpointer(period, self.checkpointer, "bbox/AP")
-            built[-1:] = [best, RouterStatistics(), built[-1]]  # the writer stays last
+            period, names = self.cfg.TEST.EVAL_PERIOD, self.cfg.DATASETS.TEST
+            metric = "bbox/AP" if len(names) == 1 else f"{next(iter(names), '')}/bbox/AP"
+            # The statistics come before the evaluation, whose images they are not of; the writer
+            # stays last.
+            built = [
+                RouterStatistics(),
+                *built[:-1],
+                BestCheckpointer(period, self.checkpointer, metric),
+                built[-1],
+            ]
+        if self.cfg.TEST.AUG.ENABLED:
+            evaluate = hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
+            built.insert(-1, evaluate)
         return built
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model, by :func:`build_model`."""
+        model = build_model(cfg)
+        logging.getLogger(__name__).info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -108,6 +126,18 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Detectron2's; the best value so far is in the checkpoints, so that it outlives --resume."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and its iteration."""
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
 
 
 class RouterStatistics(HookBase):

@@ -11,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
 from configs import ROOT
+from dgnet_det.config import load_cfg
+from dgnet_det.training import Trainer
 
 CONFIG = "configs/Tree-Crowns/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml"
 SMALL = [
@@ -103,6 +107,13 @@ def test_kill_resume_and_evaluate(datasets: Path, tmp_path: Path) -> None:
     assert final["iteration"] == total - 1
     logged = [json.loads(line) for line in (killed / "metrics.json").read_text().splitlines()]
     assert any("wiring/res2.0/open_edges" in line for line in logged)
+    last = torch.load(killed / f"model_{reached:07d}.pth", weights_only=True)
+    buffers = [
+        state["trainer"]["_trainer"]["optimizer"]["state"][0]["momentum_buffer"]
+        for state in (last, final)
+    ]
+    assert buffers[0].abs().sum() > 0
+    assert not torch.equal(*buffers)
 
     metrics = tmp_path / "metrics.json"
     final_path = str(killed / "model_final.pth")
@@ -114,13 +125,53 @@ def test_kill_resume_and_evaluate(datasets: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_train_one_model(datasets: Path, tmp_path: Path) -> None:
-    result = run(
-        datasets, tmp_path, "--num-gpus=2", "SOLVER.MAX_ITER", "2", "SOLVER.REFERENCE_WORLD_SIZE",
-        "0", "TEST.EVAL_PERIOD", "2",
+    """Each process trains on images of its own; averaged gradients keep their weights equal."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from detectron2.engine import launch\n"
+        "from test_train_net import compare_processes\n"
+        f"launch(compare_processes, 2, dist_url='auto', args={(CONFIG, SMALL, str(tmp_path))})\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=environment(datasets), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "world size: 2" in (result.stdout + result.stderr).lower()
-    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "model_final.pth").values())
+    assert result.stdout.count("equal weights") == 2
+
+
+def compare_processes(config: str, opts: list[str], output: str) -> None:
+    """Train two iterations and compare with the other process what came of it."""
+    schedule = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(5,)", "SOLVER.REFERENCE_WORLD_SIZE", "0"]
+    cfg = load_cfg(config, [*opts, *schedule, "OUTPUT_DIR", output])
+    seed_all_rng(comm.get_rank())
+    trainer = Trainer(cfg)
+    images: list[str] = []
+    trainer._trainer.model.register_forward_pre_hook(
+        lambda module, args: images.extend(image["file_name"] for image in args[0])
+    )
+    start = float(sum(p.double().abs().sum() for p in trainer.model.parameters()))
+    trainer.train()
+    end = float(sum(p.double().abs().sum() for p in trainer.model.parameters()))
+    seen, starts, ends = (comm.all_gather(value) for value in (images, start, end))
+    assert seen[0] != seen[1], seen
+    assert starts[0] == starts[1], starts
+    assert ends[0] == ends[1] != start, ends
+    print("equal weights", flush=True)
+
+
+def test_the_command_line_starts_two_processes(datasets: Path, tmp_path: Path) -> None:
+    result = run(
+        datasets, tmp_path, "--num-gpus=2", "SOLVER.MAX_ITER", "2", "SOLVER.REFERENCE_WORLD_SIZE",
+        "0", "TEST.EVAL_PERIOD", "1", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "World size: 2" in result.stdout + result.stderr
+    assert (tmp_path / "model_best.pth").exists()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    logged = (tmp_path / "metrics.json").read_text()
+    assert "bbox/AP50" in logged
+    assert "bbox_TTA/AP50" in logged
 
 
 def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -154,6 +205,11 @@ def test_an_image_that_does_not_decode_is_named(
         (["MODEL.NO_SUCH_KEY", "1"], ["MODEL.NO_SUCH_KEY"]),
         (["DATASETS.TRAIN", "('no_such_set',)"], ["DATASETS.TRAIN", "no_such_set"]),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ["MODEL.ROI_HEADS.NUM_CLASSES"]),
+        (["MODEL.RESNETS.NORM", "foo"], ["the config describes no model", "foo"]),
+        (
+            ["SOLVER.REFERENCE_WORLD_SIZE", "4"],
+            ["SOLVER.IMS_PER_BATCH 2", "REFERENCE_WORLD_SIZE 4"],
+        ),
         (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], ["SOLVER.AMP.ENABLED"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Convert a classification checkpoint into the weights of a DG-Net detection backbone.
 
 INPUT is a checkpoint of torchvision, timm, Detectron2, MSRA/Caffe2, pycls (ResNet, ResNeXt,

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Write the default detection set: tree crowns in aerial photographs.
 
 Takes the two photographs and their human-drawn boxes from the installed package `deepforest`, cuts

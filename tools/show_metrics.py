@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: no metrics of tools/train_net.py --json in it") from error
         rows.append([path, *(metrics[column] for column in COLUMNS)])
-    print(tabulate(rows, headers=["metrics in %", *COLUMNS], floatfmt=".1f"))
+    print(tabulate(rows, headers=["metrics in %", *COLUMNS], floatfmt=".1f", missingval="–"))
 
 
 if __name__ == "__main__":

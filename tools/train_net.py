@@ -13,6 +13,7 @@ Without a GPU, --num-gpus counts CPU processes. KEY VALUE pairs at the end overr
 import argparse
 from collections.abc import Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
@@ -43,10 +44,7 @@ def train(cfg: CfgNode, resume: bool) -> dict:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     trainer.train()
-    results = dict(getattr(trainer, "_last_eval_results", {}))
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_TTA(cfg, trainer.model))
-    return results
+    return dict(getattr(trainer, "_last_eval_results", {}))
 
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -59,6 +57,21 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
             write_json(args.json, results)
 
 
+def check_processes(cfg: CfgNode, num_gpus: int) -> None:
+    """Raise UserError if the config does not suit the processes of this machine."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if available is not None and num_gpus > available:
+        raise UserError(f"--num-gpus {num_gpus}: this machine has {available}")
+    if available is not None and num_gpus > 1 and cfg.MODEL.DEVICE == "cpu":
+        raise UserError("MODEL.DEVICE cpu: for CPU processes set CUDA_VISIBLE_DEVICES= as well")
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and batch % reference:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch}: not a multiple of SOLVER.REFERENCE_WORLD_SIZE"
+            f" {reference}; set that to 0 to choose batch and learning rate yourself"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, check config and data, then launch the processes."""
     parser = default_argument_parser(epilog=__doc__)
@@ -67,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.config_file:
         raise UserError("--config-file: name a YAML file of configs/")
     cfg = load_cfg(args.config_file, args.opts)
+    check_processes(cfg, args.num_gpus)
+    if not cfg.DATASETS.TEST and args.eval_only:
+        raise UserError("DATASETS.TEST: empty: there is nothing to evaluate on")
     train_sets = () if args.eval_only else cfg.DATASETS.TRAIN
     check_datasets(cfg, [*train_sets, *cfg.DATASETS.TEST])
     try:

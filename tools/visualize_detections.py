@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Draw a detector's detections beside the ground truth.
 
 Takes images spread evenly over a dataset and writes one picture for each, under the image's name.
@@ -19,7 +20,7 @@ from dgnet_det.config import load_cfg
 from dgnet_det.data import check_datasets, read_image, spread_images
 from dgnet_det.errors import UserError, run_tool
 from dgnet_det.inference import load_predictor
-from dgnet_det.pictures import draw_detections, save_figure
+from dgnet_det.pictures import draw_detections, picture_paths, save_figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("DATASETS.TEST: empty: name a dataset there or with --dataset")
     check_datasets(cfg, [dataset])
     images = spread_images(dataset, args.num)
+    targets = picture_paths(args.output, [image["file_name"] for image in images])
     predictor = load_predictor(cfg)
-    for k, image in enumerate(images, start=1):
+    for k, (image, target) in enumerate(zip(images, targets, strict=True), start=1):
         file = Path(image["file_name"])
         detections = predictor(read_image(file, "BGR"))["instances"]
         figure = draw_detections(
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             MetadataCatalog.get(dataset),
             threshold=args.threshold,
         )
-        save_figure(figure, args.output / f"{file.stem}.png")
+        save_figure(figure, target)
         print(f"[{k}/{len(images)}] {file}", flush=True)
     print(f"{len(images)} pictures written to {args.output}")
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Draw the wiring that a DG-Net detector chooses for images.
 
 Writes one picture per image: the image, and for each stage the adjacency matrix as a heat map, with
@@ -18,7 +19,7 @@ from dgnet_det.data import check_datasets, find_images, read_image, spread_image
 from dgnet_det.errors import UserError, run_tool
 from dgnet_det.files import write_json
 from dgnet_det.inference import load_predictor
-from dgnet_det.pictures import draw_wiring, largest_weight, save_figure
+from dgnet_det.pictures import draw_wiring, largest_weight, picture_paths, save_figure
 from dgnet_det.wiring import dynamic_graphs, graph_statistics, record_wiring
 
 
@@ -50,10 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = [Path(image["file_name"]) for image in spread_images(args.dataset, args.num)]
     else:
         files = find_images(args.input)
-    targets = [args.output / f"{file.stem}.png" for file in files]
-    for file, target in zip(files, targets, strict=True):
-        if targets.count(target) > 1:
-            raise UserError(f"{file}: another image would also be drawn as {target}: rename one")
+    targets = picture_paths(args.output, files)
     predictor = load_predictor(cfg)
     if not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to draw")

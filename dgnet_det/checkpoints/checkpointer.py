@@ -3,16 +3,21 @@
 import logging
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, cast
-from urllib.parse import ParseResult, parse_qs
+from typing import Any
+from urllib.parse import parse_qs, urlparse
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import Tensor
 
 from ..backbones import DGNet
 from ..errors import UserError
+from ..files import written_whole
 from .matching import match_backbone, misfit
 from .reading import local_file, read_checkpoint
+
+BEST = "model_best"  # the name that BestCheckpointer gives
 
 
 class DGNetCheckpointer(DetectionCheckpointer):
@@ -32,8 +37,12 @@ class DGNetCheckpointer(DetectionCheckpointer):
         """
         if not path:
             return super().load(path, *args, **kwargs)
+        # What a file does not say itself may stand after its name: "….pth?matching_heuristics=True"
+        query = parse_qs(urlparse(path).query)
+        self._heuristics = query.get("matching_heuristics") == ["True"]
         try:
-            local_file(path)
+            if comm.is_main_process():  # the only one that needs to see the file
+                local_file(path)
             return super().load(path, *args, **kwargs)
         except UserError as error:
             # A checkpoint that training goes on from is not what MODEL.WEIGHTS names.
@@ -41,13 +50,25 @@ class DGNetCheckpointer(DetectionCheckpointer):
             message = str(error) if path in str(error) else f"{path}: {error}"
             raise UserError(message if own else f"MODEL.WEIGHTS {message}") from error
         finally:
-            self._parsed_url_during_load = None
+            self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As :meth:`Checkpointer.save`, but whole or not at all; the best checkpoint is not the one
+        that ``--resume`` goes on from."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **kwargs}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        with written_whole(path) as temporary:
+            torch.save(data, temporary)
+        if name != BEST:
+            self.tag_last_checkpoint(path.name)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)
-        # What a file does not say itself may stand after its name: "….pth?matching_heuristics=True"
-        url = cast(ParseResult, self._parsed_url_during_load)
-        if parse_qs(url.query).get("matching_heuristics") == ["True"]:
+        if self._heuristics:
             checkpoint["matching_heuristics"] = True
         return checkpoint
 
