@@ -173,3 +173,33 @@ def test_every_depth_builds_with_the_papers_number_of_edges(depth: int) -> None:
         (graph,) = backbone.graphs(name)
         edges = sum(router.linear.out_features for router in graph.routers.values())
         assert edges == (n + 2) * (n + 1) // 2
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenetv2"])
+def test_behind_frozen_stages_every_router_gamma_and_threshold_moves(family: str) -> None:
+    cfg = dgnet_det.get_cfg()
+    cfg.merge_from_list(
+        [
+            "MODEL.DEVICE", "cpu", "MODEL.DGNET.FAMILY", family,
+            "MODEL.DGNET.WIRING", "residual", "MODEL.RESNETS.DEPTH", 18,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
+            "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
+            "MODEL.BACKBONE.FREEZE_AT", 3,
+        ]
+    )  # fmt: skip
+    backbone = build_dgnet_backbone(cfg, ShapeSpec(channels=3)).train()
+    start = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.05)
+    x = torch.randn(2, 3, 64, 64)
+    for _ in range(3):
+        optimizer.zero_grad()
+        features = backbone(x).values()
+        sum((f / (1 + f.detach().abs().mean()) - 1).square().mean() for f in features).backward()
+        optimizer.step()
+    for name, p in backbone.named_parameters():
+        moved = p != start[name]
+        if any(part in name for part in ("routers", "gammas", "thresholds")):
+            edges = moved.any(dim=1) if moved.dim() == 2 else moved
+            assert edges.all(), name
+        if name.startswith(("stem.", "res2.0.nodes.", "res3.0.nodes.")):
+            assert not moved.any(), name
