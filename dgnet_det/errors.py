@@ -1,5 +1,6 @@
 """One exception for a user's mistakes, and how a tool reports it."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,14 @@ def user_message(error: BaseException) -> str:
     traceback."""
     last_line = str(error).strip().splitlines()[-1]
     return last_line.split(f"{UserError.__name__}: ")[-1]
+
+
+def one_line_in_training_loop() -> None:
+    """Keep Detectron2's training loop from printing the traceback of a :class:`UserError`."""
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    logger.addFilter(
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], UserError))
+    )
 
 
 def run_tool(main: Callable[[Sequence[str] | None], None]) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from .checkpoints import DGNetCheckpointer
 from .data import CheckedDatasetMapper
-from .errors import UserError
+from .errors import UserError, one_line_in_training_loop
 from .model import build_model
 from .wiring import graph_statistics, record_wiring
 
@@ -46,9 +46,7 @@ class Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; set it to False")
-        # That error is printed as one line, by the tool; the training loop would print its
-        # traceback as well.
-        logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+        one_line_in_training_loop()
         self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
@@ -157,7 +155,3 @@ class RouterStatistics(HookBase):
         for name, wiring in (self._wirings or {}).items():
             for key, value in graph_statistics(wiring).items():
                 self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)
-
-
-def _is_no_user_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))

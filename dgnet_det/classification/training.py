@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..checkpoints import DGNetCheckpointer
-from ..errors import UserError
+from ..errors import UserError, one_line_in_training_loop
 from .datasets import build_datasets
 from .evaluation import evaluate
 from .loading import TrainingBatches, build_test_loader, build_train_loader, mix_seeds
@@ -122,8 +122,7 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
         UserError: as :func:`build_datasets`, :func:`build_classifier`, :func:`lr_multiplier` and
             :class:`TrainingBatches`, and for a wrong ``MODEL.WEIGHTS``.
     """
-    # A UserError is printed by the tool; the training loop would print its traceback as well.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+    one_line_in_training_loop()
     # With SEED -1 chance decides the first weights, but not the order of the images.
     options, seed = cfg.CLASSIFICATION, max(cfg.SEED, 0)
     train_set, test_set = build_datasets(cfg)
@@ -220,7 +219,3 @@ def _classifier(cfg: CfgNode, device: torch.device) -> DGNetClassifier:
 
 def _if_main(hook: HookBase) -> list[HookBase]:
     return [hook] if comm.is_main_process() else []
-
-
-def _is_no_user_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
