@@ -5,12 +5,13 @@ PIP := $(PY) -m pip --disable-pip-version-check
 CONFIGS := configs/Tree-Crowns
 DEMO := output/demo
 
-.PHONY: help install demo demo-plain test lint clean
+.PHONY: help install demo demo-plain study test lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        train a DG-Net detector on tree crowns, about five minutes on two cores"
 	@echo "make demo-plain  the same with the plain network"
+	@echo "make study       the miniature study of docs/study.md, resumable, about half an hour"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and mypy"
 	@echo "make install     only make .venv"
@@ -68,6 +69,9 @@ lint: $(VENV)/.installed
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+study: $(VENV)/.installed
+	$(PY) tools/run_study.py --report docs
 
 clean:
 	rm -rf $(VENV) output

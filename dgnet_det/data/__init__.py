@@ -1,9 +1,9 @@
 """Data: the default detection set, checks of the user's own, and reading of images.
 
-Importing this package registers ``tree_crowns_train`` and ``tree_crowns_val``.
+Importing this package registers this project's own datasets in Detectron2's catalog.
 """
 
-from .catalog import datasets_root, register_tree_crowns
+from .catalog import datasets_root, register_datasets
 from .checks import CheckedDatasetMapper, check_datasets
 from .images import find_images, read_image, spread_images
 
@@ -13,8 +13,8 @@ __all__ = [
     "datasets_root",
     "find_images",
     "read_image",
-    "register_tree_crowns",
+    "register_datasets",
     "spread_images",
 ]
 
-register_tree_crowns(datasets_root())
+register_datasets(datasets_root())

@@ -1,11 +1,13 @@
-"""The default detection set's entries in Detectron2's catalog."""
+"""This project's own datasets in Detectron2's catalog."""
 
 import os
 
 from detectron2.data.datasets import register_coco_instances
 
-TREE_CROWNS = "tree_crowns"
+TREE_CROWNS = "tree_crowns"  # written by tools/prepare_tree_crowns.py
 SPLITS = ("train", "val")
+COMPOSED_SCENES = "composed_scenes"  # written by tools/run_study.py
+SCENE_SPLITS = ("train", "test")
 
 
 def datasets_root() -> str:
@@ -14,14 +16,14 @@ def datasets_root() -> str:
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
-def register_tree_crowns(root: str) -> None:
-    """Register ``tree_crowns_train`` and ``tree_crowns_val``, which
-    ``tools/prepare_tree_crowns.py`` writes under ``root``."""
-    folder = os.path.join(root, TREE_CROWNS)
-    for split in SPLITS:
-        register_coco_instances(
-            f"{TREE_CROWNS}_{split}",
-            {},
-            os.path.join(folder, "annotations", f"{split}.json"),
-            os.path.join(folder, split),
-        )
+def register_datasets(root: str) -> None:
+    """Register ``tree_crowns_train`` and so on: images in ``root/tree_crowns/train``, COCO JSON in
+    ``root/tree_crowns/annotations/train.json``."""
+    for name, splits in ((TREE_CROWNS, SPLITS), (COMPOSED_SCENES, SCENE_SPLITS)):
+        for split in splits:
+            register_coco_instances(
+                f"{name}_{split}",
+                {},
+                os.path.join(root, name, "annotations", f"{split}.json"),
+                os.path.join(root, name, split),
+            )

@@ -1,0 +1,1 @@
+"""The miniature study: does dynamic wiring help, under identical conditions, on a small scale?"""
