@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import FPN, build_model
+from detectron2.modeling import FPN
 from fvcore.nn import parameter_count
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -14,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import DGNet
 from .classification import DGNetClassifier, build_classifier
+from .config import is_classifier
 from .errors import UserError
 from .graph import DynamicGraph
+from .model import build_model
 from .wiring import record_wiring
 
 Size = tuple[int, int]  # height, width
@@ -88,14 +90,6 @@ def build_for_analysis(cfg: CfgNode) -> nn.Module:
     cfg.defrost()
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     return (build_classifier if is_classifier(cfg) else build_model)(cfg).eval()
-
-
-def is_classifier(cfg: CfgNode) -> bool:
-    """Whether a config is a classifier's: its backbone ends at ``res5`` without an FPN."""
-    return (
-        cfg.MODEL.BACKBONE.NAME == "build_dgnet_backbone"
-        and "res5" in cfg.MODEL.RESNETS.OUT_FEATURES
-    )
 
 
 def backbone_of(model: nn.Module) -> DGNet:

@@ -91,6 +91,14 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def is_classifier(cfg: CfgNode) -> bool:
+    """Whether a config is a classifier's: its backbone ends at ``res5`` without an FPN."""
+    return (
+        cfg.MODEL.BACKBONE.NAME == "build_dgnet_backbone"
+        and "res5" in cfg.MODEL.RESNETS.OUT_FEATURES
+    )
+
+
 def one_line(error: Exception) -> str:
     """The type and message of another library's error, for a :class:`UserError`."""
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)

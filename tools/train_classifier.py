@@ -8,8 +8,9 @@ Examples:
     tools/train_classifier.py --config-file $C CLASSIFICATION.ACCUMULATION 8
     tools/train_classifier.py --config-file $C --eval-only MODEL.WEIGHTS output/model_final.pth
 
-The paper's ablation, one learned weight per edge: MODEL.DGNET.EDGE_WEIGHTS static. A warm start
-from a static checkpoint: MODEL.DGNET.WIRING residual MODEL.WEIGHTS weights/static-R-50.pth.
+The paper's ablation, one learned weight per edge: MODEL.DGNET.EDGE_WEIGHTS static. A warm start,
+with a static network's own outputs, from what tools/convert_checkpoint.py makes of its checkpoint
+with this tool's YAML: MODEL.DGNET.WIRING residual MODEL.WEIGHTS weights/static-R-50.pth.
 
 Processes are started by torchrun, on one machine or several: one per GPU, or CPU processes without
 one. SOLVER.IMS_PER_BATCH is the batch of them all. KEY VALUE pairs at the end override the config.
@@ -28,7 +29,7 @@ from detectron2.utils.logger import setup_logger
 
 from dgnet_det.classification import evaluate_checkpoint, train
 from dgnet_det.config import load_cfg
-from dgnet_det.errors import run_tool
+from dgnet_det.errors import UserError, run_tool
 from dgnet_det.files import write_json
 
 
@@ -37,7 +38,10 @@ def join_processes(cfg: CfgNode) -> torch.device:
     if cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available():
         device = torch.device("cpu")
     else:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local_rank, available = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local_rank >= available:
+            raise UserError(f"--nproc-per-node: this machine has {available} GPUs")
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -84,7 +84,8 @@ class DGNetCheckpointer(DetectionCheckpointer):
             match = match_backbone(tensors, backbone, prefix=prefix, folded_norm=folded_norm)
             if not match.fits:
                 raise UserError(misfit(match, backbone))
-            kept &= {*match.head, *match.others, *match.unknown}
+            kept &= {*match.others, *match.unknown}
+            renamed |= match.head
             renamed |= {prefix + target: tensor for target, tensor in match.tensors.items()}
             logging.getLogger(__name__).info(
                 "Backbone: %d tensors from %s, format %s; %d tensors of the graph start untrained",

@@ -1,4 +1,4 @@
-"""From a classification checkpoint to the weights of a detection backbone."""
+"""From a classification checkpoint to the weights of a detection backbone, or of a classifier."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
 from ..backbones import DGNet
+from ..config import is_classifier
 from ..errors import UserError
+from ..model import config_errors_in_one_line
 from .matching import Match, match_backbone, misfit
 from .pixels import Pixels, pixels_of
 from .reading import RENAMED_CAFFE2, local_file, read_checkpoint
@@ -42,7 +44,7 @@ class Conversion:
                 for name, theirs, ours in match.misshaped
             ],
             "untrained": match.untrained,
-            "head": match.head,
+            "head": list(match.head),
             "others": match.others,
             "pixels": None if self.pixels is None else self.pixels.values,
         }
@@ -63,8 +65,8 @@ class Conversion:
                 *_listed("missing", match.missing),
                 *_listed("unexpected", match.unexpected + match.unknown),
                 *_listed("mis-shaped", misshaped),
-                f"left over, as expected: {len(match.head)} of the classifier head,"
-                f" {len(match.others)} of other parts",
+                f"of the classifier head, for classifiers alone: {len(match.head)}",
+                f"left over, as expected: {len(match.others)} of other parts",
                 f"start untrained, as expected: {len(match.untrained)} of routers, thresholds, γ"
                 " and projections",
             ]
@@ -72,7 +74,7 @@ class Conversion:
 
 
 def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversion:
-    """Name a checkpoint's tensors as in the detector that ``cfg`` describes.
+    """Name a checkpoint's tensors as in the detector, or the classifier, that ``cfg`` describes.
 
     Args:
         path: the checkpoint, of any format that :mod:`dgnet_det.checkpoints` knows.
@@ -111,8 +113,11 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
         "wiring": match.kind.wiring,
         "edge_weights": match.kind.edge_weights,
     }
+    model = {prefix + name: tensor for name, tensor in match.tensors.items()}
+    if is_classifier(cfg):
+        model |= match.head
     checkpoint = {
-        "model": {prefix + name: tensor for name, tensor in match.tensors.items()},
+        "model": model,
         "__author__": "dgnet_det",
         "source": source,
     }
@@ -121,7 +126,9 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
 
 def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
     """The config's backbone and the prefix of its names in a detector."""
-    for name, module in build_backbone(cfg).named_modules(prefix="backbone"):
+    with config_errors_in_one_line():
+        backbone = build_backbone(cfg)
+    for name, module in backbone.named_modules(prefix="backbone"):
         if isinstance(module, DGNet):
             return f"{name}.", module
     raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: builds no DG-Net backbone")

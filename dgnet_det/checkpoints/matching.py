@@ -12,7 +12,7 @@ from torch import Tensor
 from ..backbones import DGNet
 from ..errors import UserError
 from .mobilenetv2 import MOBILENETV2
-from .naming import GRAPH_TENSOR, STATIC, Family, Format, Kind, kind_of
+from .naming import GRAPH_TENSOR, STATIC, Family, Format, Kind, kind_of, substitute
 from .regnet import REGNET
 from .resnet import RESNET
 
@@ -31,8 +31,7 @@ class Source(NamedTuple):
 @dataclass
 class Match:
     """A checkpoint's tensors against a backbone's. Names are the backbone's own, without the
-    prefix that it has in a detector; those of ``head``, ``others`` and ``unknown`` are the
-    checkpoint's."""
+    prefix that it has in a detector; those of ``others`` and ``unknown`` are the checkpoint's."""
 
     source: Source
     kind: Kind = STATIC
@@ -43,7 +42,8 @@ class Match:
     misshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     # In the backbone, and not to be expected in a static checkpoint: they start untrained.
     untrained: list[str] = field(default_factory=list)
-    head: list[str] = field(default_factory=list)
+    # The classifier's head, under the names that this project's classifier gives it.
+    head: dict[str, Tensor] = field(default_factory=dict)
     # Outside the backbone, or of a stage that this one leaves out.
     others: list[str] = field(default_factory=list)
     # Beside the backbone and the head.
@@ -116,8 +116,11 @@ def match_backbone(
         if target is not None:
             found.append(target)
         if target is None:
-            is_head = re.match(format_.head, short)
-            (match.head if is_head else match.unknown if inside else match.others).append(name)
+            in_head = substitute(short, format_.head)
+            if any(re.match(pattern, short) for pattern, _ in format_.head):
+                match.head[in_head] = tensor
+            else:
+                (match.unknown if inside else match.others).append(name)
         elif target.split(".")[0] not in parts:
             match.others.append(name)
         elif target not in wanted:

@@ -62,13 +62,21 @@ MOBILENETV2 = Family(
             "torchvision",
             "features.1.conv.0.0.weight",
             _from_torchvision,
-            head=r"(features\.18|classifier)\.",
+            head=(
+                (r"features\.18\.0\.", "head.conv."),
+                (r"features\.18\.1\.", "head.conv.norm."),
+                (r"classifier\.1\.", "head.linear."),
+            ),
         ),
         Format(
             "timm",
             "blocks.1.0.conv_pwl.weight",
             _from_timm,
-            head=r"(conv_head|bn2|classifier)\.",
+            head=(
+                (r"conv_head\.", "head.conv."),
+                (r"bn2\.", "head.conv.norm."),
+                (r"classifier\.", "head.linear."),
+            ),
             unsupported=((r"blocks\.\d\.\d+\.se\.", "squeeze-and-excitation (EfficientNet)"),),
         ),
     ),

@@ -18,8 +18,9 @@ class Format(NamedTuple):
     # From a name without the prefix to :class:`DGNet`'s own; None for what is not of the backbone.
     # Names inside a stage that are not known pass through, so that they are found to be too many.
     rename: Callable[[str], str | None]
-    # What a classifier has behind the backbone.
-    head: str
+    # What a classifier has behind the backbone: rules as for :func:`substitute`, to the names that
+    # this project's classifier gives it.
+    head: tuple[tuple[str, str], ...]
     # Names that tell of a variant that is not supported: pattern, what it is.
     unsupported: tuple[tuple[str, str], ...] = ()
 
@@ -63,7 +64,7 @@ def own_format(anchor: str) -> Format:
     def rename(name: str) -> str | None:
         return name if re.match(r"stem\.|res[2-5]\.\d+\.", name) else None
 
-    return Format("dgnet_det", f"res2.0.nodes.1.{anchor}", rename, head=r"head\.")
+    return Format("dgnet_det", f"res2.0.nodes.1.{anchor}", rename, head=((r"head\.", "head."),))
 
 
 def substitute(name: str, rules: Sequence[tuple[str, str]]) -> str:

@@ -39,7 +39,7 @@ RESNET = Family(
             "torchvision/timm",
             "layer1.0.conv1.weight",
             _from_torchvision,
-            head=r"fc\.",
+            head=((r"fc\.", "head.linear."),),
             unsupported=(
                 (r"conv1\.\d", "a stem of several convolutions (ResNet-C, -D, -S, -T)"),
                 (r"layer\d\.0\.downsample\.2\.", "average pooling in the shortcuts (ResNet-D)"),
@@ -51,7 +51,7 @@ RESNET = Family(
             "res2.0.conv1.weight",
             _from_detectron2,
             # torchvision's as Detectron2 converts them, Detectron2's own, Caffe2's.
-            head=r"(stem\.fc|linear|fc1000|pred)\.",
+            head=((r"(stem\.fc|linear|fc1000|pred)\.", "head.linear."),),
             unsupported=(
                 (r"stem\.conv1_\d", "a stem of several convolutions (DeepLab)"),
                 (r"res\d\.\d+\.conv2_offset\.", "deformable convolutions"),

@@ -1,7 +1,6 @@
 """Labelled images: ImageNet-style folders and Fashion-MNIST."""
 
 import gzip
-import os
 import zlib
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from ..data import datasets_root
 from ..errors import UserError
 
 # Where the Debian package `dataset-fashion-mnist` puts its files.
@@ -50,7 +50,7 @@ def find_fashion_mnist() -> Path:
     Raises:
         UserError: it is not there and cannot be downloaded.
     """
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    root = Path(datasets_root())
     downloaded = root / "FashionMNIST" / "raw"
     for folder in (root / "fashion-mnist", downloaded, Path(FASHION_MNIST_SYSTEM_FOLDER)):
         if any(folder.glob("t10k-images-idx3-ubyte*")):
@@ -127,4 +127,7 @@ def _read_idx(folder: Path, name: str, *, header: int) -> np.ndarray:
             data = gzip.decompress(Path(f"{path}.gz").read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}.gz: missing or damaged; fetch Fashion-MNIST again") from error
+    shape = np.frombuffer(data[4:header], ">u4")  # after a magic number
+    if not len(shape) or len(data) - header != shape.prod():
+        raise UserError(f"{path}: damaged; fetch Fashion-MNIST again")
     return np.frombuffer(data, np.uint8, offset=header)

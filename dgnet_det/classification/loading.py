@@ -20,7 +20,7 @@ from ..errors import UserError
 
 
 def mix_seeds(*seeds: int) -> int:
-    """One seed from several, unlike that of any other combination."""
+    """One seed from several, unlike that of any other combination of as many."""
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])
 
 

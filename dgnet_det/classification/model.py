@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..backbones import DGNet, build_dgnet_backbone
 from ..errors import UserError
+from ..model import config_errors_in_one_line
 
 MOBILENETV2_HEAD_CHANNELS = 1280
 
@@ -106,7 +107,8 @@ def build_classifier(cfg: CfgNode) -> DGNetClassifier:
         raise UserError('MODEL.RESNETS.OUT_FEATURES: the classifier reads "res5"; add it')
     if cfg.INPUT.FORMAT != "RGB":
         raise UserError(f'INPUT.FORMAT {cfg.INPUT.FORMAT}: the classifier reads "RGB"')
-    backbone = build_dgnet_backbone(cfg, ShapeSpec(channels=3))
+    with config_errors_in_one_line():
+        backbone = build_dgnet_backbone(cfg, ShapeSpec(channels=3))
     is_mobilenet = cfg.MODEL.DGNET.FAMILY == "mobilenetv2"
     head = ClassifierHead(
         backbone.output_shape()["res5"].channels,

@@ -113,7 +113,7 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
         cfg: the config.
         device: this process's.
         resume: continue from the last checkpoint in ``OUTPUT_DIR``, if there is one, to the weights
-            that an uninterrupted run would have reached.
+            that an uninterrupted run would have reached, bit for bit on a CPU.
 
     Returns:
         ``top1`` and ``top5`` on the validation images, in per cent.
@@ -133,7 +133,8 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
         seed=seed,
     )
     max_iter = options.EPOCHS * batches.iterations_per_epoch
-    model: nn.Module = _classifier(cfg, device)
+    classifier = _classifier(cfg, device)
+    model: nn.Module = classifier
     optimizer = build_optimizer(cfg, model)
     multiplier = lr_multiplier(cfg)
     if comm.get_world_size() > 1:
@@ -155,7 +156,7 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
     results: dict[str, float] = {}
 
     def test() -> dict[str, float]:
-        results.update(evaluate(model, test_loader, device))
+        results.update(evaluate(classifier, test_loader, device))
         logging.getLogger(__name__).info("top-1 %(top1).2f %%, top-5 %(top5).2f %%", results)
         return results
 
@@ -172,8 +173,13 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
             *_if_main(hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, max_iter))),
         ]
     )
+    found = comm.all_gather(resume and checkpointer.has_checkpoint())
+    if any(found) and not all(found):
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: --resume needs it on a disk that all machines share"
+        )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    if resume and checkpointer.has_checkpoint():
+    if all(found):
         batches.start_iteration = trainer.iter + 1
     trainer.train(batches.start_iteration, max_iter)
     return results

@@ -65,7 +65,7 @@ Dots are seeds, bars the 95 % confidence intervals of the mean difference.
   `tools/train_classifier.py`.
 - Fine-tuning as Faster R-CNN with FPN, from the backbone as `tools/convert_checkpoint.py` converts
   it: {detector_schedule}; by `tools/train_net.py`.
-- Composed scenes, {num_train} to train and {num_test} to test: two to five product images of
+- Composed scenes, {num_train} to train and {num_test} to test: up to five product images of
   Fashion-MNIST, from its own training and test splits, pasted onto crops of photographs from
   `skimage.data`. They are not photographs. No photograph is behind scenes of both splits.
 - A seed sets the start of the weights, the order of the data and its augmentation. Order and

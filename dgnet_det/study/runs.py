@@ -148,11 +148,14 @@ class Runner:
         start = time.monotonic()
         self._call(work / f"{name}.log", [tool, "--json", str(figures)], config, overrides)
         metrics = json.loads(figures.read_text())
+        metrics = metrics.get("bbox", metrics)
+        if metrics.get("AP", 0) is None:  # Detectron2's NaN: there is no detection at all
+            metrics |= {"AP": 0.0, "AP50": 0.0}
         write_json(
             self._path(chain, name),
             {
                 "settings": key,
-                "metrics": metrics.get("bbox", metrics),
+                "metrics": metrics,
                 "seconds": time.monotonic() - start,
                 "environment": describe_environment(),
             },

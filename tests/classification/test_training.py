@@ -14,6 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
 from dgnet_det.classification import evaluate_checkpoint, train
+from dgnet_det.classification.datasets import build_datasets
+from dgnet_det.classification.loading import build_test_loader
 from dgnet_det.classification.training import ClassifierTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -122,9 +124,23 @@ def test_metrics_are_written(make_cfg: Callable[..., CfgNode]) -> None:
     assert list(Path(cfg.OUTPUT_DIR).glob("events.out.tfevents.*"))
 
 
-def test_mixed_precision_trains(make_cfg: Callable[..., CfgNode]) -> None:
+def test_mixed_precision_trains(
+    make_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = make_cfg("SOLVER.AMP.ENABLED", "True", "CLASSIFICATION.EPOCHS", "2")
+    dtypes: set[torch.dtype] = set()
+    original = torch.nn.Linear.forward
+
+    def recording(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        output = original(self, x)
+        if self.training:
+            dtypes.add(output.dtype)
+        return output
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", recording)
     run(cfg)
+    # The head's, and the routers', which stay in float32.
+    assert dtypes == {torch.bfloat16, torch.float32}
     weights = final_weights(cfg.OUTPUT_DIR)
     assert {w.dtype for w in weights.values()} == {torch.float32, torch.int64}
     assert all(w.isfinite().all() for w in weights.values())
@@ -186,6 +202,20 @@ def test_two_processes_with_half_the_batch_match_one(
         # where it does not count batches either.
         if not name.endswith(("running_var", "num_batches_tracked")):
             torch.testing.assert_close(actual[name], expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_processes_share_the_validation_images(
+    make_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = make_cfg()
+    _, test_set = build_datasets(cfg)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        shares.append(list(build_test_loader(cfg, test_set).dataset.indices))  # type: ignore[attr-defined]
+    assert sorted(index for share in shares for index in share) == list(range(9))
+    assert {len(share) for share in shares} == {2, 3}
 
 
 def test_two_processes_count_each_validation_image_once(

@@ -20,9 +20,6 @@ from dgnet_det.study.design import ARMS, NETWORKS, SCALES, Chain
 from dgnet_det.study.runs import Runner
 from dgnet_det.study.scenes import write_composed_scenes
 
-pytest.importorskip("skimage", reason="scikit-image carries the photographs behind the scenes")
-
-
 main = runpy.run_path(str(ROOT / "tools/run_study.py"))["main"]
 
 
@@ -47,7 +44,7 @@ def test_chain_and_resuming(
     assert all(0 <= run["top1"] <= 100 and run["AP"] >= 0 for run in study["runs"])
     page = (output / "study.md").read_text()
     assert "figures mean nothing" in page
-    assert "1 epochs, batch 16; " in page
+    assert "1 epoch, batch 16; " in page
     assert "4 iterations, batch 2; " in page
     assert (output / "images/study.png").exists()
     assert not list(output.rglob("*.pth"))

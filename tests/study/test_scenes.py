@@ -12,7 +12,6 @@ from dgnet_det.classification.datasets import FashionMNIST
 from dgnet_det.errors import UserError
 from dgnet_det.study.scenes import SIZE, compose, write_composed_scenes
 
-pytest.importorskip("skimage", reason="scikit-image carries the photographs behind the scenes")
 COUNT = {"train": 6, "test": 4}
 
 
