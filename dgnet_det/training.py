@@ -66,21 +66,18 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, the best checkpoint by box AP, and the router statistics."""
         built = super().build_hooks()
+        # Detectron2 puts the writer last, in the main process alone. Evaluation, which all processes
+        # do together, must come in one order in all of them.
+        writer = [built.pop()] if comm.is_main_process() else []
         if comm.is_main_process():
             period, names = self.cfg.TEST.EVAL_PERIOD, self.cfg.DATASETS.TEST
             metric = "bbox/AP" if len(names) == 1 else f"{next(iter(names), '')}/bbox/AP"
-            # The statistics come before the evaluation, whose images they are not of; the writer
-            # stays last.
-            built = [
-                RouterStatistics(),
-                *built[:-1],
-                BestCheckpointer(period, self.checkpointer, metric),
-                built[-1],
-            ]
+            # The statistics come before the evaluation, whose images they are not of.
+            best = BestCheckpointer(period, self.checkpointer, metric)
+            built = [RouterStatistics(), *built, best]
         if self.cfg.TEST.AUG.ENABLED:
-            evaluate = hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
-            built.insert(-1, evaluate)
-        return built
+            built.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        return [*built, *writer]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
@@ -142,10 +143,15 @@ def test_two_processes_train_one_model(datasets: Path, tmp_path: Path) -> None:
 
 def compare_processes(config: str, opts: list[str], output: str) -> None:
     """Train two iterations and compare with the other process what came of it."""
-    schedule = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(5,)", "SOLVER.REFERENCE_WORLD_SIZE", "0"]
+    schedule = [
+        "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(5,)", "SOLVER.REFERENCE_WORLD_SIZE", "0",
+        "TEST.EVAL_PERIOD", "9", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)",
+    ]  # fmt: skip
     cfg = load_cfg(config, [*opts, *schedule, "OUTPUT_DIR", output])
     seed_all_rng(comm.get_rank())
     trainer = Trainer(cfg)
+    evaluations = [hook._period for hook in trainer._hooks if isinstance(hook, EvalHook)]
+    assert comm.all_gather(evaluations) == [[9, 0], [9, 0]]  # without and with augmentation
     images: list[str] = []
     trainer._trainer.model.register_forward_pre_hook(
         lambda module, args: images.extend(image["file_name"] for image in args[0])
