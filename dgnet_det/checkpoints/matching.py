@@ -116,9 +116,8 @@ def match_backbone(
         if target is not None:
             found.append(target)
         if target is None:
-            in_head = substitute(short, format_.head)
             if any(re.match(pattern, short) for pattern, _ in format_.head):
-                match.head[in_head] = tensor
+                match.head[substitute(short, format_.head)] = tensor
             else:
                 (match.unknown if inside else match.others).append(name)
         elif target.split(".")[0] not in parts:

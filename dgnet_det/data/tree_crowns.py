@@ -11,8 +11,6 @@ the right and at the bottom is not used. A box is in a tile, clipped to it, wher
 """
 
 import json
-import os
-import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from importlib import metadata
@@ -23,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..files import folder_written_whole
 from .catalog import SPLITS, TREE_CROWNS
 
 TILE = 256
@@ -146,15 +145,8 @@ def write_tree_crowns(root: Path, photographs: Sequence[Photograph]) -> dict[str
     Raises:
         UserError: a photograph or its XML cannot be read, or is too small to be split.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    target = root / TREE_CROWNS
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".{TREE_CROWNS}.") as temporary:
-        fresh = Path(temporary) / "new"
-        counts = {split: _write_split(fresh, split, photographs) for split in SPLITS}
-        if target.exists():
-            os.replace(target, Path(temporary) / "old")
-        os.replace(fresh, target)
-    return counts
+    with folder_written_whole(root / TREE_CROWNS) as folder:
+        return {split: _write_split(folder, split, photographs) for split in SPLITS}
 
 
 def _write_split(folder: Path, split: str, photographs: Sequence[Photograph]) -> SplitCounts:

@@ -10,8 +10,6 @@ split, test items from its test split, and no photograph is behind scenes of bot
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ from PIL import Image
 from ..classification.datasets import FashionMNIST, find_fashion_mnist
 from ..data.catalog import COMPOSED_SCENES
 from ..errors import UserError
+from ..files import folder_written_whole
 
 SIZE = 128
 ITEMS = (2, 5)
@@ -63,21 +62,16 @@ def write_composed_scenes(root: Path, num_scenes: dict[str, int]) -> str:
     target = root / COMPOSED_SCENES
     if _holds(target, num_scenes):
         return _digest(target)
-    root.mkdir(parents=True, exist_ok=True)
     products = find_fashion_mnist()
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".{COMPOSED_SCENES}.") as temporary:
-        fresh = Path(temporary) / "new"
+    with folder_written_whole(target) as folder:
         for index, (split, fashion_split) in enumerate({"train": "train", "test": "val"}.items()):
             _write_split(
-                fresh,
+                folder,
                 split,
                 FashionMNIST(products, fashion_split),
                 num_scenes[split],
                 np.random.default_rng([SEED, index]),
             )
-        if target.exists():
-            os.replace(target, Path(temporary) / "old")
-        os.replace(fresh, target)
     return _digest(target)
 
 

@@ -16,6 +16,7 @@ from dgnet_det.config import load_cfg
 CONFIGS = ROOT / "configs" / "COCO-Detection"
 SIZES = ((64, 64), (96, 64))
 STAGES = ("res2", "res3", "res4", "res5")
+LAYERS = {f"res{i + 1}": f"layer{i}" for i in range(1, 5)}  # torchvision's and timm's ResNets
 
 
 def config(name: str, *opts: str, wiring: str = "residual") -> CfgNode:

@@ -14,6 +14,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.solver.lr_scheduler import LRMultiplier
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from static_networks import (
+    LAYERS,
     STAGES,
     Detector,
     config,
@@ -28,8 +29,6 @@ from torch import Tensor, nn
 
 from dgnet_det.checkpoints import DGNetCheckpointer
 from dgnet_det.errors import UserError
-
-LAYERS = {f"res{i + 1}": f"layer{i}" for i in range(1, 5)}
 
 
 @pytest.fixture(scope="module")

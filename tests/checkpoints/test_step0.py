@@ -9,6 +9,7 @@ import torchvision
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from static_networks import (
+    LAYERS,
     SIZES,
     STAGES,
     Detector,
@@ -24,7 +25,6 @@ from torch import nn
 
 from dgnet_det.checkpoints import DGNetCheckpointer, convert
 
-LAYERS = {f"res{i + 1}": f"layer{i}" for i in range(1, 5)}
 TORCHVISION_BLOCKS = {"res2": "features.3", "res3": "features.6", "res4": "features.13"}
 TORCHVISION_BLOCKS["res5"] = "features.17"
 TIMM_BLOCKS = {"res2": "blocks.1", "res3": "blocks.2", "res4": "blocks.4", "res5": "blocks.6"}
