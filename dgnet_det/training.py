@@ -66,8 +66,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, the best checkpoint by box AP, and the router statistics."""
         built = super().build_hooks()
-        # Detectron2 puts the writer last, in the main process alone. Evaluation, which all processes
-        # do together, must come in one order in all of them.
+        # Detectron2 puts the writer last, in the main process alone. Evaluation, which all
+        # processes do together, must come in one order in all of them.
         writer = [built.pop()] if comm.is_main_process() else []
         if comm.is_main_process():
             period, names = self.cfg.TEST.EVAL_PERIOD, self.cfg.DATASETS.TEST
