@@ -11,7 +11,12 @@ if find_spec("detectron2") is None:
     )
 
 from . import data as data  # registers the tree-crown dataset
-from .backbones import DGNet, build_dgnet_backbone, build_dgnet_fpn_backbone
+from .backbones import (
+    DGNet,
+    build_dgnet_backbone,
+    build_dgnet_fpn_backbone,
+    build_dgnet_retinanet_fpn_backbone,
+)
 from .config import add_dgnet_config, get_cfg
 from .errors import UserError
 
@@ -23,5 +28,6 @@ __all__ = [
     "add_dgnet_config",
     "build_dgnet_backbone",
     "build_dgnet_fpn_backbone",
+    "build_dgnet_retinanet_fpn_backbone",
     "get_cfg",
 ]

@@ -1,8 +1,10 @@
 """Multiply-adds, activations, parameters and structure of a model, and what closed edges save."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from detectron2.config import CfgNode
@@ -180,15 +182,38 @@ def image_counts(model: nn.Module, image: Tensor) -> ImageCounts:
     """
     backbone = backbone_of(model)
     batch = model.preprocess_image([{"image": image}]).tensor  # type: ignore[operator]
-    size = batch.shape[2], batch.shape[3]
-    with record_wiring(backbone) as wirings:
-        ran = _operator_counts(lambda: backbone(batch))["Global"]
-    sizes = _graph_sizes(backbone, size)
-    gathered = sum(
-        gathered_sums(*sizes[name], wiring.routed() & wiring.weight[0].ne(0))
-        for name, wiring in wirings.items()
-    )
-    return ImageCounts(size, _plus_macs(ran, gathered), backbone_counts(backbone, size))
+    with record_counts(model) as found:
+        backbone(batch)
+    ((size, ran),) = found
+    return ImageCounts(size, ran, backbone_counts(backbone, size))
+
+
+@contextmanager
+def record_counts(model: nn.Module) -> Iterator[list[tuple[Size, Counts]]]:
+    """Count what the backbone of a detector runs, closed edges and absent nodes left out.
+
+    Yields:
+        A list that grows by the padded size and the counts of every image that is passed through
+        the model, in evaluation mode and alone.
+    """
+    backbone = backbone_of(model)
+    forward = backbone.forward
+    found: list[tuple[Size, Counts]] = []
+
+    def counted(batch: Tensor) -> dict[str, Tensor]:
+        size = batch.shape[2], batch.shape[3]
+        outputs: dict[str, Tensor] = {}
+        ran = _operator_counts(lambda: outputs.update(forward(batch)))["Global"]
+        sizes = _graph_sizes(backbone, size)
+        gathered = sum(
+            gathered_sums(*sizes[name], wiring.routed() & wiring.weight[0].ne(0))
+            for name, wiring in wirings.items()
+        )
+        found.append((size, _plus_macs(ran, gathered)))
+        return outputs
+
+    with record_wiring(backbone) as wirings, patch.object(backbone, "forward", counted):
+        yield found
 
 
 def gathered_sums(graph: DynamicGraph, in_size: Size, out_size: Size, edges: Tensor) -> int:
@@ -210,14 +235,15 @@ def structure(backbone: DGNet, size: Size) -> list[GraphStructure]:
     """The graphs of ``backbone``, in order; ``size`` is the image's."""
     rows = []
     for name, (graph, _, out_size) in _graph_sizes(backbone, size).items():
-        n = graph.num_nodes
+        blocks, edges = len(graph.nodes), int(graph.routed_edges().sum())
+        chain = blocks + 1 if graph.plain or graph.residual else 0
         rows.append(
             GraphStructure(
                 name=name,
-                blocks=n - 2,
-                nodes=n,
-                edges=n - 1 if graph.plain else n * (n - 1) // 2,
-                routed_edges=int(_routed_edges(graph).sum()),
+                blocks=blocks,
+                nodes=blocks + 2,
+                edges=chain + edges,
+                routed_edges=edges,
                 in_channels=graph.in_channels,
                 out_channels=graph.out_channels,
                 stride=graph.stride,
@@ -244,17 +270,10 @@ def _graph_sizes(backbone: DGNet, size: Size) -> dict[str, tuple[DynamicGraph, S
     return sizes
 
 
-def _routed_edges(graph: DynamicGraph) -> Tensor:
-    """The edges with a weight, a mask [N, N]: none in the plain network, and in the residual wiring
-    not those of the fixed chain."""
-    edges = torch.ones(graph.num_nodes, graph.num_nodes, dtype=torch.bool)
-    return torch.zeros_like(edges) if graph.plain else edges.tril(-2 if graph.residual else -1)
-
-
 def _all_gathered_sums(backbone: DGNet, size: Size) -> int:
     """:func:`gathered_sums` of every graph, all edges open."""
     return sum(
-        gathered_sums(graph, in_size, out_size, _routed_edges(graph))
+        gathered_sums(graph, in_size, out_size, graph.routed_edges())
         for graph, in_size, out_size in _graph_sizes(backbone, size).values()
     )
 

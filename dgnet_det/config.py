@@ -1,18 +1,21 @@
-"""The keys under ``MODEL.DGNET`` and ``CLASSIFICATION``, and how a YAML file becomes a config."""
+"""The keys that this project adds, and how a YAML file becomes a config."""
 
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
+from .data.checks import NUM_CLASSES_KEYS
+from .data.own import use_own_datasets
 from .errors import UserError
 
 
 def add_dgnet_config(cfg: CfgNode) -> None:
-    """Add the ``MODEL.DGNET`` and ``CLASSIFICATION`` keys to ``cfg``. Depth, groups, widths, norm
-    and strides stay in ``MODEL.RESNETS``."""
+    """Add this project's keys to ``cfg``. Depth, groups, widths, norm and strides stay in
+    ``MODEL.RESNETS``."""
     cfg.MODEL.DGNET = CfgNode()
     # Blocks of the nodes: "resnet" (ResNet and, with MODEL.RESNETS.NUM_GROUPS, ResNeXt),
     # "mobilenetv2" or "regnet".
@@ -26,12 +29,33 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # "dynamic": α per image (DG-Net). "static": one learned α per edge. "none": the family's plain
     # network.
     cfg.MODEL.DGNET.EDGE_WEIGHTS = "dynamic"
+    # Edges that are not there, such as "res4.0:0-3" (graph, from node, to node), and with them the
+    # nodes that they leave without input or output: tools/prune_model.py writes them.
+    cfg.MODEL.DGNET.PRUNED_EDGES = []
+    # Weight of a loss on the multiply-adds that open edges cause, as a share of those of all edges,
+    # and the share that costs nothing. 0: no such loss.
+    cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
+    cfg.MODEL.DGNET.SPARSITY_BUDGET = 0.0
     # Whether MODEL.BACKBONE.FREEZE_AT also freezes the routers and thresholds of the stages that it
     # freezes.
     cfg.MODEL.DGNET.FREEZE_ROUTERS = False
     # Recompute each stage in the backward pass: less memory, about a third more time. With NORM
     # "BN", running statistics are then updated twice an iteration.
     cfg.MODEL.DGNET.CHECKPOINT_STAGES = False
+    # Whether an image's features, proposals and detections are the same in a batch, which pads it
+    # to the size of the largest, as alone. False: only the routers leave the padding out.
+    cfg.MODEL.DGNET.MASK_PADDING = True
+
+    # Your own data: a file in COCO's JSON format and the folder that its file names start from, to
+    # train on and to evaluate on. DATASETS.TRAIN, DATASETS.TEST and the number of classes then
+    # follow from them.
+    cfg.DATASETS.TRAIN_JSON = ""
+    cfg.DATASETS.TRAIN_IMAGES = ""
+    cfg.DATASETS.VAL_JSON = ""
+    cfg.DATASETS.VAL_IMAGES = ""
+    # Passes over the training images, instead of SOLVER.MAX_ITER. The steps and periods follow in
+    # proportion, the warm-up takes a tenth at most. 0: SOLVER.MAX_ITER.
+    cfg.SOLVER.EPOCHS = 0
 
     # tools/train_classifier.py. Batch, learning rate, decay, momentum, warm-up factor, AMP and the
     # checkpoint and evaluation periods (in iterations) stay in SOLVER and TEST; its iterations and
@@ -65,8 +89,8 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The frozen config of a YAML file and ``KEY VALUE`` overrides, for the CPU if there is no GPU.
+def read_yaml(config_file: str) -> CfgNode:
+    """The config of a YAML file as it stands there.
 
     Raises:
         UserError: the file is missing or is no YAML, or a key or value is not one of Detectron2's
@@ -79,16 +103,49 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_file(config_file)
     except Exception as error:  # yacs and PyYAML raise half a dozen kinds
         raise UserError(f"{config_file}: {one_line(error)}") from error
+    return cfg
+
+
+def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The frozen config of a YAML file and ``KEY VALUE`` overrides, for the CPU if there is no GPU.
+    Datasets that it names by their files are registered.
+
+    Raises:
+        UserError: as :func:`read_yaml`, of an override too, and as :func:`use_own_datasets`.
+    """
+    cfg = read_yaml(config_file)
     if len(opts) % 2:
         raise UserError(f"{opts[-1]}: an override needs a value: give KEY VALUE pairs")
     try:
         cfg.merge_from_list(list(opts))
     except Exception as error:
         raise UserError(f"overrides {' '.join(opts)}: {one_line(error)}") from error
+    use_own_datasets(cfg, given=opts[::2])
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg
+
+
+def mark_overrides(argv: Sequence[str] | None) -> list[str]:
+    """A tool's arguments, those of its process if ``argv`` is None, with ``--`` before the first
+    config key, so that an option of several values ends there."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    sections = tuple(f"{section}." for section in get_cfg())
+    first = next((i for i, word in enumerate(words) if word.startswith(sections)), None)
+    return words if first is None or "--" in words else [*words[:first], "--", *words[first:]]
+
+
+def score_threshold(value: float, option: str) -> list[str]:
+    """``KEY VALUE`` overrides that make any detector report what it scores above ``value``.
+
+    Raises:
+        UserError: ``value``, which ``option`` gave, is not from 0 to 1.
+    """
+    if not 0 <= value <= 1:
+        raise UserError(f"{option} {value:g}: give a number from 0 to 1")
+    groups = sorted(set(NUM_CLASSES_KEYS.values()))
+    return [word for g in groups for word in (f"MODEL.{g}.SCORE_THRESH_TEST", str(value))]
 
 
 def is_classifier(cfg: CfgNode) -> bool:

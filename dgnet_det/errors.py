@@ -18,11 +18,11 @@ def user_message(error: BaseException) -> str:
 
 
 def one_line_in_training_loop() -> None:
-    """Keep Detectron2's training loop from printing the traceback of a :class:`UserError`."""
+    """Keep Detectron2's training loop from printing the traceback of a :class:`UserError`, or of
+    what the trainer makes one of."""
     logger = logging.getLogger("detectron2.engine.train_loop")
-    logger.addFilter(
-        lambda record: not (record.exc_info and isinstance(record.exc_info[1], UserError))
-    )
+    kinds = (UserError, FloatingPointError)
+    logger.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], kinds)))
 
 
 def run_tool(main: Callable[[Sequence[str] | None], None]) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
@@ -34,6 +36,25 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         if path.exists():
             os.replace(path, Path(temporary) / "old")
         os.replace(fresh, path)
+
+
+@contextmanager
+def files_written_whole(folder: Path) -> Iterator[Path]:
+    """A new folder, whose files move into ``folder`` if the body succeeds and are removed if
+    not.
+
+    Raises:
+        UserError: ``folder`` is a file.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file: name a folder to write to")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        yield Path(temporary)
+        folder.mkdir(exist_ok=True)
+        for file in Path(temporary).iterdir():
+            os.replace(file, folder / file.name)
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:

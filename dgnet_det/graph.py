@@ -1,16 +1,25 @@
 """A stage as a complete directed acyclic graph (Eq. 3), whatever the family of its blocks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
+from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from .aggregation import gather, gather_open
-from .routing import AdjacencyBuffer, Router, StaticRouter, averaging_weights, threshold_gate
+from .aggregation import Sent, gather, gather_open, not_kept, send
+from .padding import BatchPadding
+from .routing import (
+    AdjacencyBuffer,
+    Router,
+    StaticRouter,
+    averaging_weights,
+    spread,
+    threshold_gate,
+)
+from .topology import Edge, compact, routed_targets
 
 WIRINGS = ("paper", "residual")
 EDGE_WEIGHTS = ("dynamic", "static", "none")
@@ -20,9 +29,9 @@ class Block(Protocol):
     """What a family's residual block must offer to be a node. It is also an ``nn.Module``.
 
     ``forward(x)`` is the static block, shortcut and activation included. ``branch(x)`` is its
-    residual branch alone, which ends without an activation. ``shortcut`` is the projection of its
-    shortcut, None where that is the identity or where there is none. ``activation`` is what the
-    family applies after the addition: it may work in place.
+    residual branch alone, which ends without an activation. Both return a new tensor. ``shortcut``
+    is the projection of its shortcut, None where that is the identity or where there is none.
+    ``activation`` is what the family applies after the addition: it may work in place.
     """
 
     in_channels: int
@@ -34,6 +43,10 @@ class Block(Protocol):
     def activation(self, x: Tensor) -> Tensor: ...
     def freeze(self) -> nn.Module: ...
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+# A network's stem and, for each of res2..res5, the blocks of each of its graphs.
+Network = tuple[CNNBlockBase, list[list[list[Block]]]]
 
 
 class Wiring(NamedTuple):
@@ -64,16 +77,26 @@ class DynamicGraph(nn.Module):
     sample is absent for that sample: it sends nothing. If that befalls the output node, its
     strongest edge stays open.
 
+    Edges may be pruned: the graph is built without them, and in the paper wiring without the blocks
+    that lie on no path to the output any more. In the residual wiring, a graph that keeps none but
+    the chain is the plain stage.
+
     Module names are part of checkpoints: ``nodes.{1..n}``, ``routers.{i}``, ``thresholds`` (one τ
-    per router), ``gammas.{i}`` (residual wiring), ``projection`` (where node 1 has no shortcut
-    projection to share).
+    per router, in their order), ``gammas.{i}`` (residual wiring), ``projection`` (where node 1 has
+    no shortcut projection to share).
 
     After each eager forward pass ``self.observer`` is called with a :class:`Wiring`: register a
     forward hook on it.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], *, wiring: str, edge_weights: str, norm: str | Callable
+        self,
+        blocks: Sequence[Block],
+        *,
+        wiring: str,
+        edge_weights: str,
+        norm: str | Callable,
+        pruned: Collection[Edge] = (),
     ) -> None:
         """
         Args:
@@ -82,21 +105,50 @@ class DynamicGraph(nn.Module):
             wiring: ``paper`` or ``residual``.
             edge_weights: ``dynamic``, ``static`` or ``none``.
             norm: of the projection, as for :func:`detectron2.layers.get_norm`.
+            pruned: edges that are not there. None with edge weights ``none``.
+
+        Raises:
+            UserError: as :func:`routed_targets`.
         """
         super().__init__()
         self.residual = wiring == "residual"
         self.in_channels, self.stride = blocks[0].in_channels, blocks[0].stride
         self.out_channels = blocks[-1].out_channels
         self.num_nodes = len(blocks) + 2
+        # The edges that routers weigh, as the nodes that each router's node feeds with them.
+        self.routed: dict[int, Sequence[int]] = {}
+        if edge_weights != "none":
+            self.routed = routed_targets(self.num_nodes, pruned, residual=self.residual)
+        self.plain = not self.routed
+        self.padding = BatchPadding()  # that of the batch, where a detector has set it
         modules = cast(Sequence[nn.Module], blocks)
-        self.nodes = nn.ModuleDict({str(j): block for j, block in enumerate(modules, start=1)})
-        self.plain = edge_weights == "none"
+        self.nodes = nn.ModuleDict(
+            {
+                str(j): block
+                for j, block in enumerate(modules, start=1)
+                if self.residual or self.plain or j in self.routed
+            }
+        )
         if self.plain:
             return
 
+        # All edges: those of the fixed chain, too.
+        self.targets = [
+            compact([i + 1, *self.routed.get(i, ())]) if self.residual else self.routed.get(i, ())
+            for i in range(self.num_nodes - 1)
+        ] + [()]
+        self.sources = [
+            compact([i for i, targets in enumerate(self.targets) if j in targets])
+            for j in range(self.num_nodes)
+        ]
+        # The same in all blocks, so the last one's while that is there.
+        last = [*blocks[:1], *cast(Collection[Block], self.nodes.values())][-1]
+        self.activation = last.activation
+
         self.projection: nn.Module | None = None
         changes_shape = self.stride != 1 or self.in_channels != self.out_channels
-        if changes_shape and not (self.residual and blocks[0].shortcut is not None):
+        is_shared = self.residual and blocks[0].shortcut is not None
+        if changes_shape and 0 in self.routed and not is_shared:
             self.projection = Conv2d(
                 self.in_channels,
                 self.out_channels,
@@ -108,27 +160,40 @@ class DynamicGraph(nn.Module):
             weight_init.c2_msra_fill(self.projection)
 
         router = {"dynamic": Router, "static": StaticRouter}[edge_weights]
-        # On the fixed chain of the residual wiring there is nothing to route.
-        first_target = 2 if self.residual else 1
-        edges = {i: self.num_nodes - i - first_target for i in range(self.num_nodes - first_target)}
         self.routers = nn.ModuleDict(
-            {str(i): router(self.out_channels, k) for i, k in edges.items()}
+            {str(i): router(self.out_channels, len(nodes)) for i, nodes in self.routed.items()}
         )
-        self.thresholds = nn.Parameter(torch.zeros(len(edges)))
+        self.thresholds = nn.Parameter(torch.zeros(len(self.routed)))
         if self.residual:
-            self.gammas = nn.ParameterDict({str(i): torch.zeros(k) for i, k in edges.items()})
+            self.gammas = nn.ParameterDict(
+                {str(i): torch.zeros(len(nodes)) for i, nodes in self.routed.items()}
+            )
         self.observer = nn.Identity()
 
     def node(self, j: int) -> Block:
         """The block of node j, 1 ≤ j ≤ n."""
         return cast(Block, self.nodes[str(j)])
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def routed_edges(self) -> Tensor:
+        """The edges that routers weigh, a mask [N, N] with row j for the edges into node j. None in
+        the plain stage, and in the residual wiring not those of the fixed chain."""
+        edges = torch.zeros(self.num_nodes, self.num_nodes, dtype=torch.bool)
+        for i, nodes in self.routed.items():
+            edges[list(nodes), i] = True
+        return edges
+
+    def threshold(self, i: int) -> Tensor:
+        """τ of node i, a scalar tensor. The node must have a router."""
+        return self.thresholds[list(self.routed).index(i)]
+
+    def forward(self, x: Tensor, valid: Tensor | None = None, keep_sums: bool = False) -> Tensor:
         """
         Args:
             x: the stage's input, [B, C_in, H, W].
             valid: [B, 2], height and width of the part of the stage's *output* that is no padding;
                 None for all of it.
+            keep_sums: in training, keep the gathered sums for the backward pass instead of making
+                them again: for ``torch.utils.checkpoint``, which makes everything again.
 
         Returns:
             The stage's output, [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉].
@@ -149,22 +214,26 @@ class DynamicGraph(nn.Module):
         pool = averaging_weights(height, width, valid, dtype=self.thresholds.dtype)
 
         edges = _Edges(self, pool)
-        outputs: list[Tensor | None] = [projected]
         edges.write(0, projected, present=None)
         for j in range(1, self.num_nodes - 1):
+            if str(j) not in self.nodes:
+                edges.write(j, None, None)
+                continue
             row = edges.weight.read(j)
-            inputs = [x] if j == 1 else outputs
             if skip:
-                x_j, present = self._run_where_present(j, inputs, row, projected)
+                x_j, present = self._run_where_present(j, edges, row.tolist(), x, projected)
             else:
-                x_j = self._f(j, self._sum(inputs, row), projected)
+                x_j = self._run(j, edges, row, x, projected, keep_sums=keep_sums)
                 present = None if self.residual else row.ne(0).any(dim=1)
-            outputs.append(x_j)
             edges.write(j, x_j, present)
         row = edges.output_row()
-        output = self._sum_open(outputs, row.tolist()) if skip else self._sum(outputs, row)
+        output = (
+            edges.output_open(row.tolist())
+            if skip
+            else gather(edges.sent_to(self.num_nodes - 1), row)
+        )
         if not self.residual:
-            output = self.node(self.num_nodes - 2).activation(output)
+            output = self.activation(output)
         if not torch.jit.is_tracing():
             self.observer(edges.wiring(row))
         return output
@@ -191,19 +260,25 @@ class DynamicGraph(nn.Module):
         if self.projection is not None:
             return self.projection(x)
         shortcut = self.node(1).shortcut if self.residual else None
-        return x if shortcut is None else shortcut(x)
+        if shortcut is not None:
+            return shortcut(x)
+        # Where node 0 has no router, nobody reads more of it than its size.
+        return x if 0 in self.routed else x[:, :, :: self.stride, :: self.stride]
 
-    def _sum(self, inputs: Sequence[Tensor | None], row: Tensor) -> Tensor:
-        """The gathered sum of a node, over all its edges."""
-        if self.residual and len(inputs) == 1:
-            return cast(Tensor, inputs[0])  # the chain's first edge alone, of weight 1
-        return gather(cast(Sequence[Tensor], inputs), row)
-
-    def _sum_open(self, inputs: Sequence[Tensor | None], rows: Sequence[Sequence[float]]) -> Tensor:
-        """The gathered sum over open edges, for the samples that have one."""
-        if self.residual and not any(any(weights[:-1]) for weights in rows):
-            return cast(Tensor, inputs[-1])  # the chain alone
-        return gather_open(inputs, rows)
+    def _run(
+        self, j: int, edges: "_Edges", row: Tensor, x: Tensor, projected: Tensor, keep_sums: bool
+    ) -> Tensor:
+        """Node j, for all samples; ``row`` are the weights of its edges. Node 1 reads the stage's
+        input ``x``."""
+        if j == 1 and self.residual:
+            return self._f(j, x, projected)
+        inputs = [send(x)[0]] if j == 1 else edges.sent_to(j)
+        total = gather(inputs, row)
+        if keep_sums or not total.requires_grad:
+            return self._f(j, total, projected)
+        activation = nn.Identity() if self.residual else self.activation
+        with not_kept(total, inputs, row, self.padding.and_end_maps(activation)):
+            return self._f(j, total, projected)
 
     def _f(self, j: int, total: Tensor, projected: Tensor) -> Tensor:
         """f_j of Eq. 3, of the gathered sum ``total``."""
@@ -215,20 +290,22 @@ class DynamicGraph(nn.Module):
         return block(total)
 
     def _run_where_present(
-        self, j: int, inputs: Sequence[Tensor | None], row: Tensor, projected: Tensor
+        self, j: int, edges: "_Edges", rows: list[list[float]], x: Tensor, projected: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Node j, run for the samples in which it is present.
+        """Node j, run for the samples in which it is present; ``rows`` are the weights of its
+        edges.
 
         Returns:
             x_j, 0 in the other samples; None if there is no sample to run it for. In which samples
             it is present, [B]; None for all.
         """
-        rows = row.tolist()
         fed = [any(weights) for weights in rows]
-        present = None if all(fed) else torch.tensor(fed, device=row.device)
+        present = None if all(fed) else torch.tensor(fed, device=x.device)
         if not any(fed):
             return None, present
-        x_present = self._f(j, self._sum_open(inputs, rows), projected)
+        total = edges.sum_open(j, rows, raw=x if j == 1 else None)
+        with self.padding.only_samples(fed):
+            x_present = self._f(j, total, projected)
         if present is None:
             return x_present, None
         x_j = x_present.new_zeros(len(fed), *x_present.shape[1:])
@@ -242,9 +319,42 @@ class _Edges:
     def __init__(self, graph: DynamicGraph, pool: Tensor) -> None:
         self.graph = graph
         self.pool = pool
-        self.alpha = AdjacencyBuffer(graph.num_nodes)
-        self.weight = AdjacencyBuffer(graph.num_nodes) if graph.residual else self.alpha
-        self.alpha_to_output: list[Tensor] = []  # before Eq. 5
+        self.alpha = AdjacencyBuffer(graph.targets)
+        self.weight = AdjacencyBuffer(graph.targets) if graph.residual else self.alpha
+        self.unclosed = AdjacencyBuffer(graph.targets)  # α before Eq. 5, in the paper wiring
+        self.sent: list[Sent | None] = []  # None: absent in every sample
+
+    def sent_to(self, j: int) -> list[Sent]:
+        """What node j's inputs sent, where none can be absent in every sample."""
+        return [cast(Sent, self.sent[i]) for i in self.graph.sources[j]]
+
+    def sum_open(self, j: int, rows: list[list[float]], raw: Tensor | None = None) -> Tensor:
+        """The gathered sum of node j, a block's, over its open edges, for the samples that have
+        one. The next sum is written over it.
+
+        ``raw`` is the stage's input for node 1, whose one edge carries it.
+        """
+        inputs = [raw] if raw is not None else self._sent_to(j)
+        if self._is_chain_alone(rows):
+            return cast(Tensor, inputs[-1])
+        return gather_open(inputs, rows)
+
+    def output_open(self, rows: list[list[float]]) -> Tensor:
+        """The gathered sum of the output node over its open edges. It takes the place of the last
+        block's output, which nothing else reads."""
+        inputs = self._sent_to(self.graph.num_nodes - 1)
+        if self._is_chain_alone(rows):
+            return cast(Tensor, inputs[-1])
+        # The input may be someone else's, too.
+        if inputs[-1] is None or self.graph.sources[-1][-1] == 0:
+            return gather_open(inputs, rows).clone()
+        return gather_open(inputs, rows, into_last=True)
+
+    def _sent_to(self, j: int) -> list[Tensor | None]:
+        return [sent and sent.x for sent in (self.sent[i] for i in self.graph.sources[j])]
+
+    def _is_chain_alone(self, rows: list[list[float]]) -> bool:
+        return self.graph.residual and not any(any(weights[:-1]) for weights in rows)
 
     def write(self, i: int, x: Tensor | None, present: Tensor | None) -> None:
         """Route node i, whose output is ``x`` (None: absent in every sample), into column i.
@@ -253,36 +363,38 @@ class _Edges:
         """
         graph = self.graph
         if x is None:
-            absent = self.pool.new_zeros(self.pool.shape[0], graph.num_nodes - 1 - i)
+            self.sent.append(None)
+            absent = self.pool.new_zeros(self.pool.shape[0], len(graph.targets[i]))
+            self.unclosed.write(absent)
             self.alpha.write(absent)
-            self.alpha_to_output.append(absent[:, -1])
             return
-        if (
-            str(i) not in graph.routers
-        ):  # the last block of the residual wiring: its one edge is fixed
+        sent, average = send(x, self.pool if i in graph.routed else None)
+        self.sent.append(sent)
+        # Of the chain of the residual wiring alone: its last block's, to begin with.
+        if average is None:
             chain = self.pool.new_ones(self.pool.shape[0], 1)
             self.alpha.write(chain)
             self.weight.write(chain)
             return
-        alpha = graph.routers[str(i)](x, self.pool)
+        alpha = graph.routers[str(i)](average)
         if present is not None:
             alpha = alpha * present[:, None]
-        opened = alpha * threshold_gate(alpha, graph.thresholds[i])
+        opened = alpha * threshold_gate(alpha, graph.threshold(i))
         if graph.residual:
             chain = torch.ones_like(alpha[:, :1])
             self.alpha.write(torch.cat([chain, opened], dim=1))
             self.weight.write(torch.cat([chain, graph.gammas[str(i)] * opened], dim=1))
         else:
+            self.unclosed.write(alpha)
             self.alpha.write(opened)
-            self.alpha_to_output.append(alpha[:, -1])
 
     def output_row(self) -> Tensor:
-        """The weights into the output node, [B, N - 1]; its strongest edge opened again where all
+        """The weights into the output node, [B, k]; its strongest edge opened again where all
         were closed."""
         row = self.weight.read(self.graph.num_nodes - 1)
         if self.graph.residual:
             return row
-        alpha = torch.stack(self.alpha_to_output, dim=1)
+        alpha = self.unclosed.read(self.graph.num_nodes - 1)
         strongest = F.one_hot(alpha.argmax(dim=1), alpha.shape[1])
         closed = row.eq(0).all(dim=1, keepdim=True)
         # Even an α that underflows to 0 keeps the sample in the batch.
@@ -291,7 +403,7 @@ class _Edges:
     def wiring(self, output_row: Tensor) -> Wiring:
         """What the pass decided, given the output node's row."""
         alpha, weight = self.alpha.matrix().detach(), self.weight.matrix().detach()
-        weight[:, -1, :-1] = output_row.detach()
+        weight[:, -1] = spread(output_row.detach(), self.graph.sources[-1], self.graph.num_nodes)
         if not self.graph.residual:
             alpha = weight
         return Wiring(alpha, weight)

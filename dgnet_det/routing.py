@@ -1,5 +1,7 @@
 """Edge weights: the router (Eq. 4), the threshold (Eq. 5) and the adjacency buffer."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,18 +23,16 @@ class Router(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Tensor, pool: Tensor) -> Tensor:
+    def forward(self, average: Tensor) -> Tensor:
         """
         Args:
-            x: the node's output, [B, C, H, W].
-            pool: averaging weights from :func:`averaging_weights`, [B, H·W, 1].
+            average: GAP of the node's output, [B, C].
 
         Returns:
-            α, [B, num_edges], float32 (float64 for float64 input) also under autocast.
+            α, [B, num_edges], in the dtype of the parameters also under autocast.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            pooled = torch.bmm(x.flatten(2), pool.to(x.dtype)).squeeze(2)
-            return torch.sigmoid(self.linear(pooled.to(self.linear.weight.dtype)))
+        with torch.autocast(average.device.type, enabled=False):
+            return torch.sigmoid(self.linear(average.to(self.linear.weight.dtype)))
 
 
 class StaticRouter(nn.Module):
@@ -43,9 +43,9 @@ class StaticRouter(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(num_edges))
 
-    def forward(self, x: Tensor, pool: Tensor) -> Tensor:
-        """As :meth:`Router.forward`; the content of ``x`` is not looked at."""
-        return torch.sigmoid(self.bias).expand(x.shape[0], -1)
+    def forward(self, average: Tensor) -> Tensor:
+        """As :meth:`Router.forward`; the content of ``average`` is not looked at."""
+        return torch.sigmoid(self.bias).expand(average.shape[0], -1)
 
 
 def threshold_gate(alpha: Tensor, threshold: Tensor) -> Tensor:
@@ -67,26 +67,47 @@ class AdjacencyBuffer:
     """The matrix M [B, N, N] of one stage: node i writes its edges into column i, node j reads its
     own from row j.
 
-    Kept as columns, not written in place, so that autograd and tracing see plain tensors.
+    Kept as the columns' entries for edges that exist, not written in place, so that autograd and
+    tracing see plain tensors.
     """
 
-    def __init__(self, num_nodes: int) -> None:
-        self.num_nodes = num_nodes
+    def __init__(self, targets: Sequence[Sequence[int]]) -> None:
+        """
+        Args:
+            targets: for every node, the later nodes that it feeds, in order.
+        """
+        self.targets = targets
         self.columns: list[Tensor] = []
 
     def write(self, column: Tensor) -> None:
-        """Append the next node's column: the weights of its edges to all later nodes, [B, N - 1 -
-        i] for node i."""
-        self.columns.append(F.pad(column, (self.num_nodes - column.shape[1], 0)))
+        """Append the next node's column: the weights of its edges, [B, number of its targets]."""
+        self.columns.append(column)
 
     def read(self, j: int) -> Tensor:
-        """Row j, M[:, j, :j]: the weights of the edges into node j from nodes 0..j-1, [B, j]."""
-        return torch.stack([column[:, j] for column in self.columns[:j]], dim=1)
+        """Row j: the weights of the k edges into node j, by the node that they come from, [B,
+        k]."""
+        entries = [
+            column[:, targets.index(j)]
+            for column, targets in zip(self.columns, self.targets, strict=False)
+            if j in targets
+        ]
+        return torch.stack(entries, dim=1)
 
     def matrix(self) -> Tensor:
-        """M, [B, N, N]."""
-        output_node = torch.zeros_like(self.columns[0])
-        return torch.stack([*self.columns, output_node], dim=2)
+        """M, [B, N, N], 0 where there is no edge."""
+        size = len(self.targets)
+        columns = [
+            spread(*entries, size) for entries in zip(self.columns, self.targets[:-1], strict=True)
+        ]
+        return torch.stack([*columns, torch.zeros_like(columns[0])], dim=2)
+
+
+def spread(values: Tensor, places: Sequence[int], size: int) -> Tensor:
+    """A tensor [B, size] with ``values`` [B, k] at k ``places`` in ascending order, 0 elsewhere."""
+    if isinstance(places, range):
+        return F.pad(values, (places.start, size - places.stop))
+    index = torch.tensor(places, dtype=torch.long, device=values.device)
+    return values.new_zeros(len(values), size).index_copy(1, index, values)
 
 
 def averaging_weights(height: int, width: int, valid: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -99,12 +120,12 @@ def averaging_weights(height: int, width: int, valid: Tensor, *, dtype: torch.dt
         dtype: of the result, float32 at least: in float16 the number of positions overflows.
 
     Returns:
-        [B, height · width, 1], each sample's sums to 1.
+        [B, height · width], each sample's sums to 1.
     """
     rows = torch.arange(height, device=valid.device) < valid[:, :1]
     columns = torch.arange(width, device=valid.device) < valid[:, 1:]
     mask = (rows[:, :, None] & columns[:, None, :]).flatten(1).to(dtype)
-    return (mask / mask.sum(dim=1, keepdim=True))[:, :, None]
+    return mask / mask.sum(dim=1, keepdim=True)
 
 
 def valid_sizes(images: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """Detectron2's trainer with this project's checkpoints, data checks and router statistics."""
 
+import argparse
 import contextlib
 import logging
 import os
 import weakref
 from collections import OrderedDict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,22 +15,61 @@ from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, hooks
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    default_setup,
+    hooks,
+)
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
 from .checkpoints import DGNetCheckpointer
+from .curves import draw_curves, read_metrics
 from .data import CheckedDatasetMapper
+from .data.classes import dataset_class_names
+from .data.own import register_own_datasets
 from .errors import UserError, one_line_in_training_loop
+from .evaluation import Evaluator
+from .hints import explain_zero
 from .model import build_model
+from .pictures import save_figure
+from .schedule import describe_schedule, fit_schedule
+from .sparsity import add_sparsity_loss, sparsity_loss
 from .wiring import graph_statistics, record_wiring
 
 WRITER_PERIOD = 20  # iterations; Detectron2's own default
+PICTURE = "training.png"  # in OUTPUT_DIR
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace | None = None) -> None:
+    """What every process does first: Detectron2's ``default_setup``, with this project's messages
+    in the log and the config's own datasets registered."""
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dgnet_det")
+    register_own_datasets(cfg)
+
+
+def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The images that are trained on, in Detectron2's dataset format: as Detectron2's loader picks
+    them, by default those with objects."""
+    return get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=(
+            cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+        ),
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
 
 
 class Trainer(DefaultTrainer):
@@ -36,10 +78,10 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         """
         Args:
-            cfg: the config. ``SOLVER.REFERENCE_WORLD_SIZE`` scales it to the number of processes.
+            cfg: the config. It is fitted to the processes and images by :func:`fit_schedule`.
 
         Raises:
-            UserError: AMP without a GPU.
+            UserError: AMP without a GPU, or as :func:`fit_schedule`.
         """
         # Not DefaultTrainer.__init__: it gives DistributedDataParallel a device id, which CPU
         # processes do not have.
@@ -47,49 +89,79 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; set it to False")
         one_line_in_training_loop()
-        self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        images, processes = training_images(cfg), comm.get_world_size()
+        class_names = dataset_class_names(cfg.DATASETS.TRAIN)
+        self.cfg = fit_schedule(cfg, processes, len(images))
+        logging.getLogger(__name__).info(
+            "Training on %s:\n%s",
+            ", ".join(cfg.DATASETS.TRAIN),
+            describe_schedule(self.cfg, processes, len(images), class_names),
+        )
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
-        data_loader = self.build_train_loader(self.cfg)
+        data_loader = self.build_train_loader(self.cfg, images)
         device_ids = None if self.cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         trainer = AMPTrainer if self.cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.checkpointer = DGNetCheckpointer(
-            model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            model, self.cfg.OUTPUT_DIR, class_names=class_names, trainer=weakref.proxy(self)
         )
         self.start_iter = 0
         self.max_iter = self.cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, the best checkpoint by box AP, and the router statistics."""
+        """Detectron2's hooks, the best checkpoint by box AP, the router statistics and the
+        picture of the curves."""
         built = super().build_hooks()
         # Detectron2 puts the writer last, in the main process alone. Evaluation, which all
         # processes do together, must come in one order in all of them.
-        writer = [built.pop()] if comm.is_main_process() else []
+        last = [built.pop(), CurvesPicture()] if comm.is_main_process() else []
         if comm.is_main_process():
             period, names = self.cfg.TEST.EVAL_PERIOD, self.cfg.DATASETS.TEST
-            metric = "bbox/AP" if len(names) == 1 else f"{next(iter(names), '')}/bbox/AP"
             # The statistics come before the evaluation, whose images they are not of.
-            best = BestCheckpointer(period, self.checkpointer, metric)
-            built = [RouterStatistics(), *built, best]
+            built = [RouterStatistics(), *built]
+            if names:
+                metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"
+                built.append(BestCheckpointer(period, self.checkpointer, metric))
         if self.cfg.TEST.AUG.ENABLED:
             built.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
-        return [*built, *writer]
+        return [*built, *last]
+
+    def run_step(self) -> None:
+        """One iteration.
+
+        Raises:
+            UserError: the training diverged.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            solver = self.cfg.SOLVER
+            raise UserError(
+                f"SOLVER.BASE_LR {solver.BASE_LR:g}, with a batch of {solver.IMS_PER_BATCH}: the"
+                f" loss became NaN or infinite at iteration {self.iter}: set a lower one, or a"
+                f" longer SOLVER.WARMUP_ITERS than {solver.WARMUP_ITERS}"
+            ) from error
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model, by :func:`build_model`."""
+        """The model, by :func:`build_model`, with the sparsity loss where
+        ``MODEL.DGNET.SPARSITY_WEIGHT`` is set."""
         model = build_model(cfg)
+        if sparsity := sparsity_loss(cfg, model):
+            add_sparsity_loss(model, sparsity)
         logging.getLogger(__name__).info("Model:\n%s", model)
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Detectron2's loader with images and annotations checked as they are read."""
-        return build_detection_train_loader(cfg, mapper=CheckedDatasetMapper(cfg, is_train=True))
+    def build_train_loader(cls, cfg: CfgNode, images: list[dict[str, Any]] | None = None) -> Any:
+        """Detectron2's loader of :func:`training_images`, or of ``images`` where they have been
+        loaded, with images and annotations checked as they are read."""
+        mapper = CheckedDatasetMapper(cfg, is_train=True)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=images)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
@@ -110,7 +182,26 @@ class Trainer(DefaultTrainer):
         if kind != "coco":
             raise UserError(f"DATASETS.TEST {dataset_name}: its evaluator is {kind!r}, not 'coco'")
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return Evaluator(dataset_name, folder, cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
+        """As Detectron2's. Where the box AP is 0, the likely causes are logged."""
+        names = cfg.DATASETS.TEST
+        evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in names]
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            by_name = {names[0]: results} if len(names) == 1 else results
+            for name, evaluator in zip(names, evaluators, strict=True):
+                if isinstance(evaluator, Evaluator):
+                    make_loader = partial(cls.build_test_loader, cfg, name)
+                    explain_zero(cfg, model, evaluator, by_name[name], make_loader)
+        return results
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -152,3 +243,15 @@ class RouterStatistics(HookBase):
         for name, wiring in (self._wirings or {}).items():
             for key, value in graph_statistics(wiring).items():
                 self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)
+
+
+class CurvesPicture(HookBase):
+    """The run's curves as a picture in ``OUTPUT_DIR``, once it ends, also by an error."""
+
+    def after_train(self) -> None:
+        """Draw what the writers before this hook have written."""
+        folder = Path(self.trainer.cfg.OUTPUT_DIR)
+        curves = read_metrics(folder / "metrics.json")
+        if curves:
+            save_figure(draw_curves(curves), folder / PICTURE)
+            logging.getLogger(__name__).info("Curves drawn to %s", folder / PICTURE)

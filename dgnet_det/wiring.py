@@ -19,12 +19,22 @@ class RecordedWiring(NamedTuple):
     weight: Tensor
     # Whether the chain j-1 → j is fixed.
     residual: bool
+    # The edges that routers weigh, a mask [N, N]; None: those of the complete graph.
+    edges: Tensor | None = None
 
     def routed(self) -> Tensor:
         """The edges that routers weigh, a mask [N, N] with row j for the edges into node j: all
-        i < j, in the residual wiring less the fixed chain."""
+        i < j that are not pruned, in the residual wiring less the fixed chain."""
+        if self.edges is not None:
+            return self.edges.to(self.alpha.device)
         edges = torch.ones_like(self.alpha[0], dtype=torch.bool)
         return edges.tril(-2 if self.residual else -1)
+
+    def absent(self) -> Tensor:
+        """The blocks all of whose inputs are closed or pruned, a mask [B, N]."""
+        absent = self.alpha.eq(0).all(dim=2)
+        absent[:, 0] = absent[:, -1] = False
+        return absent
 
 
 def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
@@ -51,7 +61,7 @@ def record_wiring(model: nn.Module) -> Iterator[dict[str, RecordedWiring]]:
     def keep(
         name: str, graph: DynamicGraph, module: nn.Module, inputs: Any, wiring: Wiring
     ) -> None:
-        latest[name] = RecordedWiring(*wiring, residual=graph.residual)
+        latest[name] = RecordedWiring(*wiring, graph.residual, graph.routed_edges())
 
     with ExitStack() as hooks:
         for name, graph in dynamic_graphs(model).items():
@@ -68,9 +78,8 @@ def graph_statistics(wiring: RecordedWiring) -> dict[str, float]:
         the share of blocks all of whose inputs are closed.
     """
     routed = wiring.routed()
-    absent = wiring.alpha[:, 1:-1].eq(0).all(dim=2)
     return {
         "mean_weight": wiring.weight[:, routed].mean().item(),
         "open_edges": wiring.alpha[:, routed].ne(0).double().mean().item(),
-        "absent_nodes": absent.double().mean().item(),
+        "absent_nodes": wiring.absent()[:, 1:-1].double().mean().item(),
     }

@@ -5,7 +5,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DETECTORS = sorted(
     path
-    for folder in ("COCO-Detection", "Tree-Crowns")
+    for folder in (
+        "COCO-Detection",
+        "COCO-InstanceSegmentation",
+        "COCO-Keypoints",
+        "Misc",
+        "Tree-Crowns",
+    )
     for path in (ROOT / "configs" / folder).glob("*.yaml")
     if not path.name.startswith("Base")
 )

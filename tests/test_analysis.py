@@ -195,6 +195,23 @@ def test_residual_wiring_saves_edges_alone() -> None:
     assert everything.ran.macs - counts.ran.macs == 2 * 16 * 8 * 8
 
 
+def test_every_image_that_is_detected_in_is_counted() -> None:
+    model = narrow_r18()
+    close(backbone_of(model), "res3", [(0, 2)], residual=False)
+    images = [torch.randint(0, 256, (3, *size)) for size in ((64, 64), (60, 90))]
+    with torch.no_grad(), analysis.record_counts(model) as found:
+        outputs = [model([{"image": image}])[0]["instances"] for image in images]
+    expected = [analysis.image_counts(model, image) for image in images]
+    assert found == [(counts.size, counts.ran) for counts in expected]
+    assert found[1][0] == (64, 96)
+    # Counting changes nothing, and ends.
+    with torch.no_grad():
+        again = [model([{"image": image}])[0]["instances"] for image in images]
+    for first, second in zip(outputs, again, strict=True):
+        assert torch.equal(first.pred_boxes.tensor, second.pred_boxes.tensor)
+    assert len(found) == 2
+
+
 def test_model_size_is_padded_and_backbone_size_is_not() -> None:
     model = narrow_r18()
     parts = analysis.model_counts(model, (60, 50))

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import detectron2
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from configs import DETECTORS, ROOT
 from dgnet_det.backbones import DGNet
-from dgnet_det.config import load_cfg
+from dgnet_det.config import get_cfg, load_cfg
 from dgnet_det.errors import UserError
 
 
@@ -18,9 +20,11 @@ def test_builds_and_runs(path: Path) -> None:
     model = build_model(cfg).eval()
     backbone = model.backbone.bottom_up
     assert isinstance(backbone, DGNet)
-    assert {name: shape.stride for name, shape in backbone.output_shape().items()} == {
-        "res2": 4, "res3": 8, "res4": 16, "res5": 32,
-    }  # fmt: skip
+    strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
+    names = (
+        ["res3", "res4", "res5"] if "retinanet" in path.stem else ["res2", "res3", "res4", "res5"]
+    )
+    assert strides == {name: 2 ** int(name[-1]) for name in names}
     with torch.no_grad():
         features = model.backbone(torch.randn(1, 3, 64, 96))
         for name, shape in model.backbone.output_shape().items():
@@ -31,16 +35,58 @@ def test_builds_and_runs(path: Path) -> None:
 
 
 def test_each_dynamic_config_has_a_plain_twin_that_differs_in_wiring_and_weights_alone() -> None:
-    folder = ROOT / "configs/COCO-Detection"
-    dynamic = sorted(folder.glob("faster_rcnn_DG_*_residual_FPN_1x.yaml"))
-    assert len(dynamic) >= 5
+    dynamic = [path for path in DETECTORS if "_residual_FPN_1x" in path.stem]
+    assert len(dynamic) >= 11
     for path in dynamic:
-        twin = folder / path.name.replace("DG_", "").replace("_residual", "")
+        twin = path.with_name(path.name.replace("DG_", "").replace("_residual", ""))
         cfg, plain = load_cfg(str(path)).clone(), load_cfg(str(twin)).clone()
         for node in (cfg, plain):
             node.defrost()
             node.MODEL.DGNET.EDGE_WEIGHTS = ""
         assert cfg == plain, path.name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "COCO-Detection/faster_rcnn_R_50_FPN_1x",
+        "COCO-Detection/retinanet_R_50_FPN_1x",
+        "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+        "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x",
+        "Misc/cascade_mask_rcnn_R_50_FPN_1x",
+    ],
+)
+def test_plain_configs_differ_from_detectron2s_in_backbone_and_pixels_alone(name: str) -> None:
+    folder = Path(detectron2.__file__).parent / "model_zoo/configs"
+    theirs = get_cfg()
+    theirs.merge_from_file(str(folder / f"{name}.yaml"), allow_unsafe=True)
+    ours = load_cfg(str(ROOT / f"configs/{name}.yaml"))
+    different = {
+        "MODEL.WEIGHTS", "MODEL.BACKBONE", "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.DGNET",
+        "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "SOLVER.REFERENCE_WORLD_SIZE",
+        "TEST.EVAL_PERIOD", "MODEL.DEVICE",
+    }  # fmt: skip
+    unused = {
+        "MODEL.ROI_MASK_HEAD": not ours.MODEL.MASK_ON,
+        "MODEL.RPN": "retinanet" in name,
+        "MODEL.ROI_HEADS": "retinanet" in name,
+        "MODEL.ROI_BOX_HEAD": "retinanet" in name,
+    }
+    left_out = tuple(different | {key for key, is_unused in unused.items() if is_unused})
+    ours_flat, theirs_flat = flat(ours), flat(theirs)
+    for key in ours_flat:
+        if not key.startswith(left_out):
+            assert ours_flat[key] == theirs_flat[key], key
+
+
+def flat(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    """Every key in full and its value."""
+    keys: dict[str, object] = {}
+    for key, value in node.items():
+        keys |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
+        )
+    return keys
 
 
 @pytest.mark.parametrize(

@@ -10,24 +10,25 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import Visualizer
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
-from dgnet_det.inference import load_predictor
+from dgnet_det.inference import Detections, load_predictor
 from dgnet_det.pictures import (
     CLASS_COLORS,
-    CLOSED,
+    SIDE,
+    draw_beside_truth,
     draw_detections,
-    draw_wiring,
-    largest_weight,
+    figure_pixels,
+    picture_paths,
     save_figure,
 )
-from dgnet_det.wiring import RecordedWiring, dynamic_graphs
+from dgnet_det.wiring import dynamic_graphs
 
 ROOT = Path(__file__).parent.parent
 visualize_wiring = run_path(str(ROOT / "tools" / "visualize_wiring.py"))["main"]
@@ -39,106 +40,92 @@ SMALL = ["MODEL.WEIGHTS", "", "INPUT.MIN_SIZE_TEST", "64"]
 NAME = "dgnet_test_pictures"
 
 
-def make_wiring(num_nodes: int, *, residual: bool) -> RecordedWiring:
-    """Random weights of two samples, with the edge 0 → 2 closed in the first."""
-    alpha = (0.1 + 0.8 * torch.rand(2, num_nodes, num_nodes)).tril(-1)
-    alpha[0, 2, 0] = 0
-    weight = alpha
-    if residual:
-        weight = alpha * torch.randn(num_nodes, num_nodes)
-        for j in range(1, num_nodes):
-            alpha[:, j, j - 1] = weight[:, j, j - 1] = 1
-    return RecordedWiring(alpha, weight, residual)
-
-
 def pixels_of(figure: Figure, path: Path) -> np.ndarray:
     save_figure(figure, path)
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def cells_of(figure: Figure, title: str) -> dict[tuple[int, int], Rectangle]:
-    """The cells of one matrix by (to node, from node)."""
-    (axes,) = [a for sub in figure.subfigs for a in sub.axes if a.get_title().startswith(title)]
-    cells = [p for p in axes.patches if isinstance(p, Rectangle)]
-    return {(round(p.get_y() + 1.5), round(p.get_x() + 0.5)): p for p in cells}
+def colored(picture: np.ndarray, color: str) -> np.ndarray:
+    """Where a picture of grey 128 has gone some way toward a colour, [H, W]."""
+    toward = np.array(to_rgb(color)) * 255 - 128
+    return (picture - 128.0) @ toward > 0.4 * toward @ toward
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_wiring_picture(tmp_path: Path, residual: bool) -> None:
-    image = np.full((40, 60, 3), 90, np.uint8)
-    wirings = {
-        "res2.0": make_wiring(4, residual=residual),
-        "res3.0": make_wiring(25, residual=residual),
-    }
-    figure = draw_wiring(image, wirings)
-    pixels = pixels_of(figure, tmp_path / "wiring.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["wiring.png"]
-    assert pixels.std() > 10
-    cells = cells_of(figure, "res2.0")
-    assert set(cells) == {(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)}
-    assert cells[2, 0].get_facecolor()[:3] == to_rgb(CLOSED)
-    assert cells[3, 0].get_facecolor()[:3] != to_rgb(CLOSED)
-    assert len(cells_of(figure, "res3.0")) == 25 * 24 / 2
-    if residual:
-        assert {cells[j, j - 1].get_facecolor()[:3] for j in (1, 2, 3)} == {(1, 1, 1)}
-    # The second sample has all edges open.
-    second = cells_of(draw_wiring(image, wirings, sample=1), "res2.0")
-    assert second[2, 0].get_facecolor()[:3] != to_rgb(CLOSED)
+FOUND = Detections(
+    boxes=np.array([[5, 5, 30, 30], [40, 10, 60, 40]], np.float32),
+    scores=np.array([0.9, 0.6], np.float32),
+    classes=np.array([0, 1]),
+    class_names=["kite", "ball"],
+)
+GREY = np.full((50, 80, 3), 128, np.uint8)
 
 
-def test_one_scale_for_all_graphs() -> None:
-    wirings = {name: make_wiring(3, residual=False) for name in ("res2.0", "res3.0")}
-    for wiring in wirings.values():
-        wiring.weight[0, 2, 1] = 0.3
-    figure = draw_wiring(np.zeros((8, 8, 3), np.uint8), wirings)
-    colors = {cells_of(figure, name)[2, 1].get_facecolor() for name in wirings}
-    assert len(colors) == 1
+def test_detections_are_where_they_were_found() -> None:
+    picture = draw_detections(GREY, FOUND)
+    assert picture.shape == (int(SIDE * 50 / 80), SIDE, 3)
+    scale = SIDE / 80
+    for box, label in zip(FOUND.boxes, FOUND.classes, strict=True):
+        rows, columns = colored(picture, CLASS_COLORS[label]).nonzero()
+        left, top, right, bottom = box * scale
+        # Lines are some pixels wide, and the label sticks out at the bottom.
+        assert columns.min() == pytest.approx(left, abs=12)
+        assert rows.min() == pytest.approx(top, abs=12)
+        assert columns[rows < bottom].max() == pytest.approx(right, abs=12)
+    # Large images keep their size, and a side may be asked for.
+    large = np.full((700, 1000, 3), 128, np.uint8)
+    assert draw_detections(large, FOUND).shape == (700, 1000, 3)
+    assert draw_detections(large, FOUND, side=500).shape == (350, 500, 3)
 
 
-def test_titles_count_open_edges() -> None:
-    wirings = {"res2.0": make_wiring(4, residual=False), "res2.1": make_wiring(5, residual=True)}
-    figure = draw_wiring(np.zeros((8, 8, 3), np.uint8), wirings)
-    titles = [axes.get_title() for sub in figure.subfigs for axes in sub.axes]
-    assert "res2.0: 5 of 6 open" in titles
-    assert "res2.1: 5 of 6 open" in titles
+def test_class_names_and_scores_are_on_the_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(Visualizer, "draw_text", lambda self, text, *a, **k: texts.append(text))
+    draw_detections(GREY, FOUND)
+    assert sorted(texts) == ["ball 60%", "kite 90%"]
 
 
-def test_largest_weight_leaves_the_chain_out() -> None:
-    alpha = torch.ones(1, 4, 4).tril(-1)
-    weight = alpha.clone()
-    weight[0, 2, 0], weight[0, 3, 0], weight[0, 3, 1] = 0.1, -0.4, 0.2
-    wiring = RecordedWiring(alpha, weight, residual=True)
-    assert largest_weight({"res2.0": wiring}) == pytest.approx(0.4)
-    # Before training every γ is 0, which must draw too.
-    wiring = RecordedWiring(alpha, weight * 0, residual=True)
-    draw_wiring(np.zeros((8, 8, 3), np.uint8), {"res2.0": wiring})
+def test_masks_and_keypoints_are_drawn() -> None:
+    mask = np.zeros((2, 50, 80), bool)
+    mask[0, 10:20, 10:20] = True
+    bare = draw_detections(GREY, FOUND)
+    masked = draw_detections(GREY, FOUND._replace(masks=mask))
+    y, x = np.mgrid[12:18, 12:18] * SIDE // 80
+    assert (masked[y, x] != bare[y, x]).any(axis=2).all()
+    points = np.array([[[15, 25, 0.9]], [[50, 30, 0.9]]], np.float32)
+    dotted = draw_detections(GREY, FOUND._replace(keypoints=points))
+    for px, py, _ in points[:, 0]:
+        y, x = int(py * SIDE / 80), int(px * SIDE / 80)
+        assert (dotted[y, x] != bare[y, x]).any()
 
 
-def test_detections_picture(tmp_path: Path) -> None:
-    metadata = MetadataCatalog.get("dgnet_test_metadata")
-    metadata.thing_classes = ["kite", "ball"]
-    image = np.full((50, 80, 3), 128, np.uint8)
-    found = Instances(
-        (50, 80),
-        pred_boxes=Boxes([[5, 5, 30, 30], [40, 10, 60, 40]]),
-        pred_classes=torch.tensor([0, 1]),
-        scores=torch.tensor([0.9, 0.2]),
-    )
+def test_detections_beside_the_truth(tmp_path: Path) -> None:
     truth = [
         {"bbox": [41, 11, 19, 28], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1, "iscrowd": 0}
     ]
-    figure = draw_detections(image, found, truth, metadata, threshold=0.5)
+    kite = Detections(FOUND.boxes[:1], FOUND.scores[:1], FOUND.classes[:1], ["kite"])
+    figure = draw_beside_truth(GREY, kite, truth, ["kite", "ball"], threshold=0.5)
     left, right = figure.axes
-    assert left.get_title() == "detections of score ≥ 0.5: 1"
+    assert left.get_title() == "detections of score > 0.5: 1"
     assert right.get_title() == "ground truth: 1"
     # Both sides have boxes, each in its class's colour.
     for axes, color in ((left, CLASS_COLORS[0]), (right, CLASS_COLORS[1])):
-        drawn = np.asarray(axes.images[0].get_array()).reshape(-1, 3)
-        toward = np.array(to_rgb(color)) * 255 - 128
-        assert ((drawn - 128.0) @ toward > 0.4 * toward @ toward).sum() > 500
-    assert pixels_of(figure, tmp_path / "detections.png").std() > 10
-    nothing = draw_detections(image, found[:0], [], metadata, threshold=0.5)
+        assert colored(np.asarray(axes.images[0].get_array()), color).sum() > 500
+    pixels = pixels_of(figure, tmp_path / "detections.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["detections.png"]
+    assert figure_pixels(figure).shape == pixels.shape
+    none = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), [])
+    nothing = draw_beside_truth(GREY, none, [], ["kite", "ball"], threshold=0.5)
     assert pixels_of(nothing, tmp_path / "nothing.png").shape[0] > 400
+
+
+def test_where_pictures_go(tmp_path: Path) -> None:
+    files = [tmp_path / "a.jpg", tmp_path / "b.MOV"]
+    out = tmp_path / "out"
+    assert picture_paths(out, files, {".mov": ".mp4"}) == [out / "a.png", out / "b.mp4"]
+    with pytest.raises(UserError, match=r"c/a\.png: another file would also be drawn as"):
+        picture_paths(out, [*files, tmp_path / "c" / "a.png"])
+    with pytest.raises(UserError, match=r"x\.png: a picture would overwrite this image"):
+        picture_paths(tmp_path / "in", [tmp_path / "in" / "x.png"])
 
 
 @pytest.fixture
@@ -225,10 +212,14 @@ def test_mistakes(images: Path, tmp_path: Path) -> None:
         wiring("--input", str(tmp_path / "empty"), "--num", "1")
     with pytest.raises(UserError, match="the plain network has no wiring"):
         wiring("--input", str(images), "--num", "1", config=PLAIN)
-    with pytest.raises(UserError, match="another image would also be drawn as"):
+    with pytest.raises(UserError, match="another file would also be drawn as"):
         wiring("--input", str(images), str(images / "0.png"), "--num", "1")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "j.json").exists()
+    with pytest.raises(UserError, match=r"--threshold 1\.5: give a number from 0 to 1"):
+        visualize_detections(
+            ["--config-file", PLAIN, "--output", str(tmp_path), "--threshold", "1.5", *SMALL]
+        )
     with pytest.raises(UserError, match="no dataset 'nowhere' is registered"):
         visualize_detections(
             ["--config-file", PLAIN, "--output", str(tmp_path), "--dataset", "nowhere", *SMALL]

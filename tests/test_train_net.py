@@ -212,10 +212,7 @@ def test_an_image_that_does_not_decode_is_named(
         (["DATASETS.TRAIN", "('no_such_set',)"], ["DATASETS.TRAIN", "no_such_set"]),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ["MODEL.ROI_HEADS.NUM_CLASSES"]),
         (["MODEL.RESNETS.NORM", "foo"], ["the config describes no model", "foo"]),
-        (
-            ["SOLVER.REFERENCE_WORLD_SIZE", "4"],
-            ["SOLVER.IMS_PER_BATCH 2", "REFERENCE_WORLD_SIZE 4"],
-        ),
+        (["--num-gpus=2", "SOLVER.IMS_PER_BATCH", "3"], ["SOLVER.IMS_PER_BATCH 3", "2 processes"]),
         (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], ["SOLVER.AMP.ENABLED"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -53,6 +53,12 @@ def test_routed_edges() -> None:
     assert residual.nonzero().tolist() == [[2, 0], [3, 0], [3, 1]]
 
 
+def test_absent_nodes() -> None:
+    absent = RecordedWiring(ALPHA, ALPHA, residual=False).absent()
+    # The input has no edges into it, and the output is never absent.
+    assert absent.nonzero().tolist() == [[1, 2]]
+
+
 def make_backbone(wiring: str, edge_weights: str = "dynamic") -> DGNet:
     cfg = get_cfg()
     cfg.MODEL.RESNETS.DEPTH = 18

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dgnet_det import analysis
-from dgnet_det.config import get_cfg, load_cfg
+from dgnet_det.config import load_cfg, mark_overrides
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
 from dgnet_det.errors import UserError, run_tool
 from dgnet_det.files import write_json
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures here as well")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, last")
-    args = parser.parse_args(_with_overrides_marked(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(mark_overrides(argv))
     if min(args.input_size or (1,)) < 1 or args.num_images < 1:
         raise UserError("--input-size, --num-images: give numbers of at least 1")
 
@@ -202,16 +202,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         write_json(args.json, report)
         print(f"written to {args.json}")
-
-
-def _with_overrides_marked(argv: Sequence[str]) -> list[str]:
-    """``argv`` with ``--`` before the first config key, so that an option of several values ends
-    there."""
-    sections = tuple(f"{section}." for section in get_cfg())
-    for i, word in enumerate(argv):
-        if word.startswith(sections):
-            return [*argv[:i], "--", *argv[i:]]
-    return list(argv)
 
 
 if __name__ == "__main__":

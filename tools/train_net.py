@@ -6,8 +6,14 @@ Examples:
     tools/train_net.py --config-file $C --num-gpus 8
     tools/train_net.py --config-file $C --num-gpus 8 --resume
     tools/train_net.py --config-file $C --eval-only MODEL.WEIGHTS output/model_final.pth
+    tools/train_net.py --config-file $C SOLVER.EPOCHS 50 \\
+        DATASETS.TRAIN_JSON mine/train.json DATASETS.TRAIN_IMAGES mine/train \\
+        DATASETS.VAL_JSON mine/val.json DATASETS.VAL_IMAGES mine/val
 
-Without a GPU, --num-gpus counts CPU processes. KEY VALUE pairs at the end override the config.
+Without a GPU, --num-gpus counts CPU processes. KEY VALUE pairs at the end override the config. What
+they leave open follows from the YAML's SOLVER keys: learning rate and schedule scale to the batch
+and to SOLVER.EPOCHS. The values are printed, and written to OUTPUT_DIR/config.yaml; the curves are
+drawn to OUTPUT_DIR/training.png at the end.
 """
 
 import argparse
@@ -15,24 +21,33 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessRaisedException
 
-from dgnet_det.checkpoints import DGNetCheckpointer
-from dgnet_det.config import load_cfg
+from dgnet_det.checkpoints import WholeCheckpointer
+from dgnet_det.config import load_cfg, read_yaml
 from dgnet_det.data import check_datasets
+from dgnet_det.data.classes import dataset_class_names
 from dgnet_det.errors import UserError, run_tool, user_message
 from dgnet_det.files import write_json
-from dgnet_det.training import Trainer
+from dgnet_det.folding import optimize_for_inference
+from dgnet_det.schedule import fit_schedule
+from dgnet_det.training import Trainer, set_up, training_images
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict:
     """Evaluate MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if ``resume``."""
     model = Trainer.build_model(cfg)
-    checkpointer = DGNetCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = WholeCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        class_names=dataset_class_names(cfg.DATASETS.TEST),
+        needed="a detector's checkpoint, of the config's classes",
+    )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    optimize_for_inference(model)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
@@ -49,7 +64,7 @@ def train(cfg: CfgNode, resume: bool) -> dict:
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What each process does."""
-    default_setup(cfg, args)
+    set_up(cfg, args)
     results = (evaluate if args.eval_only else train)(cfg, args.resume)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -64,12 +79,6 @@ def check_processes(cfg: CfgNode, num_gpus: int) -> None:
         raise UserError(f"--num-gpus {num_gpus}: this machine has {available}")
     if available is not None and num_gpus > 1 and cfg.MODEL.DEVICE == "cpu":
         raise UserError("MODEL.DEVICE cpu: for CPU processes set CUDA_VISIBLE_DEVICES= as well")
-    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if reference and batch % reference:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {batch}: not a multiple of SOLVER.REFERENCE_WORLD_SIZE"
-            f" {reference}; set that to 0 to choose batch and learning rate yourself"
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,10 +90,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--config-file: name a YAML file of configs/")
     cfg = load_cfg(args.config_file, args.opts)
     check_processes(cfg, args.num_gpus)
+    rcnn = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    if cfg.TEST.AUG.ENABLED and (not rcnn or cfg.MODEL.KEYPOINT_ON):
+        raise UserError(
+            "TEST.AUG.ENABLED: Detectron2 augments tests of R-CNN without keypoints alone; set it"
+            " to False"
+        )
     if not cfg.DATASETS.TEST and args.eval_only:
         raise UserError("DATASETS.TEST: empty: there is nothing to evaluate on")
+    if not cfg.DATASETS.TRAIN and not args.eval_only:
+        raise UserError("DATASETS.TRAIN: empty: there is nothing to train on")
     train_sets = () if args.eval_only else cfg.DATASETS.TRAIN
     check_datasets(cfg, [*train_sets, *cfg.DATASETS.TEST])
+    if not args.eval_only:
+        cfg = fit_schedule(
+            cfg,
+            args.num_gpus * args.num_machines,
+            len(training_images(cfg)) if cfg.SOLVER.EPOCHS else None,
+            recipe=read_yaml(args.config_file),
+            given=args.opts[::2],
+        )
     try:
         launch(
             run,

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
-from dgnet_det.config import load_cfg
+from dgnet_det.config import load_cfg, score_threshold
 from dgnet_det.data import check_datasets, read_image, spread_images
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.inference import load_predictor
-from dgnet_det.pictures import draw_detections, picture_paths, save_figure
+from dgnet_det.inference import detector_of, load_predictor
+from dgnet_det.pictures import draw_beside_truth, picture_paths, save_figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,29 +36,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dataset", help="default: the first of DATASETS.TEST")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="lowest score drawn (default: %(default)s)"
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="what a detection's score must be above (default: %(default)s)",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
     args = parser.parse_args(argv)
 
-    cfg = load_cfg(args.config_file, args.opts)
+    opts = [*args.opts, *score_threshold(args.threshold, "--threshold")]
+    cfg = load_cfg(args.config_file, opts)
     dataset = args.dataset or next(iter(cfg.DATASETS.TEST), None)
     if dataset is None:
         raise UserError("DATASETS.TEST: empty: name a dataset there or with --dataset")
     check_datasets(cfg, [dataset])
     images = spread_images(dataset, args.num)
     targets = picture_paths(args.output, [image["file_name"] for image in images])
-    predictor = load_predictor(cfg)
+    detector = detector_of(load_predictor(cfg))
     for k, (image, target) in enumerate(zip(images, targets, strict=True), start=1):
         file = Path(image["file_name"])
-        detections = predictor(read_image(file, "BGR"))["instances"]
-        figure = draw_detections(
-            read_image(file, "RGB"),
-            detections,
+        pixels = read_image(file, "RGB")
+        figure = draw_beside_truth(
+            pixels,
+            detector(pixels, "RGB"),
             image.get("annotations", ()),
-            MetadataCatalog.get(dataset),
+            MetadataCatalog.get(dataset).thing_classes,
             threshold=args.threshold,
         )
         save_figure(figure, target)

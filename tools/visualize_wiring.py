@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Draw the wiring that a DG-Net detector chooses for images.
 
-Writes one picture per image: the image, and for each stage the adjacency matrix as a heat map, with
-closed edges crossed out. Weights are those of MODEL.WEIGHTS.
+Writes one picture per image: the image, and each stage as a graph whose nodes are on a line and
+whose edges are arcs, with every edge's weight in the cell below its arc. Closed edges and absent
+nodes are grey. All pictures have one scale. Weights are those of MODEL.WEIGHTS.
 
 Example:
     python tools/visualize_wiring.py --input photo.jpg folder/ --output output/wiring \\
@@ -14,13 +15,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgnet_det.config import load_cfg
+from dgnet_det.config import load_cfg, mark_overrides
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
 from dgnet_det.errors import UserError, run_tool
 from dgnet_det.files import write_json
 from dgnet_det.inference import load_predictor
-from dgnet_det.pictures import draw_wiring, largest_weight, picture_paths, save_figure
+from dgnet_det.pictures import picture_paths, save_figure
 from dgnet_det.wiring import dynamic_graphs, graph_statistics, record_wiring
+from dgnet_det.wiring_pictures import draw_wiring, largest_weight
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML of the detector")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="PATH", help="images, or folders of images")
+    source.add_argument(
+        "--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted patterns"
+    )
     source.add_argument(
         "--dataset", help="the same images of a dataset that visualize_detections.py takes"
     )
@@ -41,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write the edge weights to this file")
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, last"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(mark_overrides(argv))
 
     cfg = load_cfg(args.config_file, args.opts)
     if args.dataset:

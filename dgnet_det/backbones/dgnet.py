@@ -1,28 +1,39 @@
 """The backbone: a stem and stages that are graphs, and its builders."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..graph import EDGE_WEIGHTS, WIRINGS, Block, DynamicGraph
+from ..folding import fold_in_flight
+from ..graph import EDGE_WEIGHTS, WIRINGS, Block, DynamicGraph, Network
 from ..routing import valid_sizes
-from .mobilenetv2 import mobilenetv2_from_config
-from .regnet import regnet_from_config
-from .resnet import resnet_from_config
+from ..topology import KEY, parse_edges
+from .mobilenetv2 import mobilenetv2
+from .regnet import regnet
+from .resnet import resnet, resnet_arguments
 
-# A family maps a config to its stem and, for each of res2..res5, the blocks of each of its graphs.
-FAMILIES: dict[str, Callable[..., tuple[CNNBlockBase, list[list[list[Block]]]]]] = {
-    "resnet": resnet_from_config,
-    "mobilenetv2": mobilenetv2_from_config,
-    "regnet": regnet_from_config,
+
+class Family(NamedTuple):
+    """A family of blocks."""
+
+    # From channels of the image, norm, whether blocks have shortcuts, and the arguments below.
+    network: Callable[..., Network]
+    # What else of a config tells the family's networks apart.
+    arguments: Callable[[CfgNode], dict[str, Any]]
+
+
+FAMILIES = {
+    "resnet": Family(resnet, resnet_arguments),
+    "mobilenetv2": Family(mobilenetv2, lambda cfg: {}),
+    "regnet": Family(regnet, lambda cfg: {"name": cfg.MODEL.DGNET.REGNET}),
 }
 
 
@@ -76,6 +87,7 @@ class DGNet(Backbone):
             self._out_feature_channels[name] = graphs[-1].out_channels
             self._out_feature_strides[name] = stride
         self.freeze(freeze_at, routers=freeze_routers)
+        fold_in_flight(self)
 
     def graphs(self, name: str) -> list[DynamicGraph]:
         """The graphs of stage ``name``, in order."""
@@ -110,12 +122,88 @@ class DGNet(Backbone):
                 stride *= graph.stride
                 valid_here = torch.div(valid + stride - 1, stride, rounding_mode="floor")
                 if self.checkpoint_stages and self.training:
-                    x = checkpoint(graph, x, valid_here, use_reentrant=False)
+                    x = checkpoint(
+                        graph,
+                        x,
+                        valid_here,
+                        keep_sums=True,
+                        use_reentrant=False,
+                        context_fn=graph.padding.recompute_contexts,
+                    )
                 else:
                     x = graph(x, valid_here)
             if name in self._out_features:
                 outputs[name] = x
         return outputs
+
+
+def make_dgnet(
+    family: str,
+    *,
+    wiring: str,
+    norm: str,
+    out_features: Sequence[str],
+    edge_weights: str = "dynamic",
+    pruned_edges: Sequence[str] = (),
+    freeze_at: int = 0,
+    freeze_routers: bool = False,
+    checkpoint_stages: bool = False,
+    in_channels: int = 3,
+    **network: Any,
+) -> DGNet:
+    """A :class:`DGNet` without a config.
+
+    Args:
+        family, wiring, edge_weights, pruned_edges: as the keys of ``MODEL.DGNET``.
+        norm: of all layers, as for :func:`detectron2.layers.get_norm`.
+        out_features, freeze_at, freeze_routers, checkpoint_stages: as for :class:`DGNet`.
+        in_channels: channels of the image.
+        network: which network of the family: arguments of :func:`.resnet.resnet`,
+            :func:`.mobilenetv2.mobilenetv2` or :func:`.regnet.regnet`.
+
+    Raises:
+        UserError: a value that is not supported, with the config key's name.
+    """
+    for key, value, choices in (
+        ("FAMILY", family, tuple(FAMILIES)),
+        ("WIRING", wiring, WIRINGS),
+        ("EDGE_WEIGHTS", edge_weights, EDGE_WEIGHTS),
+    ):
+        if value not in choices:
+            raise UserError(f"MODEL.DGNET.{key} {value!r}: choose from {', '.join(choices)}")
+    # Without weighted edges there is nothing to wire: the plain network, whose shortcuts are its
+    # blocks' own.
+    wiring = "residual" if edge_weights == "none" else wiring
+    stem, stages = FAMILIES[family].network(
+        in_channels, norm=norm, shortcuts=wiring == "residual", **network
+    )
+    pruned = parse_edges(pruned_edges)
+    if pruned and edge_weights == "none":
+        raise UserError(f"{KEY}: with MODEL.DGNET.EDGE_WEIGHTS none there are none: empty it")
+
+    def graph(name: str, blocks: Sequence[Block]) -> DynamicGraph:
+        edges = pruned.pop(name, ())
+        try:
+            return DynamicGraph(
+                blocks, wiring=wiring, edge_weights=edge_weights, norm=norm, pruned=edges
+            )
+        except UserError as error:
+            raise UserError(f"{KEY}: {name}: {error}") from error
+
+    graphs = [
+        [graph(f"res{k}.{i}", blocks) for i, blocks in enumerate(stage)]
+        for k, stage in enumerate(stages, start=2)
+    ]
+    if pruned:
+        raise UserError(f"{KEY}: there is no graph {', '.join(pruned)}")
+    return DGNet(
+        stem,
+        graphs,
+        out_features=out_features,
+        freeze_at=freeze_at,
+        freeze_routers=freeze_routers,
+        checkpoint_stages=checkpoint_stages,
+    )
 
 
 @BACKBONE_REGISTRY.register()
@@ -126,31 +214,19 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
         UserError: a value that is not supported, with the key's name.
     """
     dgnet, resnets = cfg.MODEL.DGNET, cfg.MODEL.RESNETS
-    for key, choices in (
-        ("FAMILY", tuple(FAMILIES)),
-        ("WIRING", WIRINGS),
-        ("EDGE_WEIGHTS", EDGE_WEIGHTS),
-    ):
-        if dgnet[key] not in choices:
-            raise UserError(f"MODEL.DGNET.{key} {dgnet[key]!r}: choose from {', '.join(choices)}")
-    # Without weighted edges there is nothing to wire: the plain network, whose shortcuts are its
-    # blocks' own.
-    wiring = "residual" if dgnet.EDGE_WEIGHTS == "none" else dgnet.WIRING
-    stem, stages = FAMILIES[dgnet.FAMILY](cfg, input_shape.channels, shortcuts=wiring == "residual")
-    graphs = [
-        [
-            DynamicGraph(blocks, wiring=wiring, edge_weights=dgnet.EDGE_WEIGHTS, norm=resnets.NORM)
-            for blocks in stage
-        ]
-        for stage in stages
-    ]
-    return DGNet(
-        stem,
-        graphs,
+    network = FAMILIES[dgnet.FAMILY].arguments(cfg) if dgnet.FAMILY in FAMILIES else {}
+    return make_dgnet(
+        dgnet.FAMILY,
+        wiring=dgnet.WIRING,
+        norm=resnets.NORM,
         out_features=resnets.OUT_FEATURES,
+        edge_weights=dgnet.EDGE_WEIGHTS,
+        pruned_edges=dgnet.PRUNED_EDGES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         freeze_routers=dgnet.FREEZE_ROUTERS,
         checkpoint_stages=dgnet.CHECKPOINT_STAGES,
+        in_channels=input_shape.channels,
+        **network,
     )
 
 
@@ -158,11 +234,24 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
 def build_dgnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """:func:`build_dgnet_backbone` under Detectron2's FPN with its max-pooled P6, as ``MODEL.FPN``
     describes."""
+    return _fpn(cfg, build_dgnet_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_dgnet_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """:func:`build_dgnet_backbone` under RetinaNet's FPN, whose P6 and P7 are convolved from
+    res5."""
+    bottom_up = build_dgnet_backbone(cfg, input_shape)
+    channels = bottom_up.output_shape()["res5"].channels
+    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _fpn(cfg: CfgNode, bottom_up: DGNet, top_block: nn.Module) -> FPN:
     return FPN(
-        bottom_up=build_dgnet_backbone(cfg, input_shape),
+        bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -1,12 +1,11 @@
 """MobileNetV2-1.0: torchvision's inverted residuals as nodes of a graph."""
 
 import torch.nn.functional as F
-from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from ..graph import Block
+from ..graph import Block, Network
 
 # Table 2 of the MobileNetV2 paper: expansion, channels, blocks, stride. Each row is one graph; each
 # inner list is one feature level, so that res2..res5 have strides 4, 8, 16, 32.
@@ -68,18 +67,15 @@ class InvertedResidualNode(InvertedResidual):
         return x
 
 
-def mobilenetv2_from_config(
-    cfg: CfgNode, in_channels: int, *, shortcuts: bool
-) -> tuple[CNNBlockBase, list[list[list[Block]]]]:
-    """Stem and blocks of MobileNetV2-1.0, with the norm of ``MODEL.RESNETS.NORM``.
+def mobilenetv2(in_channels: int, *, norm: str, shortcuts: bool) -> Network:
+    """Stem and blocks of MobileNetV2-1.0.
 
     Args:
-        cfg: the config.
         in_channels: channels of the image.
+        norm: as for :func:`detectron2.layers.get_norm`.
         shortcuts: accepted for the families' common signature: a node's :meth:`branch` never adds
             the shortcut.
     """
-    norm = cfg.MODEL.RESNETS.NORM
     stem = MobileNetV2Stem(in_channels, STEM_CHANNELS, norm)
     channels = STEM_CHANNELS
     stages: list[list[list[Block]]] = []

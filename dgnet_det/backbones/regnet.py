@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone.regnet import (
     ResBottleneckBlock,
     SimpleStem,
@@ -14,7 +12,7 @@ from detectron2.modeling.backbone.regnet import (
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..graph import Block
+from ..graph import Block, Network
 
 
 class RegNetParameters(NamedTuple):
@@ -64,21 +62,18 @@ class RegNetNode(ResBottleneckBlock):
         return self.af(x)
 
 
-def regnet_from_config(
-    cfg: CfgNode, in_channels: int, *, shortcuts: bool
-) -> tuple[CNNBlockBase, list[list[list[Block]]]]:
-    """Stem and blocks of the RegNet that ``MODEL.DGNET.REGNET`` names, with the norm of
-    ``MODEL.RESNETS.NORM``.
+def regnet(in_channels: int, *, norm: str, shortcuts: bool, name: str) -> Network:
+    """Stem and blocks of a RegNet.
 
     Args:
-        cfg: the config.
         in_channels: channels of the image.
+        norm: as for :func:`detectron2.layers.get_norm`.
         shortcuts: whether the blocks have their own shortcuts, as in the static network.
+        name: in :data:`REGNETS`.
 
     Raises:
-        UserError: a name that is not in :data:`REGNETS`.
+        UserError: a name that is not there.
     """
-    name, norm = cfg.MODEL.DGNET.REGNET, cfg.MODEL.RESNETS.NORM
     if name not in REGNETS:
         raise UserError(f"MODEL.DGNET.REGNET {name!r}: choose from {', '.join(REGNETS)}")
     depth, w_a, w_0, w_m, group_width, se_ratio = REGNETS[name]

@@ -1,13 +1,14 @@
 """ResNet and ResNeXt: Detectron2's stem and blocks as nodes of a graph."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import Tensor
 
 from ..errors import UserError
-from ..graph import Block
+from ..graph import Block, Network
 
 BLOCKS_PER_STAGE = {
     18: (2, 2, 2, 2),
@@ -55,36 +56,59 @@ class ConvStem(BasicStem):
         return F.relu_(self.conv1(x))
 
 
-def resnet_from_config(
-    cfg: CfgNode, in_channels: int, *, shortcuts: bool
-) -> tuple[CNNBlockBase, list[list[list[Block]]]]:
-    """Stem and blocks of the ResNet or ResNeXt that ``MODEL.RESNETS`` describes.
+def resnet_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """What :func:`resnet` takes, as ``MODEL.RESNETS`` has it.
+
+    Raises:
+        UserError: deformable blocks.
+    """
+    resnets = cfg.MODEL.RESNETS
+    if any(resnets.DEFORM_ON_PER_STAGE):
+        raise UserError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable blocks are not supported")
+    names = (
+        "depth", "stem_out_channels", "res2_out_channels", "num_groups", "width_per_group",
+        "stride_in_1x1", "res5_dilation",
+    )  # fmt: skip
+    return {name: resnets[name.upper()] for name in names}
+
+
+def resnet(
+    in_channels: int,
+    *,
+    norm: str,
+    shortcuts: bool,
+    depth: int,
+    stem_out_channels: int = 64,
+    res2_out_channels: int = 256,
+    num_groups: int = 1,
+    width_per_group: int = 64,
+    stride_in_1x1: bool = False,
+    res5_dilation: int = 1,
+) -> Network:
+    """Stem and blocks of a ResNet or ResNeXt.
 
     Args:
-        cfg: the config.
         in_channels: channels of the image.
+        norm: as for :func:`detectron2.layers.get_norm`.
         shortcuts: whether the blocks have their own shortcuts and the stem its max-pool, as in the
             static network.
+        depth: 18, 34, 50, 101 or 152.
+        stem_out_channels, res2_out_channels, num_groups, width_per_group, stride_in_1x1,
+            res5_dilation: as the keys of ``MODEL.RESNETS``.
 
     Raises:
         UserError: a value that is not supported, with the key's name.
     """
-    resnets = cfg.MODEL.RESNETS
-    depth, norm = resnets.DEPTH, resnets.NORM
     if depth not in BLOCKS_PER_STAGE:
         raise UserError(f"MODEL.RESNETS.DEPTH {depth}: choose from {list(BLOCKS_PER_STAGE)}")
-    if any(resnets.DEFORM_ON_PER_STAGE):
-        raise UserError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable blocks are not supported")
-    if resnets.RES5_DILATION not in (1, 2):
-        raise UserError(f"MODEL.RESNETS.RES5_DILATION {resnets.RES5_DILATION}: choose 1 or 2")
+    if res5_dilation not in (1, 2):
+        raise UserError(f"MODEL.RESNETS.RES5_DILATION {res5_dilation}: choose 1 or 2")
     basic = depth < 50
-    channels, out_channels = resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS
+    channels, out_channels = stem_out_channels, res2_out_channels
     if basic:
-        for key, only in (("NUM_GROUPS", 1), ("RES5_DILATION", 1)):
-            if resnets[key] != only:
-                raise UserError(
-                    f"MODEL.RESNETS.{key} {resnets[key]}: depth {depth} takes {only} only"
-                )
+        for key, value in (("NUM_GROUPS", num_groups), ("RES5_DILATION", res5_dilation)):
+            if value != 1:
+                raise UserError(f"MODEL.RESNETS.{key} {value}: depth {depth} takes 1 only")
         if out_channels != channels:
             raise UserError(
                 f"MODEL.RESNETS.RES2_OUT_CHANNELS {out_channels}: depth {depth} takes the value of"
@@ -92,10 +116,10 @@ def resnet_from_config(
             )
 
     stem = (BasicStem if shortcuts else ConvStem)(in_channels, channels, norm)
-    bottleneck_channels = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
+    bottleneck_channels = num_groups * width_per_group
     stages: list[list[list[Block]]] = []
     for index, num_blocks in enumerate(BLOCKS_PER_STAGE[depth]):
-        dilation = resnets.RES5_DILATION if index == 3 else 1
+        dilation = res5_dilation if index == 3 else 1
         stage_stride = 1 if (index == 0 and shortcuts) or dilation == 2 else 2
         blocks: list[Block] = []
         for i in range(num_blocks):
@@ -108,9 +132,9 @@ def resnet_from_config(
                     out_channels,
                     bottleneck_channels=bottleneck_channels,
                     stride=stride,
-                    num_groups=resnets.NUM_GROUPS,
+                    num_groups=num_groups,
                     norm=norm,
-                    stride_in_1x1=resnets.STRIDE_IN_1X1,
+                    stride_in_1x1=stride_in_1x1,
                     dilation=dilation,
                 )
             if not shortcuts:

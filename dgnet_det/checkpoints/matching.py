@@ -68,13 +68,14 @@ def recognise(names: Iterable[str], prefix: str = "") -> Source:
             that is not supported.
     """
     names = list(names)
-    sources = [
-        Source(family, format_, name.removesuffix(format_.anchor))
+    hits = [
+        Source(family, format_, match[1])
         for family in FAMILIES
         for format_ in family.formats
         for name in names
-        if name == format_.anchor or name.endswith(f".{format_.anchor}")
+        if (match := re.fullmatch(rf"(|.*\.)(?:{format_.anchor})", name))
     ]
+    sources = list(dict.fromkeys(hits))
     preferred = [source for source in sources if source.prefix == prefix]
     if len(preferred or sources) > 1:
         found = ", ".join(repr(source.prefix) for source in sources)
@@ -176,7 +177,10 @@ def _cause(match: Match, backbone: DGNet) -> str:
             f"it is {match.kind}, the config builds {kind}; change MODEL.DGNET.WIRING or"
             " MODEL.DGNET.EDGE_WEIGHTS"
         )
-    return f"another depth, width or norm (check {family.keys}), or part of a checkpoint"
+    return (
+        f"another depth, width or norm (check {family.keys}), other MODEL.DGNET.PRUNED_EDGES, or"
+        " part of a checkpoint"
+    )
 
 
 def _identity_statistic(backbone: DGNet, name: str) -> Tensor | None:

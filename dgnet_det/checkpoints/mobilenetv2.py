@@ -60,7 +60,7 @@ MOBILENETV2 = Family(
         # The last 1x1 convolution counts to the head.
         Format(
             "torchvision",
-            "features.1.conv.0.0.weight",
+            r"features\.1\.conv\.0\.0\.weight",
             _from_torchvision,
             head=(
                 (r"features\.18\.0\.", "head.conv."),
@@ -70,7 +70,7 @@ MOBILENETV2 = Family(
         ),
         Format(
             "timm",
-            "blocks.1.0.conv_pwl.weight",
+            r"blocks\.1\.0\.conv_pwl\.weight",
             _from_timm,
             head=(
                 (r"conv_head\.", "head.conv."),

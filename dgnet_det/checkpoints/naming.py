@@ -12,8 +12,8 @@ class Format(NamedTuple):
     """The names that one source gives to a family's tensors."""
 
     name: str
-    # A tensor that every checkpoint of this format holds and none of another does. What stands
-    # before it is the prefix of the backbone.
+    # A pattern for the name of a tensor that every checkpoint of this format holds and none of
+    # another does. What stands before it is the prefix of the backbone.
     anchor: str
     # From a name without the prefix to :class:`DGNet`'s own; None for what is not of the backbone.
     # Names inside a stage that are not known pass through, so that they are found to be too many.
@@ -59,12 +59,14 @@ def kind_of(names: Iterable[str]) -> Kind:
 
 
 def own_format(anchor: str) -> Format:
-    """:class:`DGNet`'s own names, for a family whose first node holds ``anchor``."""
+    """:class:`DGNet`'s own names, for a family whose nodes hold ``anchor``. Any node may be pruned,
+    but hardly all."""
 
     def rename(name: str) -> str | None:
         return name if re.match(r"stem\.|res[2-5]\.\d+\.", name) else None
 
-    return Format("dgnet_det", f"res2.0.nodes.1.{anchor}", rename, head=((r"head\.", "head."),))
+    pattern = r"res\d\.\d+\.nodes\.\d+\." + re.escape(anchor)
+    return Format("dgnet_det", pattern, rename, head=((r"head\.", "head."),))
 
 
 def substitute(name: str, rules: Sequence[tuple[str, str]]) -> str:

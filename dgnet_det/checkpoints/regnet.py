@@ -60,19 +60,19 @@ REGNET = Family(
         own_format("f.a.weight"),
         Format(
             "torchvision",
-            "trunk_output.block1.block1-0.f.a.0.weight",
+            r"trunk_output\.block1\.block1-0\.f\.a\.0\.weight",
             _from_torchvision,
             head=((r"fc\.", "head.linear."),),
         ),
         Format(
             "timm",
-            "s1.b1.conv1.conv.weight",
+            r"s1\.b1\.conv1\.conv\.weight",
             _from_timm,
             head=((r"head\.fc\.", "head.linear."),),
         ),
         Format(
             "detectron2/pycls",
-            "s1.b1.f.a.weight",
+            r"s1\.b1\.f\.a\.weight",
             _from_detectron2,
             head=((r"(head\.fc|linear)\.", "head.linear."),),
         ),

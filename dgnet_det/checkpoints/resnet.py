@@ -37,7 +37,7 @@ RESNET = Family(
         own_format("conv1.weight"),
         Format(
             "torchvision/timm",
-            "layer1.0.conv1.weight",
+            r"layer1\.0\.conv1\.weight",
             _from_torchvision,
             head=((r"fc\.", "head.linear."),),
             unsupported=(
@@ -48,7 +48,7 @@ RESNET = Family(
         ),
         Format(
             "detectron2",
-            "res2.0.conv1.weight",
+            r"res2\.0\.conv1\.weight",
             _from_detectron2,
             # torchvision's as Detectron2 converts them, Detectron2's own, Caffe2's.
             head=((r"(stem\.fc|linear|fc1000|pred)\.", "head.linear."),),

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ..checkpoints import DGNetCheckpointer
+from ..checkpoints import DGNetCheckpointer, WholeCheckpointer
 from ..errors import UserError, one_line_in_training_loop
+from ..sparsity import SparsityLoss, sparsity_loss
 from .datasets import build_datasets
 from .evaluation import evaluate
 from .loading import TrainingBatches, build_test_loader, build_train_loader, mix_seeds
@@ -42,6 +43,7 @@ class ClassifierTrainer(SimpleTrainer):
         label_smoothing: float = 0.0,
         mixed_precision: bool = False,
         seed: int = 0,
+        sparsity: SparsityLoss | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +55,7 @@ class ClassifierTrainer(SimpleTrainer):
             label_smoothing: share of the target spread over all classes.
             mixed_precision: whether to autocast.
             seed: of what the model draws, such as dropout.
+            sparsity: a loss of the model's edges to add.
         """
         super().__init__(model, loader, optimizer)
         self.device = device
@@ -60,6 +63,7 @@ class ClassifierTrainer(SimpleTrainer):
         self.label_smoothing = label_smoothing
         self.mixed_precision = mixed_precision
         self.seed = seed
+        self.sparsity = sparsity
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=mixed_precision and device.type == "cuda"
         )
@@ -83,6 +87,8 @@ class ClassifierTrainer(SimpleTrainer):
                 with torch.autocast(self.device.type, enabled=self.mixed_precision):
                     logits = self.model(images)
                     loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                    if self.sparsity is not None:
+                        loss = loss + self.sparsity()
                     loss = loss / self.accumulation
                 self.scaler.scale(loss).backward()
             mean_loss += loss.detach()
@@ -150,6 +156,7 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
         label_smoothing=options.LABEL_SMOOTHING,
         mixed_precision=cfg.SOLVER.AMP.ENABLED,
         seed=seed,
+        sparsity=sparsity_loss(cfg, classifier),
     )
     checkpointer = DGNetCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(trainer))
     test_loader = build_test_loader(cfg, test_set)
@@ -195,27 +202,14 @@ def evaluate_checkpoint(
         UserError: as :func:`train`, and for a checkpoint without this classifier's head.
     """
     model = _classifier(cfg, device)
-    checkpointer = _WholeCheckpointer(model, cfg.OUTPUT_DIR)
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        raise UserError("MODEL.WEIGHTS: name the checkpoint to evaluate")
+    checkpointer = WholeCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        needed="a checkpoint of tools/train_classifier.py, of CLASSIFICATION.NUM_CLASSES classes",
+    )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     _, test_set = build_datasets(cfg)
     return evaluate(model, build_test_loader(cfg, test_set), device)
-
-
-class _WholeCheckpointer(DGNetCheckpointer):
-    """For evaluation: a head that is not in the checkpoint would be a random one."""
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        misshaped = [name for name, *_ in incompatible.incorrect_shapes]
-        absent = sorted({*incompatible.missing_keys, *misshaped})
-        if absent:
-            raise UserError(
-                f"{', '.join(absent)} missing or of another shape: --eval-only needs a checkpoint"
-                " of tools/train_classifier.py, of CLASSIFICATION.NUM_CLASSES classes"
-            )
-        return incompatible
 
 
 def _classifier(cfg: CfgNode, device: torch.device) -> DGNetClassifier:

@@ -1,8 +1,6 @@
 """Checks of the user's data: before anything is built, and of each image as it is read."""
 
-import json
-import math
-import os
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +11,11 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
 from .catalog import TREE_CROWNS
+from .coco_checks import category_names, check_coco, compare_categories, read_coco
+from .findings import Findings
+from .image_checks import check_presence, compare_image_paths
 from .images import read_image
+from .tasks import check_tasks
 
 # Where each meta-architecture keeps its number of classes. Others' is not checked.
 NUM_CLASSES_KEYS = {
@@ -26,11 +28,13 @@ NUM_FILES_LOOKED_FOR = 8
 
 
 def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Check that datasets can be trained or evaluated on with ``cfg``.
+    """The quick part of ``tools/check_dataset.py``, in which no image is read, for the datasets of
+    a config.
 
     Every name must be registered. Of a dataset in COCO format, its JSON and its folder must exist,
-    its images and annotations be consistent, and its number of classes be the model's; the first
-    few images must exist. Datasets of other formats are left to Detectron2.
+    its content must be sound, its number of classes the model's and the first few images there.
+    What is checked without being an error is logged as a warning, and so are images that are in two
+    splits. Datasets of other formats are left to Detectron2.
 
     Args:
         cfg: the config.
@@ -39,36 +43,40 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
     Raises:
         UserError: the first thing that is wrong.
     """
+    findings = Findings()
+    checked: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(names):
         key = "DATASETS.TRAIN" if name in cfg.DATASETS.TRAIN else "DATASETS.TEST"
         if name not in DatasetCatalog.list():
             raise UserError(
-                f"{key}: no dataset {name!r} is registered: correct the name, or register your own"
-                " with detectron2.data.datasets.register_coco_instances"
+                f"{key}: no dataset {name!r} is registered: correct the name, or name your files in"
+                " DATASETS.TRAIN_JSON, TRAIN_IMAGES, VAL_JSON and VAL_IMAGES"
             )
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type") != "coco":
             continue
         json_file, image_root = metadata.json_file, metadata.image_root
-        mend = (
-            "run `python tools/prepare_tree_crowns.py`"
-            if name.startswith(f"{TREE_CROWNS}_")
-            else "set $DETECTRON2_DATASETS to the folder that holds your datasets (else: datasets)"
-        )
+        mend = "set $DETECTRON2_DATASETS to the folder that holds your datasets (else: datasets)"
+        if name == json_file:  # named by its file in the config
+            mend = "correct DATASETS.TRAIN_JSON, TRAIN_IMAGES, VAL_JSON or VAL_IMAGES"
+        elif name.startswith(f"{TREE_CROWNS}_"):
+            mend = "run `python tools/prepare_tree_crowns.py`"
         if not PathManager.isfile(json_file):
             raise UserError(f"{json_file}: no such annotation file of {name} ({key}): {mend}")
         if not PathManager.isdir(image_root):
             raise UserError(f"{image_root}: no such image folder of {name} ({key}): {mend}")
-        coco = _read_json(json_file)
-        sizes = _check_images(json_file, coco, image_root, name, mend)
-        _check_annotations(
-            json_file,
-            coco,
-            sizes,
-            trained=name in cfg.DATASETS.TRAIN,
-            evaluated=name in cfg.DATASETS.TEST,
-        )
+        coco = read_coco(json_file)
+        trained, evaluated = name in cfg.DATASETS.TRAIN, name in cfg.DATASETS.TEST
+        images, _ = check_coco(json_file, coco, findings, trained=trained, evaluated=evaluated)
+        looked_for = list(images.values())[:NUM_FILES_LOOKED_FOR]
+        check_presence(json_file, looked_for, image_root, findings, mend)
+        findings.raise_first_error()
         _check_num_classes(cfg, name, coco)
+        check_tasks(cfg, json_file, coco)
+        checked[name] = coco
+    _check_pairs(cfg, checked, findings)
+    for finding in findings.of("warning"):
+        logging.getLogger(__name__).warning(finding.line())
 
 
 class CheckedDatasetMapper(DatasetMapper):
@@ -88,101 +96,33 @@ class CheckedDatasetMapper(DatasetMapper):
             raise
 
 
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        with PathManager.open(path) as file:
-            coco = json.load(file)
-    except ValueError as error:
-        raise UserError(f"{path}: no valid JSON: {error}") from error
-    if not isinstance(coco, dict):
-        raise UserError(f"{path}: not in COCO format: the top level is no object")
-    for key in ("images", "categories"):
-        if not isinstance(coco.get(key), list) or not coco[key]:
-            raise UserError(f"{path}: not in COCO format: no list {key!r}, or an empty one")
-    return coco
-
-
-def _check_images(
-    json_file: str, coco: dict[str, Any], image_root: str, name: str, mend: str
-) -> dict[Any, tuple[float, float]]:
-    """The sizes (width, height) of the images by id."""
-    try:
-        sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
-        files = [image["file_name"] for image in coco["images"][:NUM_FILES_LOOKED_FOR]]
-    except KeyError as error:
-        raise UserError(f"{json_file}: an image has no {error.args[0]!r}") from error
-    if len(sizes) < len(coco["images"]):
-        raise UserError(f"{json_file}: two images share one id")
-    for file in files:
-        path = os.path.join(image_root, file)
-        if not PathManager.isfile(path):
-            raise UserError(f"{path}: no such image of {name}, listed in {json_file}: {mend}")
-    return sizes
-
-
-def _check_annotations(
-    json_file: str,
-    coco: dict[str, Any],
-    sizes: dict[Any, tuple[float, float]],
-    *,
-    trained: bool,
-    evaluated: bool,
-) -> None:
-    """Check ids and boxes. A box without an area is let pass: COCO has some."""
-    annotations = coco.get("annotations")
-    if trained and not annotations:
-        raise UserError(f"{json_file}: no annotations to train on")
-    # Evaluation reads the areas, and would miss them only after training.
-    required = {"id", "image_id", "category_id", "bbox"} | ({"area"} if evaluated else set())
-    categories = {category.get("id") for category in coco["categories"]}
-    ids = set()
-    for annotation in annotations or ():
-        problem = _problem(annotation, required, categories, sizes)
-        if problem is not None:
-            raise UserError(f"{json_file}: annotation {annotation.get('id')}: {problem}")
-        ids.add(annotation["id"])
-    # Detectron2 refuses these too, but for the old COCO minival, which is known to have some.
-    if len(ids) < len(annotations or ()) and "minival" not in json_file:
-        raise UserError(f"{json_file}: two annotations share one id")
-
-
-def _problem(
-    annotation: dict[str, Any],
-    required: set[str],
-    categories: set[Any],
-    sizes: dict[Any, tuple[float, float]],
-) -> str | None:
-    """What is wrong with an annotation."""
-    if not required <= annotation.keys():
-        return f"no {sorted(required - annotation.keys())[0]!r}"
-    size = sizes.get(annotation["image_id"])
-    if size is None:
-        return f"image_id {annotation['image_id']!r} is not in 'images'"
-    if annotation["category_id"] not in categories:
-        return f"category_id {annotation['category_id']!r} is not in 'categories'"
-    if not _is_box_in(annotation["bbox"], *size):
-        return (
-            f"bbox {annotation['bbox']} is no [x, y, width, height] in pixels that meets its image"
-            f" of {size[0]} × {size[1]}"
-        )
-    return None
-
-
-def _is_box_in(box: Any, width: float, height: float) -> bool:
-    """Whether ``box`` is four finite numbers x, y, w ≥ 0 and h ≥ 0 and touches the image."""
-    try:
-        x, y, w, h = box
-        return (
-            math.isfinite(x + y + w + h)
-            and w >= 0
-            and h >= 0
-            and x + w >= 0
-            and y + h >= 0
-            and x <= width
-            and y <= height
-        )
-    except (TypeError, ValueError):
-        return False
+def _check_pairs(cfg: CfgNode, checked: dict[str, dict[str, Any]], findings: Findings) -> None:
+    """Check each test set against the training sets."""
+    for train in cfg.DATASETS.TRAIN:
+        for test in cfg.DATASETS.TEST:
+            if train == test or train not in checked or test not in checked:
+                continue
+            a, b = MetadataCatalog.get(train), MetadataCatalog.get(test)
+            compare_categories(
+                a.json_file,
+                category_names(checked[train]),
+                b.json_file,
+                category_names(checked[test]),
+                findings,
+            )
+            findings.raise_first_error()
+            # A run may be meant to learn its test images, to see whether it learns at all.
+            shared = Findings()
+            compare_image_paths(
+                a.image_root,
+                checked[train]["images"],
+                b.json_file,
+                b.image_root,
+                checked[test]["images"],
+                shared,
+            )
+            for finding in shared.of("error"):
+                logging.getLogger(__name__).warning(finding.line())
 
 
 def _check_num_classes(cfg: CfgNode, name: str, coco: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Images given by the user: which files, and their pixels."""
 
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,21 @@ from PIL import Image
 from ..errors import UserError
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Files as given, and the images directly in folders, by name.
+def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]:
+    """Files as given, the images directly in folders, by name, and what patterns such as
+    ``shots/*.jpg`` match.
+
+    Args:
+        inputs: files, folders and patterns.
+        also: suffixes of further files to take from folders, such as ``.mp4``.
 
     Raises:
-        UserError: a path does not exist, or a folder holds no image.
+        UserError: a path does not exist, a folder holds no image, or a pattern matches nothing.
     """
-    suffixes = Image.registered_extensions()
+    suffixes = {*Image.registered_extensions(), *also}
     images: list[Path] = []
-    for path in map(Path, inputs):
+    for name in inputs:
+        path = Path(name)
         if path.is_dir():
             found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
             if not found:
@@ -28,6 +35,8 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
             images += found
         elif path.is_file():
             images.append(path)
+        elif matches := sorted(filter(os.path.isfile, glob.glob(name, recursive=True))):
+            images += map(Path, matches)
         else:
             raise UserError(f"{path}: no such image or folder")
     return images

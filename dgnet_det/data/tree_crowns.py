@@ -11,7 +11,6 @@ the right and at the bottom is not used. A box is in a tile, clipped to it, wher
 """
 
 import json
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 from ..errors import UserError
 from ..files import folder_written_whole
 from .catalog import SPLITS, TREE_CROWNS
+from .voc import read_voc_file
 
 TILE = 256
 TRAIN_STRIDE = 128
@@ -88,18 +88,9 @@ def read_voc_boxes(path: Path) -> np.ndarray:
     the top left corner.
 
     Raises:
-        UserError: the file is no such XML, or a box is empty.
+        UserError: as :func:`read_voc_file`, or a box is empty.
     """
-    try:
-        objects = ElementTree.parse(path).getroot().findall("object/bndbox")
-        boxes = np.array(
-            [
-                [float(box.findtext(k, "")) for k in ("xmin", "ymin", "xmax", "ymax")]
-                for box in objects
-            ]
-        ).reshape(-1, 4)
-    except (ElementTree.ParseError, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Pascal VOC XML: {error}") from error
+    boxes = np.array(read_voc_file(path).corners, float).reshape(-1, 4)
     if not (boxes[:, :2] < boxes[:, 2:]).all():
         raise UserError(f"{path}: holds a box without an area")
     return boxes

@@ -129,7 +129,7 @@ def test_averaging_weights_average_the_valid_part() -> None:
     x = torch.randn(2, 4, 6, 5)
     valid = torch.tensor([[6, 5], [2, 3]])
     pool = averaging_weights(6, 5, valid, dtype=x.dtype)
-    got = torch.bmm(x.flatten(2), pool)[:, :, 0]
+    got = torch.bmm(x.flatten(2), pool[:, :, None])[:, :, 0]
     torch.testing.assert_close(got[0], x[0].mean(dim=(1, 2)))
     torch.testing.assert_close(got[1], x[1, :, :2, :3].mean(dim=(1, 2)))
 

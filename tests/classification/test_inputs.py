@@ -162,7 +162,7 @@ def test_evaluation_needs_a_checkpoint_with_this_head(
     from dgnet_det.classification import build_classifier
 
     cfg = make_cfg()
-    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: name the checkpoint"):
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: empty: this needs a checkpoint"):
         evaluate_checkpoint(cfg, CPU)
     state = build_classifier(cfg).state_dict()
     headless = {name: x for name, x in state.items() if not name.startswith("head.")}

@@ -110,7 +110,8 @@ def test_unknown_name(cfg: CfgNode) -> None:
 def test_missing_files(dataset: Dataset, cfg: CfgNode) -> None:
     (dataset.images / "2.png").unlink()
     message = message_of(cfg)
-    assert message.startswith(f"{dataset.images / '2.png'}: no such image of {NAME}")
+    missing = dataset.images / "2.png"
+    assert message.startswith(f"{missing}: no such image, listed in {dataset.json}")
     assert "DETECTRON2_DATASETS" in message
     dataset.images.rename(dataset.root / "elsewhere")
     assert message_of(cfg).startswith(f"{dataset.images}: no such image folder of {NAME}")
@@ -171,16 +172,16 @@ def set_key(**values: object) -> Callable[[dict], None]:
         (set_key(id=1), "two annotations share one id"),
         (lambda coco: coco["annotations"][1].pop("bbox"), "annotation 2: no 'bbox'"),
         (lambda coco: coco["annotations"][1].pop("area"), "annotation 2: no 'area'"),
-        (lambda coco: coco["images"][1].pop("width"), "an image has no 'width'"),
+        (lambda coco: coco["images"][1].pop("width"), "image 2.png has no 'width'"),
         (lambda coco: coco["images"][1].update(id=1), "two images share one id"),
         (lambda coco: coco.update(annotations=[]), "no annotations to train on"),
         (set_box(1, 2, 3), "annotation 2: bbox [1, 2, 3] is no"),
-        (set_box(1, 2, -3, 4), "annotation 2: bbox [1, 2, -3, 4] is no"),
-        (set_box(1, 2, 3, -4), "annotation 2: bbox [1, 2, 3, -4] is no"),
-        (set_box(81, 2, 3, 4), "annotation 2: bbox [81, 2, 3, 4] is no"),
-        (set_box(2, 61, 3, 4), "annotation 2: bbox [2, 61, 3, 4] is no"),
-        (set_box(-9, 2, 3, 4), "annotation 2: bbox [-9, 2, 3, 4] is no"),
-        (set_box(2, -9, 3, 4), "annotation 2: bbox [2, -9, 3, 4] is no"),
+        (set_box(1, 2, -3, 4), "annotation 2: bbox [1, 2, -3, 4] has a negative"),
+        (set_box(1, 2, 3, -4), "annotation 2: bbox [1, 2, 3, -4] has a negative"),
+        (set_box(81, 2, 3, 4), "annotation 2: bbox [81, 2, 3, 4] lies outside"),
+        (set_box(2, 61, 3, 4), "annotation 2: bbox [2, 61, 3, 4] lies outside"),
+        (set_box(-9, 2, 3, 4), "annotation 2: bbox [-9, 2, 3, 4] lies outside"),
+        (set_box(2, -9, 3, 4), "annotation 2: bbox [2, -9, 3, 4] lies outside"),
         (set_box(1, 2, 3, math.nan), "annotation 2: bbox [1, 2, 3, nan] is no"),
         (set_box(1, 2, math.inf, 4), "annotation 2: bbox [1, 2, inf, 4] is no"),
         (set_box(1, 2, "3", 4), "annotation 2: bbox [1, 2, '3', 4] is no"),
@@ -220,6 +221,42 @@ def test_number_of_classes(dataset: Dataset, cfg: CfgNode, architecture: str, gr
     assert message_of(cfg).startswith(
         f"MODEL.{group}.NUM_CLASSES 80: {NAME} has 2 categories: set the key to that number"
     )
+
+
+def test_what_may_be_meant_is_logged(
+    dataset: Dataset, cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset.coco["annotations"][2] |= {"image_id": 2, "bbox": [5, 5, 9, 9]}
+    dataset.write()
+    check_datasets(cfg, (NAME,))
+    assert caplog.messages == [
+        f"{dataset.json}: image 3.png has no box: training leaves it out",
+        f"{dataset.json}: category 'ball' has no box",
+    ]
+
+
+def test_training_against_test_set(
+    dataset: Dataset, cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = dataset.root / "val.json"
+    dataset.coco["images"] = dataset.coco["images"][:1]
+    dataset.coco["annotations"] = dataset.coco["annotations"][:1]
+    other.write_text(json.dumps(dataset.coco))
+    register_coco_instances(str(other), {}, str(other), str(dataset.images))
+    cfg.DATASETS.TEST = (str(other),)
+    try:
+        # Learning the test images by heart is a way to see whether a model learns at all.
+        check_datasets(cfg, (NAME, str(other)))
+        (line,) = [line for line in caplog.messages if "training set" in line]
+        assert line.startswith(f"{other}: {dataset.images / '1.png'} is in the training set too")
+        dataset.coco["categories"][1]["name"] = "bird"
+        other.write_text(json.dumps(dataset.coco))
+        message = message_of(cfg, (NAME, str(other)))
+    finally:
+        DatasetCatalog.remove(str(other))
+        MetadataCatalog.remove(str(other))
+    assert message.startswith(f"{other}: not the categories of {dataset.json}")
+    assert f"ball only in {dataset.json}; bird only in {other}" in message
 
 
 def test_mapper_maps(dataset: Dataset, cfg: CfgNode) -> None:

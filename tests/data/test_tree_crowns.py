@@ -141,8 +141,8 @@ def test_bad_photographs(photograph: Photograph, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"photo\.png: does not decode"):
         write_tree_crowns(tmp_path / "data", [photograph])
     photograph.annotation.write_text(
-        "<annotation><object><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>5</xmax><ymax>9</ymax>"
-        "</bndbox></object></annotation>"
+        "<annotation><object><name>Tree</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>5</xmax>"
+        "<ymax>9</ymax></bndbox></object></annotation>"
     )
     with pytest.raises(UserError, match=r"photo\.xml: holds a box without an area"):
         read_voc_boxes(photograph.annotation)

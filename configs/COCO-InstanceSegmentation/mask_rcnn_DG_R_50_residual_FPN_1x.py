@@ -1,0 +1,6 @@
+from ..common.coco_1x import dataloader, lr_multiplier, optimizer, train
+from ..common.mask_rcnn_fpn import model
+
+model.backbone.bottom_up.depth = 50
+dataloader.train.mapper.use_instance_mask = True
+train.init_checkpoint = "weights/static-R-50.pth"

@@ -1,0 +1,170 @@
+"""How well anchors fit a dataset's boxes, at the size and on the grids that the network sees.
+
+Only comparing shapes would mislead: an anchor of 45 pixels on a feature map of stride 32 may have a
+box's shape, and yet lie up to 16 pixels beside it. For the tree crowns, five sizes taken from
+quantiles of the boxes come closer in shape than octaves do, and meet fewer boxes (89 % against
+99 %). So each box is compared with the anchors where they lie, and a suggestion keeps the config's
+steps from one feature map to the next and multiplies all sizes by one factor.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+
+# A box counts as met where an anchor overlaps it by so much (IoU). The region proposal network
+# regresses well from there.
+MET_IOU = 0.5
+FACTORS = 2.0 ** np.arange(-3, 3.01, 0.25)  # of the config's sizes, that are tried
+RATIO_SHARES = (0.1, 0.5, 0.9)  # quantiles of the boxes' ratios, that are tried as anchors' ratios
+NUM_BOXES_TRIED = 5000
+# A suggestion must raise the mean overlap by this much to be worth a change.
+WORTHWHILE = 0.02
+
+
+class Anchors(NamedTuple):
+    """What ``MODEL.ANCHOR_GENERATOR`` describes.
+
+    Attributes:
+        sizes: square roots of areas, pixels of the resized image, a list for each feature map.
+        ratios: heights over widths.
+        strides: of the feature maps, pixels of the resized image.
+        offset: of the grid, in strides.
+    """
+
+    sizes: list[list[float]]
+    ratios: list[float]
+    strides: list[int]
+    offset: float
+
+
+def config_anchors(cfg: CfgNode) -> Anchors:
+    """The anchors of a config, on the feature maps that its RPN or RetinaNet head reads."""
+    retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    features = cfg.MODEL.RETINANET.IN_FEATURES if retina else cfg.MODEL.RPN.IN_FEATURES
+    # "p4" and "res4" have stride 2⁴.
+    strides = [2 ** int(re.sub(r"\D", "", name)) for name in features]
+    generator = cfg.MODEL.ANCHOR_GENERATOR
+    sizes = [list(map(float, level)) for level in generator.SIZES]
+    sizes *= len(strides) // len(sizes)  # one list may stand for all maps
+    return Anchors(sizes, list(map(float, generator.ASPECT_RATIOS[0])), strides, generator.OFFSET)
+
+
+def best_overlaps(boxes: np.ndarray, anchors: Anchors) -> np.ndarray:
+    """For each box the IoU, [K], of the anchor that overlaps it most.
+
+    Args:
+        boxes: [K, 4] x, y, width and height, pixels of the resized image.
+        anchors: the anchors.
+    """
+    wh = boxes[:, 2:]
+    centres = boxes[:, :2] + wh / 2
+    best = np.zeros(len(boxes))
+    for sizes, stride in zip(anchors.sizes, anchors.strides, strict=True):
+        cells = centres / stride - anchors.offset
+        distance = abs(cells - cells.round()) * stride  # of the nearest anchors' centre
+        for size in sizes:
+            for ratio in anchors.ratios:
+                anchor = np.array([size / ratio**0.5, size * ratio**0.5])
+                sides = np.minimum((wh + anchor) / 2 - distance, np.minimum(wh, anchor))
+                overlap = sides.clip(0).prod(axis=1)
+                best = np.maximum(best, overlap / (wh.prod(axis=1) + size**2 - overlap))
+    return best
+
+
+def suggest(boxes: np.ndarray, anchors: Anchors) -> Anchors:
+    """The anchors with their sizes multiplied by the factor, and with the ratios, either their own
+    or the boxes' quantiles, that overlap boxes, as in :func:`best_overlaps`, most on average."""
+    boxes = boxes[:: 1 + len(boxes) // NUM_BOXES_TRIED]
+    own = np.quantile(boxes[:, 3] / boxes[:, 2], RATIO_SHARES).round(2).clip(0.05).tolist()
+    tried = [
+        anchors._replace(sizes=_multiplied(anchors.sizes, factor), ratios=ratios)
+        for factor in FACTORS
+        for ratios in (anchors.ratios, own)
+    ]
+    return max(tried, key=lambda some: best_overlaps(boxes, some).mean())
+
+
+def _multiplied(sizes: list[list[float]], factor: float) -> list[list[float]]:
+    return [[float(max(1, round(size * factor))) for size in level] for level in sizes]
+
+
+def resize_factors(cfg: CfgNode, image_sizes: np.ndarray) -> np.ndarray:
+    """The factors, [K], by which training enlarges images, for the middle one of
+    ``INPUT.MIN_SIZE_TRAIN``.
+
+    Args:
+        cfg: the config.
+        image_sizes: [K, 2] width and height, pixels.
+    """
+    shorter = shorter_side(cfg)
+    if shorter == 0:  # Detectron2's sign for no resizing
+        return np.ones(len(image_sizes))
+    unique, index = np.unique(image_sizes, axis=0, return_inverse=True)
+    resized = [
+        ResizeShortestEdge.get_output_shape(h, w, shorter, cfg.INPUT.MAX_SIZE_TRAIN)[1]
+        for w, h in unique
+    ]
+    return (np.array(resized) / unique[:, 0])[index.reshape(-1)]
+
+
+def shorter_side(cfg: CfgNode) -> int:
+    """The shorter side of training images, pixels: the middle one of ``INPUT.MIN_SIZE_TRAIN``."""
+    return int(np.median(cfg.INPUT.MIN_SIZE_TRAIN))
+
+
+def compare_anchors(cfg: CfgNode, xywh: np.ndarray, image_sizes: np.ndarray) -> dict[str, Any]:
+    """The config's anchors and suggested ones against boxes.
+
+    Args:
+        cfg: the config.
+        xywh: [K, 4] boxes with an area, pixels; K ≥ 1.
+        image_sizes: [K, 2] width and height of each box's image.
+
+    Returns:
+        ``shorter_side`` that images are resized to (0: they are not); ``box_sizes``, percentiles of
+        square roots of areas in pixels of the resized image; ``config``, the config's anchors:
+        their sizes and ratios, the share of boxes that they ``meet`` and the mean ``overlap``; and
+        ``suggested``, the same of better ones with their ``override`` (config keys, for a
+        command line), or None.
+    """
+    boxes = xywh * resize_factors(cfg, image_sizes)[:, None]
+    anchors = config_anchors(cfg)
+    report: dict[str, Any] = {
+        "shorter_side": shorter_side(cfg),
+        "box_sizes": percentiles(np.sqrt(boxes[:, 2:].prod(axis=1))),
+        "config": _fit(boxes, anchors),
+        "suggested": None,
+    }
+    better = suggest(boxes, anchors)
+    suggested = _fit(boxes, better)
+    if suggested["overlap"] >= report["config"]["overlap"] + WORTHWHILE:
+        suggested["override"] = (
+            f"MODEL.ANCHOR_GENERATOR.SIZES '{_compact(better.sizes)}'"
+            f" MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS '{_compact([better.ratios])}'"
+        )
+        report["suggested"] = suggested
+    return report
+
+
+def _fit(boxes: np.ndarray, anchors: Anchors) -> dict[str, Any]:
+    best = best_overlaps(boxes, anchors)
+    return {
+        "sizes": anchors.sizes,
+        "ratios": anchors.ratios,
+        "meet": float((best >= MET_IOU).mean()),
+        "overlap": float(best.mean()),
+    }
+
+
+def percentiles(values: np.ndarray) -> dict[str, float]:
+    """The 5th, 25th, 50th, 75th and 95th percentile of numbers, [K]."""
+    shares = (5, 25, 50, 75, 95)
+    found = np.percentile(values, shares)
+    return {f"p{share}": float(value) for share, value in zip(shares, found, strict=True)}
+
+
+def _compact(lists: list[list[float]]) -> str:
+    return "[" + ",".join("[" + ",".join(f"{v:g}" for v in row) + "]" for row in lists) + "]"

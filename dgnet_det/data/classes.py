@@ -1,0 +1,77 @@
+"""The names of classes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import UserError
+from .checks import NUM_CLASSES_KEYS
+from .coco_checks import category_names, read_coco
+
+CLASS_NAMES = "class_names"  # the key under which a checkpoint keeps them
+
+
+def saved_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
+    """The names of the classes that a checkpoint was trained for, in the order of the model's
+    outputs; empty if it does not say."""
+    names = checkpoint.get(CLASS_NAMES)
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    return []
+
+
+def read_class_names(json_file: str) -> list[str]:
+    """The names of a COCO JSON file's categories in the order of their ids, which is the order of
+    a model's outputs.
+
+    Raises:
+        UserError: the file is not in COCO format.
+    """
+    try:
+        return category_names(read_coco(json_file))
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{json_file}: not in COCO format: each of 'categories' needs a number as 'id' and a"
+            " 'name'"
+        ) from error
+
+
+def dataset_class_names(datasets: Sequence[str]) -> list[str]:
+    """The class names of the first of some registered datasets that tells; empty if none does."""
+    for name in datasets:
+        if name not in DatasetCatalog:
+            continue
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("thing_classes"):
+            return list(metadata.thing_classes)
+        if os.path.isfile(metadata.get("json_file", "")):
+            return read_class_names(metadata.json_file)
+    return []
+
+
+def class_names(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> list[str]:
+    """The names of the classes that a model predicts, in the order of its outputs.
+
+    They are those that were saved with its checkpoint, else those of the config's datasets if they
+    are as many as the model's, else numbers: ``class 0`` and so on.
+
+    Args:
+        cfg: the model's config.
+        checkpoint: what :meth:`DGNetCheckpointer.load` returned.
+    """
+    saved = saved_class_names(checkpoint)
+    if saved:
+        return saved
+    names = dataset_class_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    group = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    count = cfg.MODEL[group].NUM_CLASSES if group else len(names)
+    return names if len(names) == count else [f"class {i}" for i in range(count)]
+
+
+def set_num_classes(cfg: CfgNode, count: int) -> None:
+    """Set the number of classes of every meta-architecture. ``cfg`` is not frozen."""
+    for group in set(NUM_CLASSES_KEYS.values()):
+        cfg.MODEL[group].NUM_CLASSES = count

@@ -1,0 +1,89 @@
+"""What the checks of a dataset find: mistakes of one kind in one file, told in one line."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UserError
+
+NUM_CASES_NAMED = 10  # of one kind, in a report
+
+
+@dataclass
+class Finding:
+    """All mistakes of one kind in one file.
+
+    Attributes:
+        severity: ``error`` where training or evaluation would fail, or tell something untrue, or
+            learn from boxes that are wrong; else ``warning``.
+        kind: a name for the kind of mistake.
+        message: the file, what is wrong with the first case, and how to mend it; one line.
+        count: how many cases there are.
+        cases: the first ``NUM_CASES_NAMED`` of them: names of images, classes or annotations.
+    """
+
+    severity: str
+    kind: str
+    message: str
+    count: int = 0
+    cases: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """The message, with the number of further cases."""
+        more = self.count - 1
+        return self.message if more < 1 else f"{self.message} (and {more} more)"
+
+
+class Findings:
+    """A collection that puts cases of one kind in one file together."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[tuple[str, str], Finding] = {}
+
+    def error(
+        self, kind: str, file: str, problem: str, case: Any = "", where: str | None = None
+    ) -> None:
+        """Add a case that makes training or evaluation fail or its figures wrong.
+
+        Args:
+            kind: as in :class:`Finding`.
+            file: the JSON file that is checked.
+            problem: what is wrong and how to mend it. Of a kind's cases, only the first's is kept.
+            case: the name of the image, class or annotation.
+            where: the file to look at, if it is not the JSON file.
+        """
+        self._add("error", kind, file, f"{where or file}: {problem}", case)
+
+    def raised(self, kind: str, file: str, error: UserError, case: Any = "") -> None:
+        """Add a case as :meth:`error`, with the message of an exception."""
+        self._add("error", kind, file, str(error), case)
+
+    def warning(
+        self, kind: str, file: str, problem: str, case: Any = "", where: str | None = None
+    ) -> None:
+        """Add a case that may be meant; arguments as :meth:`error`."""
+        self._add("warning", kind, file, f"{where or file}: {problem}", case)
+
+    def _add(self, severity: str, kind: str, file: str, message: str, case: Any) -> None:
+        finding = self._by_kind.setdefault(
+            (file, kind), Finding(severity, kind, " ".join(message.split()))
+        )
+        finding.count += 1
+        if len(finding.cases) < NUM_CASES_NAMED and str(case):
+            finding.cases.append(str(case))
+
+    def of(self, severity: str) -> list[Finding]:
+        """Those of one severity, in the order in which they were found."""
+        return [f for f in self._by_kind.values() if f.severity == severity]
+
+    def raise_first_error(self) -> None:
+        """Raise the first error, if there is one, as a :class:`UserError`."""
+        for finding in self.of("error"):
+            raise UserError(finding.line())
+
+
+def some(names: Iterable[Any], limit: int = 3) -> str:
+    """The first few names as text, and how many more there are."""
+    names = [str(name) for name in names]
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

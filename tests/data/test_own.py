@@ -1,0 +1,148 @@
+"""Datasets that a config names by their files."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from configs import ROOT
+from dgnet_det.config import load_cfg
+from dgnet_det.data.classes import class_names, dataset_class_names, read_class_names
+from dgnet_det.data.own import register_own_datasets
+from dgnet_det.errors import UserError
+
+COCO = str(ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml")
+TREES = str(
+    ROOT / "configs/Tree-Crowns/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml"
+)  # fmt: skip
+
+
+def dataset(folder: Path, name: str, categories: dict[int, str]) -> list[str]:
+    """A dataset of one image; its overrides."""
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 8}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": k, "bbox": [1, 1, 5, 5], "area": 25,
+             "iscrowd": 0}
+            for k in categories
+        ][:1],
+        "categories": [{"id": k, "name": category} for k, category in categories.items()],
+    }  # fmt: skip
+    path = folder / f"{name.lower()}.json"
+    path.write_text(json.dumps(coco))
+    return [f"DATASETS.{name}_JSON", str(path), f"DATASETS.{name}_IMAGES", str(folder / "images")]
+
+
+FRUIT = {7: "fig", 2: "apple", 30: "pear"}
+
+
+@pytest.mark.parametrize("config", [COCO, TREES])
+def test_the_config_follows_the_data(config: str, tmp_path: Path) -> None:
+    opts = dataset(tmp_path, "TRAIN", FRUIT) + dataset(tmp_path, "VAL", FRUIT)
+    for _ in range(2):  # registering again is no error
+        cfg = load_cfg(config, opts)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 3
+    for key, name in (("TRAIN", "train.json"), ("TEST", "val.json")):
+        (registered,) = cfg.DATASETS[key]
+        assert registered == str(tmp_path / name)
+        (image,) = DatasetCatalog.get(registered)
+        assert image["file_name"] == str(tmp_path / "images" / "a.png")
+        assert MetadataCatalog.get(registered).thing_classes == ["apple", "fig", "pear"]
+        assert image["annotations"][0]["category_id"] == 1  # id 7, the second by number
+
+
+@pytest.mark.parametrize(
+    ("split", "key", "other"), [("TRAIN", "TRAIN", "TEST"), ("VAL", "TEST", "TRAIN")]
+)
+def test_one_split_alone(split: str, key: str, other: str, tmp_path: Path) -> None:
+    cfg = load_cfg(COCO, dataset(tmp_path, split, FRUIT))
+    assert len(cfg.DATASETS[key]) == 1
+    assert cfg.DATASETS[other] == ()
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+
+
+def test_changed_files_are_registered_anew(tmp_path: Path) -> None:
+    (name,) = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT)).DATASETS.TRAIN
+    DatasetCatalog.get(name)
+    cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", {1: "tree"}))
+    DatasetCatalog.get(name)  # Detectron2 does not let the classes of a name change
+    assert MetadataCatalog.get(name).thing_classes == ["tree"]
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1
+
+
+def test_the_written_config_names_the_same_data(tmp_path: Path) -> None:
+    cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT))
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+    assert yaml.safe_load(load_cfg(str(path)).dump()) == yaml.safe_load(cfg.dump())
+
+
+def registered_names(cfg: CfgNode, queue: multiprocessing.Queue) -> None:
+    before = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in DatasetCatalog]
+    register_own_datasets(cfg)
+    queue.put((before, [len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN]))
+
+
+def test_a_spawned_process_registers_them_for_itself(tmp_path: Path) -> None:
+    cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT) + dataset(tmp_path, "VAL", FRUIT))
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=registered_names, args=(cfg, queue))
+    process.start()
+    assert queue.get(timeout=60) == ([], [1])
+    process.join()
+
+
+def test_where_the_data_are_not_the_config_still_loads(tmp_path: Path) -> None:
+    opts = dataset(tmp_path, "TRAIN", FRUIT)
+    path = tmp_path / "config.yaml"
+    path.write_text(load_cfg(COCO, opts).dump())
+    Path(opts[1]).unlink()
+    assert load_cfg(str(path)).MODEL.ROI_HEADS.NUM_CLASSES == 3
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "4"], "NUM_CLASSES 4: .*train.json has 3 categories"),
+        (["DATASETS.TEST", "('tree_crowns_val',)"], "DATASETS.TEST .*tree_crowns_val.*VAL_JSON"),
+        (["DATASETS.VAL_JSON", "x.json"], "DATASETS.VAL_IMAGES: empty: .*x.json"),
+        (["DATASETS.VAL_IMAGES", "x"], "DATASETS.VAL_JSON: empty: .*in x"),
+    ],
+)
+def test_contradictions(extra: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load_cfg(COCO, [*dataset(tmp_path, "TRAIN", FRUIT), *extra])
+
+
+def test_an_override_that_agrees_is_none(tmp_path: Path) -> None:
+    opts = [*dataset(tmp_path, "TRAIN", FRUIT), "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    assert load_cfg(COCO, opts).MODEL.ROI_HEADS.NUM_CLASSES == 3
+
+
+@pytest.mark.parametrize(
+    "categories", [[{"id": 1}], [{"name": "a"}], [{"id": 1, "name": "a"}, {"id": "b", "name": "b"}]]
+)
+def test_categories_that_say_too_little(categories: list[dict], tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    coco = {"images": [{"id": 1}], "annotations": [], "categories": categories}
+    path.write_text(json.dumps(coco))
+    with pytest.raises(UserError, match=r"x\.json: .*'categories'"):
+        read_class_names(str(path))
+
+
+def test_names_of_classes(tmp_path: Path) -> None:
+    cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT)).clone()
+    assert dataset_class_names(["no such dataset", *cfg.DATASETS.TRAIN]) == ["apple", "fig", "pear"]
+    assert dataset_class_names([]) == []
+    assert class_names(cfg, {"class_names": ["a", "b"]}) == ["a", "b"]
+    assert class_names(cfg, {}) == ["apple", "fig", "pear"]
+    assert class_names(cfg, {"class_names": 3}) == ["apple", "fig", "pear"]
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    assert class_names(cfg, {}) == ["class 0", "class 1"]
+    assert class_names(load_cfg(COCO), {})[:2] == ["person", "bicycle"]  # Detectron2 knows COCO's

@@ -1,0 +1,160 @@
+#!/usr/bin/env python
+"""Say what is wrong with a dataset in COCO's JSON format, before hours of training do.
+
+Reads the annotations and decodes every image. Prints errors (training or evaluation would fail, or
+learn or tell something wrong), warnings (they may be meant) and statistics, and compares the boxes
+with the anchors of a config. Ends with exit code 1 if there is an error. tools/train_net.py runs
+the part that needs no images by itself.
+
+Examples:
+    tools/check_dataset.py mine/train.json mine/images
+    tools/check_dataset.py mine/train.json mine/images --val mine/val.json mine/images
+    tools/check_dataset.py mine/train.json mine/images --json report.json \\
+        --config-file configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from dgnet_det.config import load_cfg
+from dgnet_det.data.findings import some
+from dgnet_det.data.inspection import ENOUGH_MET, LARGE, SMALL, inspect
+from dgnet_det.errors import UserError, run_tool
+from dgnet_det.files import write_json
+
+CONFIG = Path(__file__).parent.parent / "configs/COCO-Detection/Base-RCNN-DG-FPN.yaml"
+MOST_CLASSES = 30  # in a printed table; the JSON has all
+
+
+def print_findings(report: dict[str, Any]) -> None:
+    """Errors, then warnings, a line each."""
+    for severity in ("errors", "warnings"):
+        found = report[severity]
+        name = severity if len(found) != 1 else severity[:-1]
+        print(f"{len(found) or 'no'} {name}{':' if found else ''}")
+        for finding in found:
+            print(f"  {finding['line']}")
+            if len(finding["cases"]) > 1:
+                print(f"      also {some(finding['cases'][1:])}")
+        print()
+
+
+def print_statistics(datasets: Sequence[dict[str, Any]]) -> None:
+    """The datasets side by side, then their classes."""
+
+    def spread(values: dict[str, float] | None, digits: int) -> str:
+        return " / ".join(f"{v:.{digits}f}" for v in values.values()) if values else "-"
+
+    def size(pixels: Sequence[int] | None) -> str:
+        return f"{pixels[0]} × {pixels[1]}" if pixels else "-"
+
+    names = ["train", "val"][: len(datasets)]
+    for name, data in zip(names, datasets, strict=True):
+        print(f"{name}: {data['json']}, images in {data['image_folder']}")
+    rows: dict[str, list[Any]] = {
+        "": names,
+        "images": [data["images"] for data in datasets],
+        "images with boxes": [data["images_with_boxes"] for data in datasets],
+        "images in the folder, not listed": [data["images_not_listed"] for data in datasets],
+        "boxes": [data["boxes"] for data in datasets],
+        "boxes marked as crowds (not used)": [data["crowd_boxes"] for data in datasets],
+        "boxes in an image with any: median, most": [
+            "{median:g}, {max}".format(**data["boxes_per_image"]) for data in datasets
+        ],
+        "image sizes: most common": [size(d["image_sizes"]["most_common"]) for d in datasets],
+        "image sizes: smallest": [size(d["image_sizes"]["smallest"]) for d in datasets],
+        "image sizes: largest": [size(d["image_sizes"]["largest"]) for d in datasets],
+        "box sides √(w·h), pixels: 5/25/50/75/95 %": [
+            spread(data["box_sizes"], 0) for data in datasets
+        ],
+        "box height / width: 5/25/50/75/95 %": [spread(data["ratios"], 2) for data in datasets],
+        f"boxes with sides below {SMALL}, to {LARGE}, above": [
+            " / ".join(map(str, data["small_medium_large"])) for data in datasets
+        ],
+    }
+    print(tabulate([[k, *v] for k, v in rows.items()], tablefmt="plain", disable_numparse=True))
+    print()
+    classes: dict[str, list[Any]] = {}
+    for position, data in enumerate(datasets):
+        total = max(1, data["boxes"])
+        for entry in data["classes"]:
+            row = classes.setdefault(entry["name"], ["-"] * len(datasets))
+            share = f"{entry['boxes'] / total:.1%}"
+            row[position] = f"{entry['boxes']} ({share}) in {entry['images']} images"
+    shown = [[name, *row] for name, row in classes.items()][:MOST_CLASSES]
+    print(tabulate(shown, ["class", *names], disable_numparse=True))
+    if len(classes) > MOST_CLASSES:
+        print(f"… and {len(classes) - MOST_CLASSES} more classes: --json has all")
+    print()
+
+
+def print_anchors(anchors: dict[str, Any], config_file: str) -> None:
+    """The boxes against the config's anchors, and better ones."""
+    side = anchors["shorter_side"]
+    scaled = f"images resized to a shorter side of {side}" if side else "images not resized"
+    sizes = " / ".join(f"{v:.0f}" for v in anchors["box_sizes"].values())
+    print(f"Anchors of {config_file}, {scaled}: boxes then have sides of {sizes} pixels.")
+    rows = []
+    for name in ("config", "suggested"):
+        if anchors[name]:
+            fit = anchors[name]
+            sizes = " ".join(",".join(f"{size:g}" for size in level) for level in fit["sizes"])
+            ratios = ", ".join(f"{ratio:g}" for ratio in fit["ratios"])
+            rows.append([name, sizes, ratios, f"{fit['meet']:.1%}", f"{fit['overlap']:.3f}"])
+    headers = ["", "sizes by feature map", "height / width", "boxes met", "mean IoU of the best"]
+    print(tabulate(rows, headers, disable_numparse=True))
+    if anchors["suggested"]:
+        print(f"To use the suggested ones:\n  {anchors['suggested']['override']}")
+    elif anchors["config"]["meet"] >= ENOUGH_MET:
+        print("They fit.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", metavar="JSON", help="annotations in COCO's format")
+    parser.add_argument("images", metavar="IMAGE_FOLDER", help="where its file names start from")
+    parser.add_argument(
+        "--val",
+        nargs=2,
+        metavar=("JSON", "IMAGE_FOLDER"),
+        help="the validation set: checked too, and compared with the first",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the report here as well")
+    parser.add_argument(
+        "--config-file",
+        default=str(CONFIG),
+        metavar="FILE",
+        help="whose anchors and image size the boxes are compared with (default: the base of"
+        " configs/COCO-Detection)",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, last")
+    args = parser.parse_intermixed_args(argv)
+
+    cfg = load_cfg(args.config_file, args.opts)
+    report = inspect(cfg, (args.dataset, args.images), args.val)
+    print_findings(report)
+    if report["datasets"]:
+        print_statistics(report["datasets"])
+    if report["anchors"]:
+        print_anchors(report["anchors"], args.config_file)
+    elif report["datasets"]:
+        print("The boxes are compared with anchors when they are there and right.")
+    if args.json:
+        write_json(args.json, report)
+        print(f"written to {args.json}")
+    if report["errors"]:
+        kinds = len(report["errors"])
+        raise UserError(
+            f"{report['errors'][0]['line']}"
+            + (f"; {kinds - 1} more kinds of errors above" if kinds > 1 else "")
+        )
+
+
+if __name__ == "__main__":
+    run_tool(main)

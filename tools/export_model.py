@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Export a whole detector, from pixels to detections, to one ONNX or TorchScript file.
+
+The file takes one image of any size: "image", uint8 [3, height, width] in the order of
+INPUT.FORMAT, resized as at evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST; bilinearly with
+antialiasing, as Pillow does it), neither normalised nor padded. It gives "boxes", float32 [N, 4] of
+left, top, right and bottom in pixels of that image, "scores" [N] and "classes" [N], the best first,
+those of the config's SCORE_THRESH_TEST and above. Mask R-CNN's gives "masks" as well, Keypoint
+R-CNN's "heatmaps", both on a grid over each box. Class names and the rest of what one must know are
+in the file, as JSON under "dgnet_det.json": a metadata property in ONNX, an extra file in
+TorchScript.
+
+Before the file is kept it is run on images and compared with the detector it came from. If it finds
+anything else, nothing is written.
+
+dgnet_det.inference.load_detector() runs either file. ONNX needs the packages onnx and onnxruntime.
+Limits: one image at a time; nodes behind closed edges are computed all the same; a TorchScript file
+keeps to the kind of device, MODEL.DEVICE, that it was exported on, and needs torchvision imported.
+
+Examples:
+    tools/export_model.py --input photographs/ --config-file output/config.yaml --format onnx \\
+        --output detector.onnx MODEL.WEIGHTS output/model_final.pth
+    tools/export_model.py --config-file output/config.yaml --format torchscript \\
+        --output detector.ts MODEL.WEIGHTS output/model_final.pth
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dgnet_det.config import load_cfg
+from dgnet_det.data import find_images, read_image
+from dgnet_det.errors import UserError, run_tool
+from dgnet_det.export import SUFFIXES, TOLERANCES, compare, export_detector, fits
+from dgnet_det.files import write_json, written_whole
+from dgnet_det.inference import detector_of, load_detector, load_predictor
+from dgnet_det.wiring import record_wiring
+
+# Of skimage.data, in its wheel.
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+MAX_IMAGES = 8
+
+
+def images_to_compare(inputs: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Images [H, W, 3] BGR by name: those of ``inputs``, or photographs of scikit-image; each whole
+    and its left half, which has another size and other content."""
+    if inputs:
+        files = find_images(inputs)
+        files = files[:: -(-len(files) // MAX_IMAGES)]
+        images = {str(file): read_image(file, "BGR") for file in files}
+    else:
+        try:
+            from skimage import data
+        except ImportError as error:
+            raise UserError(
+                "scikit-image is not installed: pip install scikit-image, or name --input"
+            ) from error
+        images = {name: getattr(data, name)()[:, :, ::-1] for name in PHOTOGRAPHS}
+    halves = {
+        f"{name}, left half": image[:, : (image.shape[1] + 1) // 2]
+        for name, image in images.items()
+    }
+    return images | halves
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML of the detector")
+    parser.add_argument("--format", required=True, choices=SUFFIXES)
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="to write: *.onnx or *.ts"
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help=f"images, or folders of images, to compare on, of which {MAX_IMAGES} are taken"
+        " (default: photographs of scikit-image)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the comparison to this file")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
+    )
+    args = parser.parse_args(argv)
+
+    suffix = SUFFIXES[args.format]
+    if args.output.suffix != suffix:
+        raise UserError(
+            f"--output {args.output}: a file of --format {args.format} ends in {suffix}"
+        )
+    device = ["MODEL.DEVICE", "cpu"] if args.format == "onnx" else []
+    cfg = load_cfg(args.config_file, [*args.opts, *device])
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS: empty: name the checkpoint to export")
+    images = images_to_compare(args.input)
+    predictor = load_predictor(cfg, whole=True)
+    detector = detector_of(predictor)
+    comparisons, alphas = {}, []
+    with written_whole(args.output) as temporary:
+        print(f"exporting {cfg.MODEL.WEIGHTS} …", flush=True)
+        example = detector.prepare(next(iter(images.values())))
+        export_detector(predictor, example, args.format, temporary)
+        exported = load_detector(temporary)
+        for name, image in images.items():
+            with record_wiring(predictor.model) as wirings:
+                comparisons[name] = compared = compare(detector, exported, image)
+            alphas.append([alpha for w in wirings.values() for alpha in w.alpha.flatten().tolist()])
+            apart = ", ".join(f"{key} {value:.2g}" for key, value in compared.differences.items())
+            print(
+                f"[{len(comparisons)}/{len(images)}] {name}: {compared.expected} detections,"
+                f" {compared.exported} exported, {compared.lone} on one side alone; largest"
+                f" differences: {apart}",
+                flush=True,
+            )
+        if not any(compared.expected for compared in comparisons.values()):
+            raise UserError(
+                "no detection in any of these images, so nothing was compared: name --input images"
+                " of what the detector was trained for; nothing was written"
+            )
+        if not fits(list(comparisons.values())):
+            raise UserError(
+                f"{args.output}: the exported detector differs from the original by more than"
+                f" {TOLERANCES}, see above; nothing was written"
+            )
+    spread = float(np.ptp(alphas, axis=0).max(initial=0.0))
+    print(f"between these images the routers' α differed by up to {spread:.2g}")
+    print(f"{args.output} written, {args.output.stat().st_size / 1e6:.1f} MB")
+    if args.json:
+        write_json(
+            args.json,
+            {
+                "config_file": args.config_file,
+                "weights": cfg.MODEL.WEIGHTS,
+                "output": str(args.output),
+                "alpha_spread": spread,
+                "images": {name: compared._asdict() for name, compared in comparisons.items()},
+            },
+        )
+
+
+if __name__ == "__main__":
+    run_tool(main)

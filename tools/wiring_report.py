@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+"""Report the wiring that a DG-Net detector chooses over many images, as one HTML page.
+
+The page holds everything it needs: mean and spread of every edge, which edges tell classes or image
+sizes apart, the multiply-adds that images really use, and examples. An image's class is that of its
+annotations with --dataset, and that of its detections with --input. Weights are those of
+MODEL.WEIGHTS.
+
+Examples:
+    C=output/config.yaml
+    tools/wiring_report.py --config-file $C --dataset coco_2017_val --num 500 \\
+        --output report.html --json report.json MODEL.WEIGHTS output/model_final.pth
+    tools/wiring_report.py --config-file $C --input photos/ --output report.html \\
+        MODEL.WEIGHTS output/model_final.pth
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+
+from dgnet_det.config import load_cfg, mark_overrides, score_threshold
+from dgnet_det.data import check_datasets, find_images, read_image, spread_images
+from dgnet_det.demo import annotator
+from dgnet_det.errors import UserError, run_tool
+from dgnet_det.files import write_json, written_whole
+from dgnet_det.inference import load_predictor
+from dgnet_det.report.page import render_page
+from dgnet_det.report.summary import distances, summarize
+from dgnet_det.report.survey import survey_images
+from dgnet_det.wiring import dynamic_graphs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML of the detector")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", metavar="NAME", help="a registered dataset, with annotations")
+    source.add_argument(
+        "--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted patterns"
+    )
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=sys.maxsize,
+        help="at most so many images, spread evenly over a dataset (default: all)",
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="the page, .html"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
+    parser.add_argument(
+        "--examples", type=int, default=4, help="images to show (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="what a detection's score must be above (default: %(default)s)",
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, last"
+    )
+    args = parser.parse_args(mark_overrides(argv))
+    if args.num < 1 or args.examples < 1:
+        raise UserError("--num, --examples: give numbers of at least 1")
+    if args.output.is_dir():
+        raise UserError(f"{args.output}: is a folder: name the file of the page")
+
+    cfg = load_cfg(
+        args.config_file, [*args.opts, *score_threshold(args.confidence, "--confidence")]
+    )
+    images: Sequence[dict[str, Any]]
+    if args.dataset:
+        check_datasets(cfg, [args.dataset])
+        images = spread_images(args.dataset, args.num)
+        class_names = MetadataCatalog.get(args.dataset).thing_classes
+        classes_from = "Classes of images are those of their annotations."
+    else:
+        images = [{"file_name": str(file)} for file in find_images(args.input)[: args.num]]
+        class_names = None
+        classes_from = "Classes of images are those that the detector found, right or wrong."
+    predictor = load_predictor(cfg, whole=True)
+    if not dynamic_graphs(predictor.model):
+        raise UserError(f"{args.config_file}: the plain network has no wiring to report")
+
+    survey = survey_images(predictor, images, class_names)
+    summary, effects = summarize(survey)
+    report = {
+        "date": date.today().isoformat(),
+        "config_file": args.config_file,
+        "weights": cfg.MODEL.WEIGHTS,
+        "wiring": cfg.MODEL.DGNET.WIRING,
+        "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,
+        "images_from": args.dataset or ", ".join(args.input),
+        "classes_from": classes_from,
+        "confidence": args.confidence,
+        **summary,
+    }
+    far = distances(survey)
+    ranking = np.argsort(far, kind="stable")
+    places = np.linspace(0, len(ranking) - 1, min(args.examples, len(ranking))).round().astype(int)
+    examples = []
+    limit = float(np.abs(survey.weight).max())
+    with annotator(predictor, wiring=True, limit=limit) as annotate:
+        for k in ranking[places]:
+            picture = annotate(read_image(survey.images[k].file, "BGR")).picture
+            example = {**report["images"][k], "distance": far[k], "picture": picture}
+            examples.append({**example, "file": Path(survey.images[k].file).name})
+
+    page = render_page(report, survey, effects, examples)
+    with written_whole(args.output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    print(f"written to {args.output}")
+    if args.json:
+        write_json(args.json, report)
+        print(f"figures: {args.json}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
