@@ -23,7 +23,7 @@ from .wiring import RecordedWiring, dynamic_graphs, record_wiring
 Result = TypeVar("Result")
 
 # Shares of the measured edge weights that are closed where no thresholds are given.
-SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 # Okabe and Ito's, less yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -130,13 +130,14 @@ def sweep(
 
 
 def draw_sweeps(sweeps: Mapping[str, Sequence[Point]], dataset: str) -> Figure:
-    """AP against multiply-adds and against latency, a line for each detector. Each point says what
-    share of its edges is open; the ring is the detector as it was trained."""
+    """AP against multiply-adds and against latency, a line for each detector. Numbers on the left
+    say what share of the edges is open; the ring is the detector as it was trained."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for color, (name, points) in zip(COLORS, sweeps.items(), strict=False):
         _draw_line(left, name, points, [p.macs / 1e6 for p in points], color)
         _draw_line(right, name, points, [p.backbone_seconds * 1e3 for p in points], color)
+        _write_shares(left, points, [p.macs / 1e6 for p in points], color)
     left.set_ylabel(f"box AP on {dataset}, %")
     left.set_xlabel("multiply-adds that the backbone ran, million per image (mean)")
     right.set_xlabel("backbone, ms per image (median)")
@@ -150,17 +151,22 @@ def _draw_line(
     axes.plot(x, [p.ap for p in points], "-o", color=color, markersize=4, lw=1.2, label=name)
     first = min(range(len(points)), key=lambda k: points[k].threshold)
     axes.plot(x[first], points[first].ap, "o", color=color, markersize=11, fillstyle="none")
-    for value, point in zip(x, points, strict=True):
-        axes.annotate(
-            f"{point.open_edges:.0%}",
-            (value, point.ap),
-            xytext=(4, 5),
-            textcoords="offset points",
-            fontsize=7,
-            color=color,
-        )
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _write_shares(axes: Axes, points: Sequence[Point], x: Sequence[float], color: str) -> None:
+    """Every second point's share of open edges, and the last one's: neighbours lie close."""
+    for k, (value, point) in enumerate(zip(x, points, strict=True)):
+        if k % 2 == 0 or k == len(points) - 1:
+            axes.annotate(
+                f"{point.open_edges:.0%}",
+                (value, point.ap),
+                xytext=(5, 6),
+                textcoords="offset points",
+                fontsize=7,
+                color=color,
+            )
 
 
 def _loader(cfg: CfgNode) -> Any:

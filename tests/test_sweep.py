@@ -149,7 +149,8 @@ def test_errors(tmp_path: Path, detector: list[str]) -> None:
     fails("MODEL.WEIGHTS: empty", "--config-file", config)
     fails("--repeats 0", "--repeats", "0", *with_weights)
     fails("each its own name", "--compare", "detector", config, weights, *with_weights)
-    fails("name one dataset", *with_weights, "DATASETS.VAL_JSON", "", "DATASETS.TEST", "()")
+    none = ["DATASETS.VAL_JSON", "", "DATASETS.VAL_IMAGES", "", "DATASETS.TEST", "()"]
+    fails("name one dataset", *with_weights, *none)
     static = {k: v for k, v in torch.load(weights, weights_only=True)["model"].items()
               if ".nodes." in k or not k.startswith("backbone.bottom_up.res")}  # fmt: skip
     torch.save({"model": static}, tmp_path / "static.pth")

@@ -4,9 +4,9 @@
 Raises the thresholds τ of all nodes (Eq. 5) step by step, those that were learned higher excepted,
 and at each step evaluates on DATASETS.TEST, one image at a time: box AP against the multiply-adds
 that the backbone ran, closed edges and absent nodes left out, and against its latency. Norms are
-folded and the layout is that of optimize_for_inference. By default the steps close 0, 10, 25, 50,
-75, 90 and 100 % of the edge weights that are measured on the same images; a node that is absent
-then closes further edges, and the output of a stage keeps its strongest.
+folded and the layout is that of optimize_for_inference. By default the steps close 0, 2, 5, 10,
+25, 50, 75, 90 and 100 % of the edge weights that are measured on the same images; a node that is
+absent then closes further edges, and the output of a stage keeps its strongest.
 
 Examples:
     tools/sweep_thresholds.py --output sweep.png --json sweep.json --config-file \\

@@ -111,6 +111,22 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert different == []
 
 
+def test_the_sparsity_loss_is_added(
+    make_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+
+    def recording(self: ClassifierTrainer, loss: dict[str, torch.Tensor], *rest: float) -> None:
+        losses.append(float(loss["loss"]))
+
+    monkeypatch.setattr(ClassifierTrainer, "_write_metrics", recording)
+    one_epoch = ("CLASSIFICATION.EPOCHS", "1", "CLASSIFICATION.WARMUP_EPOCHS", "0")
+    run(make_cfg(*one_epoch))
+    without, losses = losses[0], []
+    run(make_cfg(*one_epoch, "MODEL.DGNET.SPARSITY_WEIGHT", "2.0", output="sparse"))
+    assert losses[0] == pytest.approx(without + 2.0, rel=1e-4)  # all edges are open at the start
+
+
 def test_metrics_are_written(make_cfg: Callable[..., CfgNode]) -> None:
     cfg = make_cfg()
     results = run(cfg)
