@@ -134,7 +134,7 @@ def draw_graphs(
     cells: Scale,
     *,
     image: np.ndarray | None = None,
-    grey: str = "closed edge",
+    grey: tuple[str, str] = ("closed edge", "absent node"),
 ) -> Figure:
     """A picture of graphs, beside an image if one is given.
 
@@ -143,7 +143,7 @@ def draw_graphs(
         arcs, cells: scales of the arcs above the nodes and of the cells below. If they are the
             same, there is one colour bar.
         image: [H, W, 3] RGB, uint8.
-        grey: what the edges are that have no value.
+        grey: what the edges are whose arcs have no value, and the absent nodes.
     """
     rows = _rows(panels)
     width = max(sum(panel.width for panel in row) for row in rows)
@@ -297,15 +297,15 @@ def _draw_node(axes: Axes, panel: GraphPanel, j: int, x: float, y: float) -> Non
     axes.text(x, y, label, ha="center", va="center_baseline", fontsize=size, color=color, zorder=5)
 
 
-def _legend(panels: Sequence[GraphPanel], grey: str) -> list[Line2D]:
+def _legend(panels: Sequence[GraphPanel], grey: tuple[str, str]) -> list[Line2D]:
     def dot(marker: str, edge: str, face: str, label: str) -> Line2D:
         return Line2D([], [], ls="none", marker=marker, mec=edge, mfc=face, ms=8, label=label)
 
     keys = [dot("D", "0.6", "white", "cell: the edge whose arc peaks above it")]
     if any(np.isnan(panel.arcs[panel.edges]).any() for panel in panels):
-        keys.append(Line2D([], [], color=CLOSED, lw=1, ls=(0, (3, 2)), label=grey))
+        keys.append(Line2D([], [], color=CLOSED, lw=1, ls=(0, (3, 2)), label=grey[0]))
     if any(panel.absent.any() for panel in panels):
-        keys.append(dot("o", CLOSED, ABSENT, "absent node"))
+        keys.append(dot("o", CLOSED, ABSENT, grey[1]))
     if any(panel.residual for panel in panels):
         keys.append(Line2D([], [], color=CHAIN, lw=1.6, label="fixed chain, weight 1"))
     return keys

@@ -203,7 +203,7 @@ def test_arcs_and_cells_of_different_kinds() -> None:
     mean[2, 0] = std[2, 0] = np.nan
     panel = GraphPanel("res2.0", edges, mean, std, np.zeros(4, bool), residual=False)
     scales = Scale("mean", 0, 1, "YlGnBu"), Scale("spread", 0, 0.4, "Greens")
-    figure = draw_graphs([panel], *scales, grey="never open")
+    figure = draw_graphs([panel], *scales, grey=("never open", "never there"))
     assert {"mean (arcs)", "spread (cells)"} <= {axes.get_ylabel() for axes in figure.axes}
     assert "never open" in legend_of(figure)
     assert texts_of(graphs_of(figure)).count("0.20") == 5

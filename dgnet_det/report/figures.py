@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..wiring_pictures import GraphPanel, Scale, draw_graphs
-from .effects import Effect
+from .effects import ROUNDING, Effect
 from .survey import Survey
 
 BINS = 24
@@ -35,22 +35,30 @@ def draw_mean_and_spread(survey: Survey) -> Figure:
         label, unit = f"{label}, in $10^{{{exponent}}}$", 10.0**exponent
     cells = Scale(label, 0, largest / unit, "Greens")
     return draw_graphs(
-        _panels(survey, titles, mean, std / unit), arcs, cells, grey="closed in every image"
+        _panels(survey, titles, mean, std / unit),
+        arcs,
+        cells,
+        grey=("closed in every image", "absent in every image"),
     )
 
 
 def draw_effect(survey: Survey, effect: Effect, label: str, *, signed: bool) -> Figure:
     """The size of an effect on every edge: as arcs where chance is no good explanation, in the
-    cells everywhere."""
+    cells wherever the weight differs between images."""
     shown = effect.shown()
+    varies = np.ptp(survey.weight, axis=0) > ROUNDING
     titles = [
-        f"{graph.name}: {int(np.nansum(m))} of {graph.edges.sum()} edges"
+        f"{graph.name}: {int(np.nansum(m))} of {graph.edges.sum()} beyond chance"
         for graph, m in zip(survey.graphs, survey.matrices(shown), strict=True)
     ]
     scale = Scale(label, -1, 1, "BrBG") if signed else Scale(label, 0, 1, "Greens")
     arcs = np.where(shown, effect.size, np.nan)
+    cells = np.where(varies, effect.size, np.nan)
     return draw_graphs(
-        _panels(survey, titles, arcs, effect.size), scale, scale, grey="no more than chance gives"
+        _panels(survey, titles, arcs, cells),
+        scale,
+        scale,
+        grey=("no more than chance gives", "absent in every image"),
     )
 
 
