@@ -19,7 +19,7 @@ from .routing import (
     spread,
     threshold_gate,
 )
-from .topology import Edge, compact, routed_targets
+from .topology import Edge, all_targets, routed_targets, sources_of
 
 WIRINGS = ("paper", "residual")
 EDGE_WEIGHTS = ("dynamic", "static", "none")
@@ -121,26 +121,17 @@ class DynamicGraph(nn.Module):
             self.routed = routed_targets(self.num_nodes, pruned, residual=self.residual)
         self.plain = not self.routed
         self.padding = BatchPadding()  # that of the batch, where a detector has set it
-        modules = cast(Sequence[nn.Module], blocks)
+        numbered = enumerate(cast(Sequence[nn.Module], blocks), start=1)
+        keeps_all = self.residual or self.plain
         self.nodes = nn.ModuleDict(
-            {
-                str(j): block
-                for j, block in enumerate(modules, start=1)
-                if self.residual or self.plain or j in self.routed
-            }
+            {str(j): x for j, x in numbered if keeps_all or j in self.routed}
         )
         if self.plain:
             return
 
-        # All edges: those of the fixed chain, too.
-        self.targets = [
-            compact([i + 1, *self.routed.get(i, ())]) if self.residual else self.routed.get(i, ())
-            for i in range(self.num_nodes - 1)
-        ] + [()]
-        self.sources = [
-            compact([i for i, targets in enumerate(self.targets) if j in targets])
-            for j in range(self.num_nodes)
-        ]
+        # All edges, those of the fixed chain too: the nodes that each node feeds, and is fed by.
+        self.targets = all_targets(self.routed, self.num_nodes, residual=self.residual)
+        self.sources = sources_of(self.targets)
         # The same in all blocks, so the last one's while that is there.
         last = [*blocks[:1], *cast(Collection[Block], self.nodes.values())][-1]
         self.activation = last.activation
@@ -334,7 +325,7 @@ class _Edges:
 
         ``raw`` is the stage's input for node 1, whose one edge carries it.
         """
-        inputs = [raw] if raw is not None else self._sent_to(j)
+        inputs = [raw] if raw is not None else self._tensors_to(j)
         if self._is_chain_alone(rows):
             return cast(Tensor, inputs[-1])
         return gather_open(inputs, rows)
@@ -342,7 +333,7 @@ class _Edges:
     def output_open(self, rows: list[list[float]]) -> Tensor:
         """The gathered sum of the output node over its open edges. It takes the place of the last
         block's output, which nothing else reads."""
-        inputs = self._sent_to(self.graph.num_nodes - 1)
+        inputs = self._tensors_to(self.graph.num_nodes - 1)
         if self._is_chain_alone(rows):
             return cast(Tensor, inputs[-1])
         # The input may be someone else's, too.
@@ -350,7 +341,7 @@ class _Edges:
             return gather_open(inputs, rows).clone()
         return gather_open(inputs, rows, into_last=True)
 
-    def _sent_to(self, j: int) -> list[Tensor | None]:
+    def _tensors_to(self, j: int) -> list[Tensor | None]:
         return [sent and sent.x for sent in (self.sent[i] for i in self.graph.sources[j])]
 
     def _is_chain_alone(self, rows: list[list[float]]) -> bool:

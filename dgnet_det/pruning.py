@@ -127,10 +127,16 @@ def compare_detectors(
 ) -> PruningComparison:
     """Run a detector and a pruned one on images, one at a time, and take their figures.
 
+    Args:
+        before, after: the detectors. :func:`optimize_for_inference` is done to them.
+        files: the images.
+
     Raises:
         UserError: features or detections differ by more than rounding.
     """
-    models, detectors = (before.model, after.model), (detector_of(before), detector_of(after))
+    models = before.model, after.model
+    params = [sum(p.numel() for p in backbone_of(model).parameters()) for model in models]
+    detectors = detector_of(before), detector_of(after)
     counts: list[list[ImageCounts]] = [[], []]
     seconds: list[list[float]] = [[], []]
     difference = 0.0
@@ -153,7 +159,7 @@ def compare_detectors(
         for k, model in enumerate(models):
             counts[k].append(image_counts(model, image))
             seconds[k].append(min(runs[k][1:]))
-    figures = [_figures(*of_one) for of_one in zip(models, counts, seconds, strict=True)]
+    figures = [_figures(*of_one) for of_one in zip(models, params, counts, seconds, strict=True)]
     return PruningComparison(figures[0], figures[1], difference)
 
 
@@ -164,13 +170,14 @@ def _difference(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
     )
 
 
-def _figures(model: nn.Module, counts: list[ImageCounts], seconds: list[float]) -> Figures:
-    backbone = backbone_of(model)
-    graphs = structure(backbone, counts[0].size)
+def _figures(
+    model: nn.Module, params: int, counts: list[ImageCounts], seconds: list[float]
+) -> Figures:
+    graphs = structure(backbone_of(model), counts[0].size)
     return Figures(
         edges=sum(graph.routed_edges for graph in graphs),
         blocks=sum(graph.blocks for graph in graphs),
-        params=sum(tensor.numel() for tensor in backbone.parameters()),
+        params=params,
         all_open_macs=statistics.fmean(count.all_open.macs for count in counts),
         macs=statistics.fmean(count.ran.macs for count in counts),
         seconds=statistics.median(seconds),

@@ -1,7 +1,7 @@
 """Which edges and nodes a graph has: all of the complete graph's, but for those that are pruned."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .errors import UserError
 
@@ -64,10 +64,29 @@ def routed_targets(
         if not edges:
             raise UserError("nothing is left that feeds its output")
     targets = {i: [j for j in range(num_nodes) if (i, j) in edges] for i in range(num_nodes)}
-    return {i: compact(nodes) for i, nodes in targets.items() if nodes}
+    return {i: _compact(nodes) for i, nodes in targets.items() if nodes}
 
 
-def compact(nodes: Sequence[int]) -> Sequence[int]:
+def all_targets(
+    routed: Mapping[int, Sequence[int]], num_nodes: int, *, residual: bool
+) -> list[Sequence[int]]:
+    """For every node, the later nodes that it feeds: those of :func:`routed_targets` and, in the
+    residual wiring, the next one."""
+    targets: list[Sequence[int]] = [routed.get(i, ()) for i in range(num_nodes)]
+    if residual:
+        for i in range(num_nodes - 1):
+            targets[i] = _compact([i + 1, *targets[i]])
+    return targets
+
+
+def sources_of(targets: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """For every node, the earlier nodes that feed it."""
+    return [
+        _compact([i for i, nodes in enumerate(targets) if j in nodes]) for j in range(len(targets))
+    ]
+
+
+def _compact(nodes: Sequence[int]) -> Sequence[int]:
     """The same ascending numbers, as a range if there is no gap between them."""
     if not nodes or nodes[-1] - nodes[0] >= len(nodes):
         return nodes

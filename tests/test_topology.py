@@ -3,7 +3,14 @@
 import pytest
 
 from dgnet_det.errors import UserError
-from dgnet_det.topology import Edge, edge_name, parse_edges, routed_targets
+from dgnet_det.topology import (
+    Edge,
+    all_targets,
+    edge_name,
+    parse_edges,
+    routed_targets,
+    sources_of,
+)
 
 
 def targets(num_nodes: int, pruned: set[Edge], *, residual: bool = False) -> dict[int, list[int]]:
@@ -48,6 +55,14 @@ def test_paper_wiring(pruned: set[Edge], left: dict[int, list[int]]) -> None:
 )
 def test_residual_wiring(pruned: set[Edge], left: dict[int, list[int]]) -> None:
     assert targets(5, pruned, residual=True) == left
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_all_edges_of_a_graph(residual: bool) -> None:
+    routed = routed_targets(5, {(0, 3), (2, 4)}, residual=residual)
+    targets = all_targets(routed, 5, residual=residual)
+    assert [list(nodes) for nodes in targets] == [[1, 2, 4], [2, 3, 4], [3], [4], []]
+    assert [list(nodes) for nodes in sources_of(targets)] == [[], [0], [0, 1], [1, 2], [0, 1, 3]]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ Examples:
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def load(cfg: CfgNode, threshold: float | None) -> Predictor:
     """The detector to prune."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS: empty: name the checkpoint of a trained detector")
-    predictor = load_predictor(cfg)
+    predictor = load_predictor(cfg, whole=True)
     if not dynamic_graphs(predictor.model):
         raise UserError("MODEL.DGNET.EDGE_WEIGHTS: the plain network has no edges to prune")
     if threshold is not None:
@@ -142,10 +143,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_cfg(args.config_file, args.opts)
     files = calibration_files(cfg, args)
     predictor = load(cfg, args.threshold)
-    detector = detector_of(predictor)
+    deployed = copy.deepcopy(predictor)
+    detector = detector_of(deployed)
     images = (detector.prepare(read_image(file, "BGR")) for file in files)
     progress = tqdm(images, desc="measuring edges", total=len(files), unit="image")
-    closed = measure_open_edges(predictor.model, progress).closed()
+    closed = measure_open_edges(deployed.model, progress).closed()
     if not closed:
         raise UserError(
             f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: every edge is open for some of the {len(files)}"
@@ -160,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with folder_written_whole(args.output) as folder:
         write(pruned_model, pruned_cfg, cfg, folder, args.output)
         weights = ["MODEL.WEIGHTS", str(folder / "model.pth"), "MODEL.DEVICE", cfg.MODEL.DEVICE]
-        pruned = load_predictor(load_cfg(str(folder / "config.yaml"), weights))
+        pruned = load_predictor(load_cfg(str(folder / "config.yaml"), weights), whole=True)
         comparison = compare_detectors(predictor, pruned, tqdm(files, "comparing", unit="image"))
     rows = []
     for field, name, unit in ROWS:

@@ -47,7 +47,7 @@ def checked(cfg: CfgNode) -> CfgNode:
 
 def swept(name: str, cfg: CfgNode, thresholds: list[float] | None, repeats: int) -> list[Point]:
     """The points of one detector, printed as a table too."""
-    predictor = load_predictor(cfg)
+    predictor = load_predictor(cfg, whole=True)
     if not dynamic_graphs(predictor.model):
         raise UserError(f"{name}: the plain network has no edges to close")
     model = optimize_for_inference(predictor.model)
