@@ -71,10 +71,14 @@ def measure_open_edges(model: nn.Module, images: Iterable[Tensor]) -> OpenEdges:
 
 
 def prune_config(cfg: CfgNode, edges: Iterable[str]) -> CfgNode:
-    """The config of the same detector without ``edges``, named as by :func:`edge_name`."""
+    """The config of the same detector without ``edges``, named as by :func:`edge_name`.
+
+    It has no sparsity loss: a share of the edges that are left is another budget.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DGNET.PRUNED_EDGES = [*cfg.MODEL.DGNET.PRUNED_EDGES, *edges]
+    cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
     return cfg
 
 

@@ -21,7 +21,6 @@ from dgnet_det.inference import (
     Description,
     Detector,
     Predictor,
-    detector_of,
     load_detector,
     run_model,
 )
@@ -40,8 +39,9 @@ def make_images() -> list[np.ndarray]:
 
 
 def export(predictor: Predictor, file_format: str, folder: Path) -> Path:
+    """Trace a detector on the first of :func:`make_images` alone, as it is."""
     path = folder / f"detector{SUFFIXES[file_format]}"
-    example = detector_of(predictor).prepare(make_images()[0])
+    example = torch.from_numpy(make_images()[0].transpose(2, 0, 1).copy())
     export_detector(predictor, example, file_format, path)
     return path
 

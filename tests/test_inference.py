@@ -84,8 +84,8 @@ def test_the_documented_lines(
         r"```python\n(from dgnet_det\.data import.*?)```", (ROOT / "README.md").read_text(), re.S
     )
     predictor = small_predictor("faster")
-    detector = detector_of(predictor)
     save(predictor, str(tmp_path / "model_final.pth"))
+    detector = detector_of(predictor)
     (tmp_path / "config.yaml").write_text(predictor.cfg.dump())
     photo = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.jpg", quality=95)

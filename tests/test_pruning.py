@@ -149,12 +149,14 @@ def load_detector_model(config_file: Path | str, *opts: str) -> nn.Module:
 def test_the_tool_prunes_what_is_closed_for_all_images(
     detector: list[str], tmp_path: Path, images: Path
 ) -> None:
-    opts = ["--input", str(images), *detector]
+    opts = ["--input", str(images), *detector, "MODEL.DGNET.SPARSITY_WEIGHT", "1.0"]
     report = prune(tmp_path, *opts)
     assert report["largest_difference"] < 1e-6
     assert report["num_images"] == 3
     whole = load_detector_model(detector[1], *detector[2:])
-    left = load_detector_model(tmp_path / "pruned/config.yaml")
+    left_cfg = load_cfg(str(tmp_path / "pruned/config.yaml"))
+    assert left_cfg.MODEL.DGNET.SPARSITY_WEIGHT == 0
+    left = load_predictor(left_cfg).model
 
     # Edge by edge, the wirings of both are the same, and what was closed for all is gone.
     opened: dict[str, torch.Tensor] = {}
