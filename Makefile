@@ -59,7 +59,7 @@ demo-plain: demo-data
 
 .PHONY: demo-data
 demo-data: $(VENV)/.data
-	$(PY) tools/prepare_tree_crowns.py
+	$(PY) studies/prepare_tree_crowns.py
 	$(PY) tools/convert_checkpoint.py "$(MOBILENETV2)" $(WEIGHTS) --config-file $(DG)
 
 test: $(VENV)/.data
@@ -71,7 +71,7 @@ lint: $(VENV)/.installed
 	$(PY) -m mypy
 
 study: $(VENV)/.installed
-	$(PY) tools/run_study.py --report docs
+	$(PY) studies/run_study.py --report docs
 
 clean:
 	rm -rf $(VENV) output

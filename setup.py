@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["dgnet_det", "dgnet_det.*"]),
-    package_data={"dgnet_det.report": ["page.html"]},
+    package_data={"dgnet_det.analysis.report": ["page.html"]},
     python_requires=">=3.10",
     # Detectron2 is not listed: it has no package of its own name, and a user's own build must not
     # be replaced. OpenCV is not listed either: Detectron2's drawing wants `cv2` from whichever of

@@ -10,15 +10,15 @@ if find_spec("detectron2") is None:
         "dgnet_det needs Detectron2 >= 0.6: run `make install`, or install it by its own guide"
     )
 
-from . import data as data  # registers the tree-crown dataset
-from .backbones import (
+from dgnet_det import data as data  # registers the tree-crown dataset
+from dgnet_det.config import add_dgnet_config, get_cfg
+from dgnet_det.errors import UserError
+from dgnet_det.modeling.backbone import (
     DGNet,
     build_dgnet_backbone,
     build_dgnet_fpn_backbone,
     build_dgnet_retinanet_fpn_backbone,
 )
-from .config import add_dgnet_config, get_cfg
-from .errors import UserError
 
 __version__ = "0.1.0"
 

@@ -8,9 +8,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from .data.checks import NUM_CLASSES_KEYS
-from .data.own import use_own_datasets
-from .errors import UserError
+from dgnet_det.data.checks import NUM_CLASSES_KEYS
+from dgnet_det.data.own import use_own_datasets
+from dgnet_det.errors import UserError
 
 
 def add_dgnet_config(cfg: CfgNode) -> None:
@@ -42,9 +42,6 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # Recompute each stage in the backward pass: less memory, about a third more time. With NORM
     # "BN", running statistics are then updated twice an iteration.
     cfg.MODEL.DGNET.CHECKPOINT_STAGES = False
-    # Whether an image's features, proposals and detections are the same in a batch, which pads it
-    # to the size of the largest, as alone. False: only the routers leave the padding out.
-    cfg.MODEL.DGNET.MASK_PADDING = True
 
     # Your own data: a file in COCO's JSON format and the folder that its file names start from, to
     # train on and to evaluate on. DATASETS.TRAIN, DATASETS.TEST and the number of classes then

@@ -11,8 +11,8 @@ from torch import nn
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
-from dgnet_det.inference import Predictor, load_predictor
-from dgnet_det.wiring import dynamic_graphs
+from dgnet_det.export.predictor import Predictor, load_predictor
+from dgnet_det.modeling.observation import dynamic_graphs
 
 # The config of each meta-architecture that the tests make small.
 META_ARCHITECTURES = {

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dgnet_det.graph import DynamicGraph
-from dgnet_det.routing import SURROGATE_SLOPE
+from dgnet_det.graph.routing import SURROGATE_SLOPE
+from dgnet_det.graph.stage import DynamicGraph
 
 
 def straight_through(alpha: Tensor, tau: Tensor) -> Tensor:

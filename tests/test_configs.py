@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from configs import DETECTORS, ROOT
-from dgnet_det.backbones import DGNet
 from dgnet_det.config import get_cfg, load_cfg
 from dgnet_det.errors import UserError
+from dgnet_det.modeling.backbone import DGNet
 
 
 @pytest.mark.parametrize("path", DETECTORS, ids=lambda path: path.stem)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from configs import ROOT
 from dgnet_det.data import read_image
-from dgnet_det.data.tree_crowns import find_photographs, read_voc_boxes
-from dgnet_det.inference import load_detector
+from dgnet_det.export.predictor import load_detector
+from studies.tree_crowns import find_photographs, read_voc_boxes
 
 SIDE = 128
 NUM_TRAIN, NUM_VAL = 9, 3  # a quarter for validation, as the page's --val-share makes it

@@ -15,7 +15,7 @@ from detectron2.solver import build_lr_scheduler
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
-from dgnet_det.model import build_model
+from dgnet_det.modeling.build import build_model
 
 LAZY = sorted(path for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "common")
 # Of Detectron2: beside the package, in a source tree as in the wheel.

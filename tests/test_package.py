@@ -11,8 +11,8 @@ from torch import nn
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
-from dgnet_det.model import build_model
-from dgnet_det.wiring import dynamic_graphs
+from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.observation import dynamic_graphs
 
 
 def test_without_detectron2_the_import_says_how_to_install_it() -> None:

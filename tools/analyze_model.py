@@ -30,8 +30,8 @@ from dgnet_det import analysis
 from dgnet_det.config import load_cfg, mark_overrides
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json
-from dgnet_det.inference import load_predictor
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.utils.files import write_json
 
 TASKS = ("parameter", "flop", "activation", "structure")
 DYNAMIC_FIELDS = ("macs", "conv_macs", "all_open_macs")

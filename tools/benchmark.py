@@ -25,7 +25,7 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-from dgnet_det.benchmark import (
+from dgnet_det.analysis.benchmark import (
     Contestant,
     Workload,
     compare,
@@ -36,7 +36,7 @@ from dgnet_det.benchmark import (
 )
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json
+from dgnet_det.utils.files import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> None:

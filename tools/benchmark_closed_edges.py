@@ -18,11 +18,11 @@ from matplotlib import pyplot as plt
 from tabulate import tabulate
 from tqdm import tqdm
 
-from dgnet_det.benchmark import Contestant, Workload, compare, environment, measure
+from dgnet_det.analysis.benchmark import Contestant, Workload, compare, environment, measure
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json
-from dgnet_det.pictures import save_figure
+from dgnet_det.utils.files import write_json
+from dgnet_det.utils.pictures import save_figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from dgnet_det.config import load_cfg
 from dgnet_det.data.findings import some
 from dgnet_det.data.inspection import ENOUGH_MET, LARGE, SMALL, inspect
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json
+from dgnet_det.utils.files import write_json
 
 CONFIG = Path(__file__).parent.parent / "configs/COCO-Detection/Base-RCNN-DG-FPN.yaml"
 MOST_CLASSES = 30  # in a printed table; the JSON has all

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 import torch
 
-from dgnet_det.checkpoints import convert
+from dgnet_det.checkpoint import convert
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json, written_whole
+from dgnet_det.utils.files import write_json, written_whole
 
 
 def parser() -> argparse.ArgumentParser:

@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from dgnet_det.config import load_cfg, mark_overrides, score_threshold
 from dgnet_det.data import find_images, read_image
-from dgnet_det.data.videos import SUFFIX, VIDEO_SUFFIXES, Video, is_video, written_video
-from dgnet_det.demo import FIELDS, Annotated, annotator, to_records
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import files_written_whole, write_json
-from dgnet_det.inference import load_predictor
-from dgnet_det.pictures import picture_paths
+from dgnet_det.export.demo import FIELDS, Annotated, annotator, to_records
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.utils.files import files_written_whole, write_json
+from dgnet_det.utils.pictures import picture_paths
+from dgnet_det.utils.videos import SUFFIX, VIDEO_SUFFIXES, Video, is_video, written_video
 
 RECORDS = "detections.json"
 Annotate = Callable[[np.ndarray], Annotated]

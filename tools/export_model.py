@@ -33,10 +33,10 @@ import numpy as np
 from dgnet_det.config import load_cfg
 from dgnet_det.data import find_images, read_image
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.export import SUFFIXES, TOLERANCES, compare, export_detector, fits
-from dgnet_det.files import write_json, written_whole
-from dgnet_det.inference import detector_of, load_detector, load_predictor
-from dgnet_det.wiring import record_wiring
+from dgnet_det.export.predictor import detector_of, load_detector, load_predictor
+from dgnet_det.export.tracing import SUFFIXES, TOLERANCES, compare, export_detector, fits
+from dgnet_det.modeling.observation import record_wiring
+from dgnet_det.utils.files import write_json, written_whole
 
 # Of skimage.data, in its wheel.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")

@@ -25,7 +25,7 @@ from tabulate import tabulate
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.importing import FORMATS, read_raw, split_off, summary, write_coco
 from dgnet_det.errors import run_tool
-from dgnet_det.files import write_json
+from dgnet_det.utils.files import write_json
 
 
 def print_summary(report: dict[str, Any]) -> None:

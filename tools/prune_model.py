@@ -35,16 +35,14 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from dgnet_det.benchmark import environment
-from dgnet_det.checkpoints import class_names_in
+from dgnet_det.analysis.benchmark import environment
+from dgnet_det.checkpoint import class_names_in
 from dgnet_det.config import load_cfg, read_yaml
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
 from dgnet_det.data.classes import CLASS_NAMES
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import folder_written_whole, write_json
-from dgnet_det.inference import Predictor, detector_of, load_predictor
-from dgnet_det.model import build_model
-from dgnet_det.pruning import (
+from dgnet_det.export.predictor import Predictor, detector_of, load_predictor
+from dgnet_det.export.pruning import (
     REPEATS,
     compare_detectors,
     load_pruned,
@@ -52,7 +50,9 @@ from dgnet_det.pruning import (
     prune_config,
     raise_thresholds,
 )
-from dgnet_det.wiring import dynamic_graphs
+from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.utils.files import folder_written_whole, write_json
 
 # What is reported of both backbones: the field, the table's row, its unit.
 ROWS = (

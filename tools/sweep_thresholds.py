@@ -23,16 +23,16 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from dgnet_det.benchmark import environment
+from dgnet_det.analysis.benchmark import environment
+from dgnet_det.analysis.sweep import COLORS, SHARES, Point, draw_sweeps, sweep, thresholds_for
 from dgnet_det.config import load_cfg
 from dgnet_det.data import check_datasets
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json
-from dgnet_det.folding import optimize_for_inference
-from dgnet_det.inference import load_predictor
-from dgnet_det.pictures import save_figure
-from dgnet_det.sweep import COLORS, SHARES, Point, draw_sweeps, sweep, thresholds_for
-from dgnet_det.wiring import dynamic_graphs
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.modeling.folding import optimize_for_inference
+from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.utils.files import write_json
+from dgnet_det.utils.pictures import save_figure
 
 
 def checked(cfg: CfgNode) -> CfgNode:

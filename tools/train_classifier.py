@@ -27,10 +27,10 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from dgnet_det.classification import evaluate_checkpoint, train
 from dgnet_det.config import load_cfg
+from dgnet_det.engine.classification import evaluate_checkpoint, train
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json
+from dgnet_det.utils.files import write_json
 
 
 def join_processes(cfg: CfgNode) -> torch.device:

@@ -26,15 +26,15 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessRaisedException
 
-from dgnet_det.checkpoints import WholeCheckpointer
+from dgnet_det.checkpoint import WholeCheckpointer
 from dgnet_det.config import load_cfg, read_yaml
 from dgnet_det.data import check_datasets
 from dgnet_det.data.classes import dataset_class_names
+from dgnet_det.engine.schedule import fit_schedule
+from dgnet_det.engine.trainer import Trainer, set_up, training_images
 from dgnet_det.errors import UserError, run_tool, user_message
-from dgnet_det.files import write_json
-from dgnet_det.folding import optimize_for_inference
-from dgnet_det.schedule import fit_schedule
-from dgnet_det.training import Trainer, set_up, training_images
+from dgnet_det.modeling.folding import optimize_for_inference
+from dgnet_det.utils.files import write_json
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict:

@@ -19,8 +19,8 @@ from detectron2.data import MetadataCatalog
 from dgnet_det.config import load_cfg, score_threshold
 from dgnet_det.data import check_datasets, read_image, spread_images
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.inference import detector_of, load_predictor
-from dgnet_det.pictures import draw_beside_truth, picture_paths, save_figure
+from dgnet_det.export.predictor import detector_of, load_predictor
+from dgnet_det.utils.pictures import draw_beside_truth, picture_paths, save_figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:

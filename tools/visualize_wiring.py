@@ -18,11 +18,11 @@ from pathlib import Path
 from dgnet_det.config import load_cfg, mark_overrides
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json
-from dgnet_det.inference import load_predictor
-from dgnet_det.pictures import picture_paths, save_figure
-from dgnet_det.wiring import dynamic_graphs, graph_statistics, record_wiring
-from dgnet_det.wiring_pictures import draw_wiring, largest_weight
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.modeling.observation import dynamic_graphs, graph_statistics, record_wiring
+from dgnet_det.utils.files import write_json
+from dgnet_det.utils.graph_pictures import draw_wiring, largest_weight
+from dgnet_det.utils.pictures import picture_paths, save_figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from dgnet_det.analysis.report.page import render_page
+from dgnet_det.analysis.report.summary import distances, summarize
+from dgnet_det.analysis.report.survey import survey_images
 from dgnet_det.config import load_cfg, mark_overrides, score_threshold
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
-from dgnet_det.demo import annotator
 from dgnet_det.errors import UserError, run_tool
-from dgnet_det.files import write_json, written_whole
-from dgnet_det.inference import load_predictor
-from dgnet_det.report.page import render_page
-from dgnet_det.report.summary import distances, summarize
-from dgnet_det.report.survey import survey_images
-from dgnet_det.wiring import dynamic_graphs
+from dgnet_det.export.demo import annotator
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.utils.files import write_json, written_whole
 
 
 def main(argv: Sequence[str] | None = None) -> None:

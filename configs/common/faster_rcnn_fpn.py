@@ -15,11 +15,10 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
-from dgnet_det.backbones import make_dgnet
-from dgnet_det.model import make_detector
+from dgnet_det.modeling.backbone import make_dgnet
+from dgnet_det.modeling.build import make_detector
 
-model = L(make_detector)(
-    meta_architecture=GeneralizedRCNN,
+model = L(GeneralizedRCNN)(
     backbone=L(FPN)(
         # The leaves add the network: depth=50, or another family's arguments.
         bottom_up=L(make_dgnet)(

@@ -3,9 +3,9 @@
 Importing this package registers this project's own datasets in Detectron2's catalog.
 """
 
-from .catalog import datasets_root, register_datasets
-from .checks import CheckedDatasetMapper, check_datasets
-from .images import find_images, read_image, spread_images
+from dgnet_det.data.catalog import datasets_root, register_datasets
+from dgnet_det.data.checks import CheckedDatasetMapper, check_datasets
+from dgnet_det.data.images import find_images, read_image, spread_images
 
 __all__ = [
     "CheckedDatasetMapper",

@@ -4,9 +4,9 @@ import os
 
 from detectron2.data.datasets import register_coco_instances
 
-TREE_CROWNS = "tree_crowns"  # written by tools/prepare_tree_crowns.py
+TREE_CROWNS = "tree_crowns"  # written by studies/prepare_tree_crowns.py
 SPLITS = ("train", "val")
-COMPOSED_SCENES = "composed_scenes"  # written by tools/run_study.py
+COMPOSED_SCENES = "composed_scenes"  # written by studies/run_study.py
 SCENE_SPLITS = ("train", "test")
 
 

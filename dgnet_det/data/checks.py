@@ -9,13 +9,13 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathManager
 
-from ..errors import UserError
-from .catalog import TREE_CROWNS
-from .coco_checks import category_names, check_coco, compare_categories, read_coco
-from .findings import Findings
-from .image_checks import check_presence, compare_image_paths
-from .images import read_image
-from .tasks import check_tasks
+from dgnet_det.data.catalog import TREE_CROWNS
+from dgnet_det.data.coco_checks import category_names, check_coco, compare_categories, read_coco
+from dgnet_det.data.findings import Findings
+from dgnet_det.data.image_checks import check_presence, compare_image_paths
+from dgnet_det.data.images import read_image
+from dgnet_det.data.tasks import check_tasks
+from dgnet_det.errors import UserError
 
 # Where each meta-architecture keeps its number of classes. Others' is not checked.
 NUM_CLASSES_KEYS = {
@@ -60,7 +60,7 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
         if name == json_file:  # named by its file in the config
             mend = "correct DATASETS.TRAIN_JSON, TRAIN_IMAGES, VAL_JSON or VAL_IMAGES"
         elif name.startswith(f"{TREE_CROWNS}_"):
-            mend = "run `python tools/prepare_tree_crowns.py`"
+            mend = "run `python studies/prepare_tree_crowns.py`"
         if not PathManager.isfile(json_file):
             raise UserError(f"{json_file}: no such annotation file of {name} ({key}): {mend}")
         if not PathManager.isdir(image_root):

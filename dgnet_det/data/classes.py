@@ -7,9 +7,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import UserError
-from .checks import NUM_CLASSES_KEYS
-from .coco_checks import category_names, read_coco
+from dgnet_det.data.checks import NUM_CLASSES_KEYS
+from dgnet_det.data.coco_checks import category_names, read_coco
+from dgnet_det.errors import UserError
 
 CLASS_NAMES = "class_names"  # the key under which a checkpoint keeps them
 

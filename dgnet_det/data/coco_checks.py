@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
-from ..errors import UserError
-from .findings import Findings, some
+from dgnet_det.data.findings import Findings, some
+from dgnet_det.errors import UserError
 
 IMPORT = "convert it with tools/import_dataset.py"
 # What other formats have at the top level, and who writes them.

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import UserError
+from dgnet_det.errors import UserError
 
 NUM_CASES_NAMED = 10  # of one kind, in a report
 

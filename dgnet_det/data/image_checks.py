@@ -12,8 +12,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .coco_checks import size_of
-from .findings import Findings
+from dgnet_det.data.coco_checks import size_of
+from dgnet_det.data.findings import Findings
 
 # Pixels that Pillow converts to RGB, but not to what a person sees or means.
 ODD_MODES = {

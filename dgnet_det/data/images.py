@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, detection_utils
 from PIL import Image
 
-from ..errors import UserError
+from dgnet_det.errors import UserError
 
 
 def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..files import written_whole
-from .findings import Findings
-from .raw import RawDataset, RawSplit
-from .voc import has_voc, read_voc
-from .yolo import has_yolo, read_yolo
+from dgnet_det.data.findings import Findings
+from dgnet_det.data.raw import RawDataset, RawSplit
+from dgnet_det.data.voc import has_voc, read_voc
+from dgnet_det.data.yolo import has_yolo, read_yolo
+from dgnet_det.errors import UserError
+from dgnet_det.utils.files import written_whole
 
 FORMATS = ("voc", "yolo")
 

@@ -11,11 +11,17 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 
-from ..errors import UserError
-from .anchors import compare_anchors, percentiles
-from .coco_checks import Boxes, category_names, check_coco, compare_categories, read_coco
-from .findings import Findings
-from .image_checks import ImageFile, check_files, check_presence, compare_images
+from dgnet_det.data.anchors import compare_anchors, percentiles
+from dgnet_det.data.coco_checks import (
+    Boxes,
+    category_names,
+    check_coco,
+    compare_categories,
+    read_coco,
+)
+from dgnet_det.data.findings import Findings
+from dgnet_det.data.image_checks import ImageFile, check_files, check_presence, compare_images
+from dgnet_det.errors import UserError
 
 # COCO's limits between small, medium and large: the side of a square, pixels of the image.
 SMALL, LARGE = 32, 96

@@ -8,10 +8,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from ..errors import UserError
-from .checks import NUM_CLASSES_KEYS
-from .classes import read_class_names, set_num_classes
-from .tasks import register_keypoints, use_own_keypoints
+from dgnet_det.data.checks import NUM_CLASSES_KEYS
+from dgnet_det.data.classes import read_class_names, set_num_classes
+from dgnet_det.data.tasks import register_keypoints, use_own_keypoints
+from dgnet_det.errors import UserError
 
 
 class OwnDataset(NamedTuple):

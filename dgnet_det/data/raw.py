@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
-from ..errors import UserError
+from dgnet_det.errors import UserError
 
 # Splits are named as Detectron2 and this project name them.
 SPLIT_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}

@@ -7,8 +7,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..errors import UserError
-from .coco_checks import read_coco
+from dgnet_det.data.coco_checks import read_coco
+from dgnet_det.errors import UserError
 
 NUM_COCO_KEYPOINTS = 17  # for which COCO gives the spreads that its metric uses
 

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from .findings import Findings
-from .raw import (
+from dgnet_det.data.findings import Findings
+from dgnet_det.data.raw import (
     SPLIT_NAMES,
     Box,
     RawDataset,
@@ -25,6 +24,7 @@ from .raw import (
     named,
     upright_size,
 )
+from dgnet_det.errors import UserError
 
 ANNOTATION_FOLDERS = ("Annotations", "annotations")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")

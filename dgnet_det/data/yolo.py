@@ -13,10 +13,9 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ..errors import UserError
-from .coco_checks import FRACTION_LIMIT
-from .findings import Findings
-from .raw import (
+from dgnet_det.data.coco_checks import FRACTION_LIMIT
+from dgnet_det.data.findings import Findings
+from dgnet_det.data.raw import (
     Box,
     RawDataset,
     RawImage,
@@ -26,6 +25,7 @@ from .raw import (
     named,
     upright_size,
 )
+from dgnet_det.errors import UserError
 
 CLASS_LISTS = ("classes.txt", "obj.names")
 SPLIT_KEYS = ("train", "val", "test")

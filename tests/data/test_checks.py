@@ -129,7 +129,7 @@ def test_tree_crowns_not_prepared(tmp_path: Path, cfg: CfgNode) -> None:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     assert message.startswith(f"{path}: no such annotation file of {name}")
-    assert "`python tools/prepare_tree_crowns.py`" in message
+    assert "`python studies/prepare_tree_crowns.py`" in message
 
 
 def test_tree_crowns_are_registered() -> None:

@@ -15,8 +15,8 @@ from detectron2.data.datasets.coco import load_coco_json
 from PIL import Image
 
 from configs import ROOT
-from dgnet_det.data.tree_crowns import find_photographs, read_voc_boxes
 from dgnet_det.errors import UserError
+from studies.tree_crowns import find_photographs, read_voc_boxes
 
 TOOL = runpy.run_path(str(ROOT / "tools/import_dataset.py"))
 SIZE = (80, 60)

@@ -1,0 +1,90 @@
+"""The figures of the page."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dgnet_det.analysis.report.effects import ROUNDING, Effect
+from dgnet_det.analysis.report.survey import Survey
+from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_graphs
+
+BINS = 24
+BAR_COLOR = "#2b6cb0"
+
+
+def draw_mean_and_spread(survey: Survey) -> Figure:
+    """The mean weight of every edge as arcs, its standard deviation in the cells. Edges that are
+    closed in every image are grey."""
+    closed = ~survey.is_open.any(axis=0)
+    mean = np.where(closed, np.nan, survey.weight.mean(axis=0))
+    std = np.where(closed, np.nan, survey.weight.std(axis=0))
+    titles = [
+        f"{graph.name}: {100 * np.nanmean(share):.3g} % open"
+        for graph, share in zip(
+            survey.graphs, survey.matrices(survey.is_open.mean(axis=0)), strict=True
+        )
+    ]
+    residual = any(graph.residual for graph in survey.graphs)
+    arcs = Scale.of_weights(residual, float(np.abs(survey.weight).max()))
+    arcs = arcs._replace(label=f"mean {arcs.label}")
+    largest = float(np.nanmax(std, initial=0)) or 1.0
+    label, unit = "standard deviation", 1.0
+    if largest < 0.01:  # there is no room for many zeros
+        exponent = int(np.floor(np.log10(largest)))
+        label, unit = f"{label}, in $10^{{{exponent}}}$", 10.0**exponent
+    cells = Scale(label, 0, largest / unit, "Greens")
+    return draw_graphs(
+        _panels(survey, titles, mean, std / unit),
+        arcs,
+        cells,
+        grey=("closed in every image", "absent in every image"),
+    )
+
+
+def draw_effect(survey: Survey, effect: Effect, label: str, *, signed: bool) -> Figure:
+    """The size of an effect on every edge: as arcs where chance is no good explanation, in the
+    cells wherever the weight differs between images."""
+    shown = effect.shown()
+    varies = np.ptp(survey.weight, axis=0) > ROUNDING
+    titles = [
+        f"{graph.name}: {int(np.nansum(m))} of {graph.edges.sum()} beyond chance"
+        for graph, m in zip(survey.graphs, survey.matrices(shown), strict=True)
+    ]
+    scale = Scale(label, -1, 1, "BrBG") if signed else Scale(label, 0, 1, "Greens")
+    arcs = np.where(shown, effect.size, np.nan)
+    cells = np.where(varies, effect.size, np.nan)
+    return draw_graphs(
+        _panels(survey, titles, arcs, cells),
+        scale,
+        scale,
+        grey=("no more than chance gives", "absent in every image"),
+    )
+
+
+def draw_histograms(values: Sequence[tuple[str, np.ndarray]]) -> Figure:
+    """A histogram of images for each label and its values."""
+    figure = Figure(figsize=(5.2 * len(values), 3), layout="constrained")
+    panels = figure.subplots(1, len(values), squeeze=False)[0]
+    for axes, (label, numbers) in zip(panels, values, strict=True):
+        axes.hist(numbers, bins=BINS, color=BAR_COLOR, edgecolor="white", linewidth=0.4)
+        axes.axvline(numbers.mean(), color="0.2", lw=1.2, ls="--", label="mean")
+        axes.set_xlabel(label)
+        axes.set_ylabel("images")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _panels(
+    survey: Survey, titles: Sequence[str], arcs: np.ndarray, cells: np.ndarray
+) -> list[GraphPanel]:
+    return [
+        GraphPanel(
+            title, graph.edges, arc, cell, np.all(survey.absent[graph.name], axis=0), graph.residual
+        )
+        for title, graph, arc, cell in zip(
+            titles, survey.graphs, survey.matrices(arcs), survey.matrices(cells), strict=True
+        )
+    ]

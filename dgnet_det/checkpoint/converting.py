@@ -1,0 +1,139 @@
+"""From a classification checkpoint to the weights of a detection backbone, or of a classifier."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+
+from dgnet_det.checkpoint.pixels import Pixels, pixels_of
+from dgnet_det.checkpoint.reading import RENAMED_CAFFE2, local_file, read_checkpoint
+from dgnet_det.config import is_classifier
+from dgnet_det.errors import UserError
+from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.matching import Match, match_backbone, misfit
+from dgnet_det.modeling.build import config_errors_in_one_line
+
+LISTED = 10  # names of each kind in the printed report
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint converted for a config's backbone."""
+
+    # {"model": {name: tensor}, "__author__": str, "source": {str: str}}: tensors and strings alone,
+    # for torch.load(weights_only=True).
+    checkpoint: dict[str, Any]
+    match: Match
+    pixels: Pixels | None
+    # Why the result is not whole; empty if it is.
+    problem: str
+
+    def figures(self) -> dict[str, Any]:
+        """The report, as JSON takes it."""
+        match = self.match
+        return {
+            "source": self.checkpoint["source"],
+            "matched": list(match.tensors),
+            "missing": match.missing,
+            "unexpected": match.unexpected + match.unknown,
+            "misshaped": [
+                {"name": name, "checkpoint": list(theirs), "backbone": list(ours)}
+                for name, theirs, ours in match.misshaped
+            ],
+            "untrained": match.untrained,
+            "head": list(match.head),
+            "others": match.others,
+            "pixels": None if self.pixels is None else self.pixels.values,
+        }
+
+    def report(self) -> str:
+        """The report for people: a line for each kind of tensors, and their first names."""
+        match = self.match
+        misshaped = [
+            f"{name} {theirs} in the checkpoint, {ours} in the backbone"
+            for name, theirs, ours in match.misshaped
+        ]
+        source = self.checkpoint["source"]
+        return "\n".join(
+            [
+                f"source: {source['file']}, sha256 {source['sha256']}",
+                f"holds: {source['family']}, {match.kind}, names of {source['format']}",
+                f"matched: {len(match.tensors)} tensors",
+                *_listed("missing", match.missing),
+                *_listed("unexpected", match.unexpected + match.unknown),
+                *_listed("mis-shaped", misshaped),
+                f"of the classifier head, for classifiers alone: {len(match.head)}",
+                f"left over, as expected: {len(match.others)} of other parts",
+                f"start untrained, as expected: {len(match.untrained)} of routers, thresholds, γ"
+                " and projections",
+            ]
+        )
+
+
+def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversion:
+    """Name a checkpoint's tensors as in the detector, or the classifier, that ``cfg`` describes.
+
+    Args:
+        path: the checkpoint, of any format that :mod:`dgnet_det.checkpoints` knows.
+        cfg: the config; its backbone tells which tensors there should be, and their prefix.
+        trust_pickle: as for :func:`read_checkpoint`.
+
+    Raises:
+        UserError: the file cannot be read, holds no known backbone, one of another family or no
+            tensor that fits, or ``cfg`` has no DG-Net backbone. Tensors that do not match are no
+            error but :attr:`Conversion.problem`.
+    """
+    local = local_file(path)
+    content = read_checkpoint(local, trust_pickle=trust_pickle)
+    author = content.get("__author__", "")
+    prefix, backbone = _backbone(cfg)
+    try:
+        match = match_backbone(
+            content["model"],
+            backbone,
+            prefix=prefix,
+            folded_norm=content.get("folded_norm", False),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    problem = "" if match.fits else misfit(match, backbone)
+    if not match.tensors:
+        raise UserError(f"{path}: {problem}")
+    if match.unknown and not problem:
+        problem = f"holds tensors of neither backbone nor head: {', '.join(match.unknown[:LISTED])}"
+    source = {
+        "file": Path(local).name,
+        "sha256": hashlib.sha256(Path(local).read_bytes()).hexdigest(),
+        "family": match.source.family.name,
+        "format": "msra/caffe2" if author == RENAMED_CAFFE2 else match.source.format.name,
+        "author": author,
+        "wiring": match.kind.wiring,
+        "edge_weights": match.kind.edge_weights,
+    }
+    model = {prefix + name: tensor for name, tensor in match.tensors.items()}
+    if is_classifier(cfg):
+        model |= match.head
+    checkpoint = {
+        "model": model,
+        "__author__": "dgnet_det",
+        "source": source,
+    }
+    return Conversion(checkpoint, match, pixels_of(match, author, cfg), problem)
+
+
+def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
+    """The config's backbone and the prefix of its names in a detector."""
+    with config_errors_in_one_line():
+        backbone = build_backbone(cfg)
+    for name, module in backbone.named_modules(prefix="backbone"):
+        if isinstance(module, DGNet):
+            return f"{name}.", module
+    raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: builds no DG-Net backbone")
+
+
+def _listed(kind: str, names: list[str]) -> list[str]:
+    more = [f"  … and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return [f"{kind}: {len(names)}", *(f"  {name}" for name in names[:LISTED]), *more]

@@ -1,0 +1,162 @@
+"""Reading checkpoint files without executing what is pickled in them."""
+
+import _codecs
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from dgnet_det.errors import UserError
+
+# Keys under which training scripts keep the state dict.
+WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")
+# First bytes of a file of torch.save from before it wrote zip archives.
+LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# The author that Detectron2 gives to a pickle in Caffe2's format, and what it becomes here: under
+# the first, Detectron2 would rename once more.
+CAFFE2 = "Caffe2"
+RENAMED_CAFFE2 = "Caffe2, renamed"
+
+# All that a pickle of numpy arrays in plain containers refers to.
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _codecs.encode,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+for _core in ("numpy.core", "numpy._core"):  # numpy 1, numpy 2
+    _ADMITTED |= {
+        (f"{_core}.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
+        (f"{_core}.multiarray", "scalar"): np.float32(0).__reduce__()[0],
+        (f"{_core}.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
+    }
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """The pickle refers to something else than arrays and plain containers."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise _RefusedError(f"{module}.{name}")
+        return _ADMITTED[module, name]
+
+
+def local_file(path: str) -> str:
+    """The local file of a path or URL that Detectron2 knows, downloaded where it is remote.
+
+    Raises:
+        UserError: there is no such file, or it cannot be fetched.
+    """
+    try:
+        local = PathManager.get_local_path(urlparse(path)._replace(query="").geturl())
+    except (OSError, HTTPException, LookupError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be fetched ({reason}); give a local file") from error
+    if not Path(local).is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    return local
+
+
+def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
+    """Read a checkpoint in any of the wrappings that are about.
+
+    Args:
+        path: a local file. ``.pkl``: Detectron2's and Caffe2's pickled numpy arrays; any other
+            name: a file of ``torch.save``.
+        trust_pickle: read by Python's full unpickler, which executes what the file says.
+
+    Returns:
+        The file's content in Detectron2's form: ``model`` maps names to tensors on the CPU, with
+        ``module.`` taken off and Caffe2's names turned into Detectron2's; beside it is whatever
+        else was saved beside ``model``. ``folded_norm`` is true where the norms have no running
+        statistics, being folded into their affine parameters.
+
+    Raises:
+        UserError: the file is missing, truncated or no checkpoint, or needs full unpickling.
+    """
+    content = _unpickle(path, trust_pickle)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+    content = dict(content)
+    wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    if wrapper is None and path.endswith(".pkl"):
+        blobs = content.get("blobs", content)
+        blobs = {name: x for name, x in blobs.items() if not str(name).endswith("_momentum")}
+        content = {"model": blobs, "__author__": CAFFE2, "matching_heuristics": True}
+    elif wrapper != "model":
+        content = {"model": content if wrapper is None else content[wrapper]}
+    tensors = content["model"] = _tensors(path, content["model"])
+    if content.get("__author__") == CAFFE2:
+        content["model"] = convert_c2_detectron_names(tensors)[0]
+        content["__author__"] = RENAMED_CAFFE2
+        content["folded_norm"] = any("_bn_" in name for name in tensors) and not any(
+            re.search("_bn_(rm|running_mean)$", name) for name in tensors
+        )
+    return content
+
+
+def _unpickle(path: str, trust_pickle: bool) -> Any:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    with open(path, "rb") as file:
+        is_torch = zipfile.is_zipfile(file) or _starts_with(file, LEGACY_TORCH_MAGIC)
+        file.seek(0)
+        try:
+            if is_torch or not path.endswith(".pkl"):
+                return torch.load(file, map_location="cpu", weights_only=not trust_pickle)
+            unpickler = pickle.Unpickler if trust_pickle else _ArrayUnpickler
+            return unpickler(file, encoding="latin1").load()
+        except _RefusedError as refused:
+            raise UserError(_needs_trust(path, f"refers to {refused}")) from refused
+        except Exception as error:  # a damaged file makes the unpicklers raise nearly anything
+            if is_torch and isinstance(error, pickle.UnpicklingError):
+                raise UserError(_needs_trust(path, "holds Python objects")) from error
+            raise UserError(f"{path}: truncated, or no checkpoint") from error
+
+
+def _needs_trust(path: str, reason: str) -> str:
+    return (
+        f"{path}: {reason} besides tensors, and reading it could execute code; if you trust it, run"
+        " tools/convert_checkpoint.py --trust-pickle"
+    )
+
+
+def _starts_with(file: BinaryIO, magic: bytes) -> bool:
+    file.seek(0)
+    return file.read(len(magic)) == magic
+
+
+def _tensors(path: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``state`` as tensors, without ``module.`` before each name."""
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray | np.generic):
+            raise UserError(f"{path}: no checkpoint of tensors by name: {name!r} is {_kind(value)}")
+    if not state:
+        raise UserError(f"{path}: holds no tensors")
+    wrapped = all(name.startswith("module.") for name in state)
+    tensors = OrderedDict(
+        (name.removeprefix("module.") if wrapped else name, torch.as_tensor(value))
+        for name, value in state.items()
+    )
+    # Modules read the version of their own format from it.
+    metadata = getattr(state, "_metadata", None)
+    if metadata is not None and not wrapped:
+        tensors._metadata = metadata  # type: ignore[attr-defined]
+    return tensors
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"

@@ -1,0 +1,147 @@
+"""The learning rate and the schedule for this run's batch and data, by the linear rule."""
+
+import math
+from collections.abc import Collection, Sequence
+
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from dgnet_det.errors import UserError
+
+# Of the iterations, where the recipe has no larger share: a warm-up for many images must not use up
+# the training on few.
+LARGEST_WARMUP = 0.1
+MANY_EPOCHS = 500
+
+
+def fit_schedule(
+    cfg: CfgNode,
+    processes: int,
+    num_images: int | None = None,
+    *,
+    recipe: CfgNode | None = None,
+    given: Collection[str] = (),
+) -> CfgNode:
+    """The config with ``SOLVER`` and the periods fitted to this run.
+
+    A YAML's ``SOLVER`` keys are a recipe, for a batch of ``IMS_PER_BATCH`` images that
+    ``REFERENCE_WORLD_SIZE`` processes share. What the command line gives holds; everything else
+    follows from the recipe:
+
+    - the batch: each process takes as many images as in the recipe;
+    - the learning rate grows in proportion to the batch, the iterations shrink;
+    - ``EPOCHS``, or iterations given, set the length of the training. ``STEPS`` and the periods of
+      checkpoints and evaluation keep their places in it, but no period is shorter than an epoch;
+      the warm-up stays as many images long, but takes no more than ``LARGEST_WARMUP`` of it, or the
+      recipe's share.
+
+    With ``REFERENCE_WORLD_SIZE`` 0, Detectron2's default, the batch, the learning rate and the
+    iterations are taken as they are; ``EPOCHS`` still sets the length. Steps that the training does
+    not reach are left out. Fitting a fitted config to the same run changes nothing.
+
+    Args:
+        cfg: the YAML's config with the command line's overrides.
+        processes: of all machines.
+        num_images: to train on. Needed with ``EPOCHS``.
+        recipe: the YAML's config; default: ``cfg``.
+        given: keys that the command line overrides.
+
+    Raises:
+        UserError: the batch cannot be shared evenly, or both ``EPOCHS`` and ``MAX_ITER`` are given.
+    """
+    recipe = recipe or cfg
+    frozen = cfg.is_frozen()
+    cfg = cfg.clone()
+    cfg.defrost()
+    solver, old = cfg.SOLVER, recipe.SOLVER
+
+    factor = 1.0
+    if solver.REFERENCE_WORLD_SIZE:
+        if "SOLVER.IMS_PER_BATCH" not in given:
+            per_process, rest = divmod(solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE)
+            if rest:
+                raise UserError(
+                    f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: not a multiple of"
+                    f" SOLVER.REFERENCE_WORLD_SIZE {solver.REFERENCE_WORLD_SIZE}, the processes"
+                    " that it is meant for"
+                )
+            solver.IMS_PER_BATCH = per_process * processes
+        solver.REFERENCE_WORLD_SIZE = processes
+        factor = solver.IMS_PER_BATCH / old.IMS_PER_BATCH
+    if solver.IMS_PER_BATCH % processes or not solver.IMS_PER_BATCH:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: not a multiple of the {processes}"
+            " processes that share it"
+        )
+    if "SOLVER.BASE_LR" not in given:
+        solver.BASE_LR = old.BASE_LR * factor
+
+    if "SOLVER.MAX_ITER" in given:
+        if "SOLVER.EPOCHS" in given and solver.EPOCHS:
+            raise UserError("SOLVER.EPOCHS and SOLVER.MAX_ITER: give one of them")
+        solver.EPOCHS = 0
+    elif solver.EPOCHS:
+        assert num_images is not None
+        solver.MAX_ITER = math.ceil(solver.EPOCHS * num_images / solver.IMS_PER_BATCH)
+    else:
+        solver.MAX_ITER = round(old.MAX_ITER / factor)
+    if solver.REFERENCE_WORLD_SIZE or solver.EPOCHS:
+        epoch = math.ceil(num_images / solver.IMS_PER_BATCH) if solver.EPOCHS and num_images else 1
+        _stretch(cfg, recipe, factor, epoch, given)
+    # Detectron2 refuses one at the very end.
+    solver.STEPS = tuple(dict.fromkeys(step for step in solver.STEPS if step < solver.MAX_ITER))
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _stretch(
+    cfg: CfgNode, recipe: CfgNode, factor: float, shortest: int, given: Collection[str]
+) -> None:
+    """Put what the recipe does at some iteration at the same place in ``cfg``'s iterations, and
+    let periods be ``shortest`` at least."""
+    solver, old = cfg.SOLVER, recipe.SOLVER
+    ratio = solver.MAX_ITER / old.MAX_ITER
+    if "SOLVER.STEPS" not in given:
+        solver.STEPS = tuple(round(step * ratio) for step in old.STEPS)
+    if "SOLVER.WARMUP_ITERS" not in given:
+        share = max(LARGEST_WARMUP, old.WARMUP_ITERS / old.MAX_ITER)
+        solver.WARMUP_ITERS = round(min(old.WARMUP_ITERS / factor, share * solver.MAX_ITER))
+    for group, key in (("SOLVER", "CHECKPOINT_PERIOD"), ("TEST", "EVAL_PERIOD")):
+        period = recipe[group][key]
+        if f"{group}.{key}" not in given and period > 0 and ratio != 1:
+            cfg[group][key] = max(shortest, round(period * ratio))
+
+
+def describe_schedule(
+    cfg: CfgNode, processes: int, num_images: int, class_names: Sequence[str]
+) -> str:
+    """What a fitted config will do, as a small table, with a line on what looks like a mistake."""
+    solver = cfg.SOLVER
+    batch, epochs = solver.IMS_PER_BATCH, solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
+    shared = f" ({processes} processes × {batch // processes})" if processes > 1 else ""
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        steps = ", ".join(map(str, solver.STEPS))
+        decay = f"× {solver.GAMMA:g} at iterations {steps}" if steps else "constant"
+    else:
+        decay = solver.LR_SCHEDULER_NAME
+    evaluation = (
+        f"every {cfg.TEST.EVAL_PERIOD} iterations" if cfg.TEST.EVAL_PERIOD else "at the end"
+    )
+    rows = [
+        ("images", num_images),
+        ("classes", f"{len(class_names)}: {', '.join(class_names[:10])}"
+         + (", …" if len(class_names) > 10 else "")),
+        ("batch", f"{batch}{shared}"),
+        ("learning rate", f"{solver.BASE_LR:.4g}, after {solver.WARMUP_ITERS} iterations of"
+         f" warm-up; {decay}"),
+        ("iterations", f"{solver.MAX_ITER}: {epochs:.4g} passes over the images"),
+        ("evaluation", evaluation if cfg.DATASETS.TEST else "none: no data to evaluate on"),
+        ("checkpoint", f"every {solver.CHECKPOINT_PERIOD} iterations"),
+    ]  # fmt: skip
+    lines = [tabulate(rows, tablefmt="plain")]
+    if epochs > MANY_EPOCHS:
+        lines.append(f"{epochs:.4g} passes are many: SOLVER.EPOCHS sets their number")
+    if batch > num_images:
+        lines.append(f"SOLVER.IMS_PER_BATCH {batch} is more than all {num_images} images")
+    return "\n".join(lines)

@@ -1,0 +1,323 @@
+"""Likely causes of an AP of 0, as far as a run's own evidence tells."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation.evaluator import inference_context
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from dgnet_det.checkpoint.pixels import IMAGENET_MEAN_RGB
+from dgnet_det.data.anchors import compare_anchors
+from dgnet_det.data.checks import NUM_CLASSES_KEYS
+from dgnet_det.evaluation.coco import Evaluator
+
+ZERO_AP = 0.05  # per cent, which is printed as 0.0
+NUM_PROBED = 8  # images, to see scores below the threshold
+FEW_ITERATIONS = 100
+FEW_ITERATIONS_FROM_NOTHING = 10_000
+MATCH_IOU = 0.5
+FEW_MET = 0.25  # share of the boxes that anchors meet
+WRONG_SCALE = 4.0  # between the sides of detected and true boxes
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a run when it has been evaluated.
+
+    Attributes:
+        cfg: its config.
+        model: as evaluated.
+        truth: the content of the annotation file.
+        found: detections in COCO's result format.
+        top_score: the highest score of a few images without a threshold, None if nothing at all
+            came out. Looked at only where there are no detections.
+        losses: ``total_loss`` of this run's iterations; empty where a checkpoint is evaluated.
+        iterations: that the model was trained for; None where a checkpoint is evaluated.
+    """
+
+    cfg: CfgNode
+    model: nn.Module
+    truth: Mapping[str, Any]
+    found: list[dict[str, Any]]
+    top_score: float | None = None
+    losses: tuple[float, ...] = ()
+    iterations: int | None = None
+
+    def objects(self) -> list[dict[str, Any]]:
+        """The annotations that count: not the crowds."""
+        return [a for a in self.truth.get("annotations", ()) if not a.get("iscrowd")]
+
+
+def explain_zero(
+    cfg: CfgNode,
+    model: nn.Module,
+    evaluator: Evaluator,
+    metrics: Mapping[str, Mapping[str, float]],
+    make_loader: Callable[[], Iterable[list[dict[str, Any]]]],
+) -> None:
+    """Log the likely causes if the box AP is 0 or undefined.
+
+    Args:
+        cfg: the run's config.
+        model: as evaluated.
+        evaluator: after the evaluation.
+        metrics: its result; nothing is said where it has no box AP.
+        make_loader: gives a loader of the evaluated images.
+    """
+    if metrics.get("bbox", {}).get("AP", math.inf) >= ZERO_AP:
+        return
+    losses, iterations = _training_so_far()
+    evidence = Evidence(
+        cfg,
+        model,
+        evaluator.truth.dataset,
+        evaluator.found,
+        top_score=None if evaluator.found else top_score(model, make_loader()),
+        losses=losses,
+        iterations=iterations,
+    )
+    causes = likely_causes(evidence) or [
+        "none of the usual causes shows: look at tools/visualize_detections.py --threshold 0.05"
+    ]
+    logger = logging.getLogger(__name__)
+    logger.warning("The box AP is 0 or undefined. Likely causes:")
+    for cause in causes:
+        logger.warning("  - %s", cause)
+
+
+def likely_causes(evidence: Evidence) -> list[str]:
+    """A line for every cause that the evidence supports, the most telling first."""
+    if not evidence.objects():
+        return ["the annotation file has no objects to compare with, so AP is not defined"]
+    lines = (cause(evidence) for cause in CAUSES)
+    return [line for line in lines if line is not None]
+
+
+@torch.no_grad()
+def top_score(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) -> float | None:
+    """The highest score on the first images of a loader with all score thresholds at 0; None if
+    there are no boxes even then."""
+    heads: list[Any] = [m for m in model.modules() if hasattr(m, "test_score_thresh")]
+    thresholds = [head.test_score_thresh for head in heads]
+    scores: list[float] = []
+    # A loader and its resizing draw random numbers, which must not change how training goes on.
+    numpy_state = np.random.get_state()
+    try:
+        for head in heads:
+            head.test_score_thresh = 0.0
+        with inference_context(model), torch.random.fork_rng(devices=()):
+            for batch in islice(loader, NUM_PROBED):
+                for output in model(batch):
+                    scores += output["instances"].scores.tolist()
+    finally:
+        np.random.set_state(numpy_state)
+        for head, threshold in zip(heads, thresholds, strict=True):
+            head.test_score_thresh = threshold
+    return max(scores, default=None)
+
+
+def _training_so_far() -> tuple[tuple[float, ...], int | None]:
+    """The total losses and the number of iterations, if this process is training."""
+    try:
+        storage = get_event_storage()
+    except AssertionError:
+        return (), None
+    histories = storage.histories()
+    if "total_loss" not in histories:
+        return (), storage.iter
+    losses, iterations = zip(*histories["total_loss"].values(), strict=True)
+    return losses, int(iterations[-1]) + 1
+
+
+def _not_finite(e: Evidence) -> str | None:
+    broken = [name for name, x in e.model.state_dict().items() if not torch.isfinite(x).all()]
+    if not broken:
+        return None
+    return (
+        f"{len(broken)} of the model's tensors hold NaN or infinity ({broken[0]}): the training"
+        " diverged: lower SOLVER.BASE_LR"
+    )
+
+
+def _warm_up(e: Evidence) -> str | None:
+    warm_up = e.cfg.SOLVER.WARMUP_ITERS
+    if e.iterations is None or e.iterations >= warm_up:
+        return None
+    return (
+        f"the learning rate was still warming up: SOLVER.WARMUP_ITERS is {warm_up}, and"
+        f" {e.iterations} iterations were done"
+    )
+
+
+def _short(e: Evidence) -> str | None:
+    if e.iterations is None or e.iterations >= FEW_ITERATIONS:
+        return None
+    return f"only {e.iterations} iterations were done: see SOLVER.EPOCHS"
+
+
+def _loss(e: Evidence) -> str | None:
+    tenth = len(e.losses) // 10
+    if tenth < 10:
+        return None
+    first, last = np.median(e.losses[:tenth]), np.median(e.losses[-tenth:])
+    if last < first:
+        return None
+    return (
+        f"the loss did not fall: {first:.3g} in the first {tenth} iterations, {last:.3g} in the"
+        f" last: SOLVER.BASE_LR {e.cfg.SOLVER.BASE_LR:g} may be too high, or the boxes are wrong"
+    )
+
+
+def _no_weights(e: Evidence) -> str | None:
+    few = e.iterations is not None and e.iterations < FEW_ITERATIONS_FROM_NOTHING
+    if e.cfg.MODEL.WEIGHTS or not few:
+        return None
+    return (
+        "MODEL.WEIGHTS is empty: a detector that starts from nothing takes tens of thousands of"
+        f" iterations, and {e.iterations} were done"
+    )
+
+
+def _frozen_norm(e: Evidence) -> str | None:
+    norms = [m for m in e.model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    untrained = [
+        norm
+        for norm in norms
+        if not norm.running_mean.any()
+        and not norm.bias.any()
+        and (norm.weight == 1).all()
+        and (norm.running_var - 1).abs().max() < 1e-3
+    ]
+    if not norms or len(untrained) < len(norms):
+        return None
+    return (
+        f"the {len(norms)} frozen batch norms have the statistics that they are made with: load"
+        " trained MODEL.WEIGHTS, or set MODEL.RESNETS.NORM to BN"
+    )
+
+
+def _pixels(e: Evidence) -> str | None:
+    mean, order = e.cfg.MODEL.PIXEL_MEAN, e.cfg.INPUT.FORMAT
+    for other, swapped in (("BGR", IMAGENET_MEAN_RGB), ("RGB", IMAGENET_MEAN_RGB[::-1])):
+        if order == other and np.allclose(mean, swapped, atol=1):
+            return (
+                f"MODEL.PIXEL_MEAN {mean} is in the order {order[::-1]}, but INPUT.FORMAT is"
+                f" {order}: tools/convert_checkpoint.py prints what goes with the weights"
+            )
+    if order == "RGB" and np.allclose(e.cfg.MODEL.PIXEL_STD, 1):
+        return (
+            "MODEL.PIXEL_STD is 1 with INPUT.FORMAT RGB: torchvision's and timm's weights want"
+            " pixels divided by their deviation; tools/convert_checkpoint.py prints it"
+        )
+    return None
+
+
+def _threshold(e: Evidence) -> str | None:
+    if e.found:
+        return None
+    if e.top_score is None:
+        return "no boxes come out of the model at all, at any score"
+    group = NUM_CLASSES_KEYS.get(e.cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
+    threshold = e.cfg.MODEL[group].SCORE_THRESH_TEST
+    if e.top_score >= threshold:
+        return None
+    return (
+        f"all scores are below MODEL.{group}.SCORE_THRESH_TEST {threshold:g}: the highest of"
+        f" {NUM_PROBED} images is {e.top_score:.2g}: the classifier has not learned yet"
+    )
+
+
+def _classes(e: Evidence) -> str | None:
+    any_class, own_class = _shares_found(e)
+    if any_class < 0.2 or own_class > any_class / 4:
+        return None
+    names = {c["id"]: c["name"] for c in e.truth["categories"]}
+    objects, found = (
+        Counter(names.get(a["category_id"], a["category_id"]) for a in boxes).most_common(1)[0]
+        for boxes in (e.objects(), e.found)
+    )
+    return (
+        f"boxes fit but classes do not: {any_class:.0%} of the objects are found, {own_class:.0%}"
+        f" as what they are; most objects are {objects[0]!r} ({objects[1]}), most detections"
+        f" {found[0]!r} ({found[1]}): are the categories in one order in the training data, here"
+        " and in the weights?"
+    )
+
+
+def _shares_found(e: Evidence) -> tuple[float, float]:
+    """The shares of the objects that some detection meets, of any class and of its own."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for box in e.found:
+        found.setdefault(box["image_id"], []).append(box)
+    truth: dict[Any, list[dict[str, Any]]] = {}
+    for box in e.objects():
+        truth.setdefault(box["image_id"], []).append(box)
+    any_class, own_class = 0, 0
+    for image, objects in truth.items():
+        boxes = found.get(image)
+        if not boxes:
+            continue
+        d, t = ([b["bbox"] for b in group] for group in (boxes, objects))
+        meets = np.asarray(pycocotools.mask.iou(d, t, [0] * len(t))) >= MATCH_IOU
+        labels = [np.array([b["category_id"] for b in group]) for group in (boxes, objects)]
+        any_class += int(meets.any(axis=0).sum())
+        own_class += int((meets & (labels[0][:, None] == labels[1])).any(axis=0).sum())
+    number = len(e.objects())
+    return any_class / number, own_class / number
+
+
+def _scale(e: Evidence) -> str | None:
+    if not e.found:
+        return None
+    found, true = (
+        float(np.median([np.sqrt(b["bbox"][2] * b["bbox"][3]) for b in boxes]))
+        for boxes in (e.found, e.objects())
+    )
+    if 1 / WRONG_SCALE < found / max(true, 1e-6) < WRONG_SCALE:
+        return None
+    return (
+        f"detected boxes have another size than the objects: median sides of {found:.3g} and"
+        f" {true:.3g} pixels: are both sets' boxes in pixels of the image files?"
+    )
+
+
+def _anchors(e: Evidence) -> str | None:
+    sizes = {image["id"]: (image["width"], image["height"]) for image in e.truth["images"]}
+    objects = [a for a in e.objects() if a["bbox"][2] > 0 and a["bbox"][3] > 0]
+    if not objects:
+        return None
+    fit = compare_anchors(
+        e.cfg,
+        np.array([a["bbox"] for a in objects], dtype=float),
+        np.array([sizes[a["image_id"]] for a in objects], dtype=float),
+    )
+    if fit["config"]["meet"] >= FEW_MET:
+        return None
+    mend = f": {fit['suggested']['override']} would fit better" if fit["suggested"] else ""
+    return f"the anchors meet only {fit['config']['meet']:.0%} of the boxes{mend}"
+
+
+CAUSES: tuple[Callable[[Evidence], str | None], ...] = (
+    _not_finite,
+    _classes,
+    _scale,
+    _warm_up,
+    _short,
+    _loss,
+    _no_weights,
+    _frozen_norm,
+    _pixels,
+    _anchors,
+    _threshold,
+)

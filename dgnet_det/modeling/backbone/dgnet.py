@@ -1,0 +1,256 @@
+"""The backbone: a stem and stages that are graphs, and its builders."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dgnet_det.errors import UserError
+from dgnet_det.graph.routing import valid_sizes
+from dgnet_det.graph.stage import EDGE_WEIGHTS, WIRINGS, Block, DynamicGraph, Network
+from dgnet_det.graph.topology import KEY, parse_edges
+from dgnet_det.modeling.backbone.mobilenetv2 import mobilenetv2
+from dgnet_det.modeling.backbone.regnet import regnet
+from dgnet_det.modeling.backbone.resnet import resnet, resnet_arguments
+from dgnet_det.modeling.folding import fold_in_flight
+
+
+class Family(NamedTuple):
+    """A family of blocks."""
+
+    # From channels of the image, norm, whether blocks have shortcuts, and the arguments below.
+    network: Callable[..., Network]
+    # What else of a config tells the family's networks apart.
+    arguments: Callable[[CfgNode], dict[str, Any]]
+
+
+FAMILIES = {
+    "resnet": Family(resnet, resnet_arguments),
+    "mobilenetv2": Family(mobilenetv2, lambda cfg: {}),
+    "regnet": Family(regnet, lambda cfg: {"name": cfg.MODEL.DGNET.REGNET}),
+}
+
+
+class DGNet(Backbone):
+    """Stem, then res2..res5, each one or more :class:`DynamicGraph` in a row (``res4.0``,
+    ``res4.1``, …)."""
+
+    def __init__(
+        self,
+        stem: CNNBlockBase,
+        stages: Sequence[Sequence[DynamicGraph]],
+        *,
+        out_features: Sequence[str],
+        freeze_at: int = 0,
+        freeze_routers: bool = False,
+        checkpoint_stages: bool = False,
+    ) -> None:
+        """
+        Args:
+            stem: the layers before the first stage.
+            stages: the graphs of res2, res3, …. Those after the last of ``out_features`` are
+                dropped.
+            out_features: names of the outputs, out of ``stem``, ``res2``, ….
+            freeze_at: number of leading parts to freeze: 1 the stem, 2 also res2, and so on.
+            freeze_routers: whether the routers, thresholds and γ of frozen stages are frozen too.
+            checkpoint_stages: recompute each graph in the backward pass instead of keeping its
+                activations.
+
+        Raises:
+            UserError: an unknown name in ``out_features``.
+        """
+        super().__init__()
+        names = [f"res{i}" for i in range(2, len(stages) + 2)]
+        unknown = set(out_features) - {"stem", *names}
+        if unknown or not out_features:
+            raise UserError(
+                f"MODEL.RESNETS.OUT_FEATURES {list(out_features)}: choose from {['stem', *names]}"
+            )
+        last = max((names.index(name) + 1 for name in out_features if name in names), default=0)
+        self.stem = stem
+        self.stage_names = names[:last]
+        self.checkpoint_stages = checkpoint_stages
+        self._out_features = list(out_features)
+        self._out_feature_channels = {"stem": stem.out_channels}
+        self._out_feature_strides = {"stem": stem.stride}
+        stride = stem.stride
+        for name, graphs in zip(self.stage_names, stages, strict=False):
+            self.add_module(name, nn.ModuleList(graphs))
+            for graph in graphs:
+                stride *= graph.stride
+            self._out_feature_channels[name] = graphs[-1].out_channels
+            self._out_feature_strides[name] = stride
+        self.freeze(freeze_at, routers=freeze_routers)
+        fold_in_flight(self)
+
+    def graphs(self, name: str) -> list[DynamicGraph]:
+        """The graphs of stage ``name``, in order."""
+        return cast(list[DynamicGraph], list(getattr(self, name)))
+
+    def freeze(self, freeze_at: int, *, routers: bool) -> None:
+        """Freeze the first ``freeze_at`` parts (1: the stem, 2: also res2, …); their routers only
+        if ``routers``."""
+        if freeze_at >= 1:
+            self.stem.freeze()
+        for name in self.stage_names[: max(freeze_at - 1, 0)]:
+            for graph in self.graphs(name):
+                graph.freeze(routers=routers)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: normalised images, [B, 3, H, W], of any H and W, padded with zeros as Detectron2
+                does.
+
+        Returns:
+            For each name of ``out_features`` its feature map, [B, C, ⌈H / stride⌉, ⌈W / stride⌉].
+        """
+        valid = valid_sizes(x)
+        stride = self.stem.stride
+        outputs = {}
+        x = self.stem(x)
+        if "stem" in self._out_features:
+            outputs["stem"] = x
+        for name in self.stage_names:
+            for graph in self.graphs(name):
+                stride *= graph.stride
+                valid_here = torch.div(valid + stride - 1, stride, rounding_mode="floor")
+                if self.checkpoint_stages and self.training:
+                    x = checkpoint(
+                        graph,
+                        x,
+                        valid_here,
+                        keep_sums=True,
+                        use_reentrant=False,
+                    )
+                else:
+                    x = graph(x, valid_here)
+            if name in self._out_features:
+                outputs[name] = x
+        return outputs
+
+
+def make_dgnet(
+    family: str,
+    *,
+    wiring: str,
+    norm: str,
+    out_features: Sequence[str],
+    edge_weights: str = "dynamic",
+    pruned_edges: Sequence[str] = (),
+    freeze_at: int = 0,
+    freeze_routers: bool = False,
+    checkpoint_stages: bool = False,
+    in_channels: int = 3,
+    **network: Any,
+) -> DGNet:
+    """A :class:`DGNet` without a config.
+
+    Args:
+        family, wiring, edge_weights, pruned_edges: as the keys of ``MODEL.DGNET``.
+        norm: of all layers, as for :func:`detectron2.layers.get_norm`.
+        out_features, freeze_at, freeze_routers, checkpoint_stages: as for :class:`DGNet`.
+        in_channels: channels of the image.
+        network: which network of the family: arguments of :func:`.resnet.resnet`,
+            :func:`.mobilenetv2.mobilenetv2` or :func:`.regnet.regnet`.
+
+    Raises:
+        UserError: a value that is not supported, with the config key's name.
+    """
+    for key, value, choices in (
+        ("FAMILY", family, tuple(FAMILIES)),
+        ("WIRING", wiring, WIRINGS),
+        ("EDGE_WEIGHTS", edge_weights, EDGE_WEIGHTS),
+    ):
+        if value not in choices:
+            raise UserError(f"MODEL.DGNET.{key} {value!r}: choose from {', '.join(choices)}")
+    # Without weighted edges there is nothing to wire: the plain network, whose shortcuts are its
+    # blocks' own.
+    wiring = "residual" if edge_weights == "none" else wiring
+    stem, stages = FAMILIES[family].network(
+        in_channels, norm=norm, shortcuts=wiring == "residual", **network
+    )
+    pruned = parse_edges(pruned_edges)
+    if pruned and edge_weights == "none":
+        raise UserError(f"{KEY}: with MODEL.DGNET.EDGE_WEIGHTS none there are none: empty it")
+
+    def graph(name: str, blocks: Sequence[Block]) -> DynamicGraph:
+        edges = pruned.pop(name, ())
+        try:
+            return DynamicGraph(
+                blocks, wiring=wiring, edge_weights=edge_weights, norm=norm, pruned=edges
+            )
+        except UserError as error:
+            raise UserError(f"{KEY}: {name}: {error}") from error
+
+    graphs = [
+        [graph(f"res{k}.{i}", blocks) for i, blocks in enumerate(stage)]
+        for k, stage in enumerate(stages, start=2)
+    ]
+    if pruned:
+        raise UserError(f"{KEY}: there is no graph {', '.join(pruned)}")
+    return DGNet(
+        stem,
+        graphs,
+        out_features=out_features,
+        freeze_at=freeze_at,
+        freeze_routers=freeze_routers,
+        checkpoint_stages=checkpoint_stages,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
+    """The :class:`DGNet` that ``MODEL.DGNET`` and ``MODEL.RESNETS`` describe.
+
+    Raises:
+        UserError: a value that is not supported, with the key's name.
+    """
+    dgnet, resnets = cfg.MODEL.DGNET, cfg.MODEL.RESNETS
+    network = FAMILIES[dgnet.FAMILY].arguments(cfg) if dgnet.FAMILY in FAMILIES else {}
+    return make_dgnet(
+        dgnet.FAMILY,
+        wiring=dgnet.WIRING,
+        norm=resnets.NORM,
+        out_features=resnets.OUT_FEATURES,
+        edge_weights=dgnet.EDGE_WEIGHTS,
+        pruned_edges=dgnet.PRUNED_EDGES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        freeze_routers=dgnet.FREEZE_ROUTERS,
+        checkpoint_stages=dgnet.CHECKPOINT_STAGES,
+        in_channels=input_shape.channels,
+        **network,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_dgnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """:func:`build_dgnet_backbone` under Detectron2's FPN with its max-pooled P6, as ``MODEL.FPN``
+    describes."""
+    return _fpn(cfg, build_dgnet_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_dgnet_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """:func:`build_dgnet_backbone` under RetinaNet's FPN, whose P6 and P7 are convolved from
+    res5."""
+    bottom_up = build_dgnet_backbone(cfg, input_shape)
+    channels = bottom_up.output_shape()["res5"].channels
+    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _fpn(cfg: CfgNode, bottom_up: DGNet, top_block: nn.Module) -> FPN:
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,147 @@
+"""ResNet and ResNeXt: Detectron2's stem and blocks as nodes of a graph."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from torch import Tensor
+
+from dgnet_det.errors import UserError
+from dgnet_det.graph.stage import Block, Network
+
+BLOCKS_PER_STAGE = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+class BasicNode(BasicBlock):
+    """Detectron2's :class:`BasicBlock` as a node."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
+        return self.conv2(F.relu_(self.conv1(x)))
+
+    def activation(self, x: Tensor) -> Tensor:
+        """What follows the addition, in place."""
+        return F.relu_(x)
+
+
+class BottleneckNode(BottleneckBlock):
+    """Detectron2's :class:`BottleneckBlock` as a node."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
+        return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
+
+    def activation(self, x: Tensor) -> Tensor:
+        """What follows the addition, in place."""
+        return F.relu_(x)
+
+
+class ConvStem(BasicStem):
+    """Detectron2's :class:`BasicStem` without its max-pool: in the paper wiring stage 1 has the
+    stride instead."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: str = "BN") -> None:
+        super().__init__(in_channels, out_channels, norm)
+        self.stride = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, C, ⌈H / 2⌉, ⌈W / 2⌉]."""
+        return F.relu_(self.conv1(x))
+
+
+def resnet_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """What :func:`resnet` takes, as ``MODEL.RESNETS`` has it.
+
+    Raises:
+        UserError: deformable blocks.
+    """
+    resnets = cfg.MODEL.RESNETS
+    if any(resnets.DEFORM_ON_PER_STAGE):
+        raise UserError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable blocks are not supported")
+    names = (
+        "depth", "stem_out_channels", "res2_out_channels", "num_groups", "width_per_group",
+        "stride_in_1x1", "res5_dilation",
+    )  # fmt: skip
+    return {name: resnets[name.upper()] for name in names}
+
+
+def resnet(
+    in_channels: int,
+    *,
+    norm: str,
+    shortcuts: bool,
+    depth: int,
+    stem_out_channels: int = 64,
+    res2_out_channels: int = 256,
+    num_groups: int = 1,
+    width_per_group: int = 64,
+    stride_in_1x1: bool = False,
+    res5_dilation: int = 1,
+) -> Network:
+    """Stem and blocks of a ResNet or ResNeXt.
+
+    Args:
+        in_channels: channels of the image.
+        norm: as for :func:`detectron2.layers.get_norm`.
+        shortcuts: whether the blocks have their own shortcuts and the stem its max-pool, as in the
+            static network.
+        depth: 18, 34, 50, 101 or 152.
+        stem_out_channels, res2_out_channels, num_groups, width_per_group, stride_in_1x1,
+            res5_dilation: as the keys of ``MODEL.RESNETS``.
+
+    Raises:
+        UserError: a value that is not supported, with the key's name.
+    """
+    if depth not in BLOCKS_PER_STAGE:
+        raise UserError(f"MODEL.RESNETS.DEPTH {depth}: choose from {list(BLOCKS_PER_STAGE)}")
+    if res5_dilation not in (1, 2):
+        raise UserError(f"MODEL.RESNETS.RES5_DILATION {res5_dilation}: choose 1 or 2")
+    basic = depth < 50
+    channels, out_channels = stem_out_channels, res2_out_channels
+    if basic:
+        for key, value in (("NUM_GROUPS", num_groups), ("RES5_DILATION", res5_dilation)):
+            if value != 1:
+                raise UserError(f"MODEL.RESNETS.{key} {value}: depth {depth} takes 1 only")
+        if out_channels != channels:
+            raise UserError(
+                f"MODEL.RESNETS.RES2_OUT_CHANNELS {out_channels}: depth {depth} takes the value of"
+                f" STEM_OUT_CHANNELS, {channels}"
+            )
+
+    stem = (BasicStem if shortcuts else ConvStem)(in_channels, channels, norm)
+    bottleneck_channels = num_groups * width_per_group
+    stages: list[list[list[Block]]] = []
+    for index, num_blocks in enumerate(BLOCKS_PER_STAGE[depth]):
+        dilation = res5_dilation if index == 3 else 1
+        stage_stride = 1 if (index == 0 and shortcuts) or dilation == 2 else 2
+        blocks: list[Block] = []
+        for i in range(num_blocks):
+            stride = stage_stride if i == 0 else 1
+            if basic:
+                block = BasicNode(channels, out_channels, stride=stride, norm=norm)
+            else:
+                block = BottleneckNode(
+                    channels,
+                    out_channels,
+                    bottleneck_channels=bottleneck_channels,
+                    stride=stride,
+                    num_groups=num_groups,
+                    norm=norm,
+                    stride_in_1x1=stride_in_1x1,
+                    dilation=dilation,
+                )
+            if not shortcuts:
+                block.shortcut = None
+            blocks.append(block)
+            channels = out_channels
+        stages.append([blocks])
+        out_channels *= 2
+        bottleneck_channels *= 2
+    return stem, stages

@@ -1,0 +1,33 @@
+"""Detectron2's models, with its many ways of refusing a config turned into one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import detectron2.modeling
+from detectron2.config import CfgNode
+from torch import nn
+
+from dgnet_det.config import one_line
+from dgnet_det.errors import UserError
+
+
+@contextmanager
+def config_errors_in_one_line() -> Iterator[None]:
+    """What Detectron2 raises in the body, while it builds from a config, becomes a
+    :class:`UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AssertionError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"the config describes no model: {one_line(error)}") from error
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """:func:`detectron2.modeling.build_model`.
+
+    Raises:
+        UserError: the config describes no model.
+    """
+    with config_errors_in_one_line():
+        return detectron2.modeling.build_model(cfg)

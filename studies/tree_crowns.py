@@ -1,0 +1,182 @@
+"""The default detection set: tree crowns in two aerial photographs, cut into tiles.
+
+The rule. The bottom quarter of a photograph is held out for validation; the ``GAP`` pixels above it
+belong to no split; the rest is for training. Tiles are ``TILE`` × ``TILE`` pixels and lie wholly in
+the region of their split. Training tiles start every ``TRAIN_STRIDE`` pixels, so that they overlap
+and a crown cut by one tile is whole in another; the last of a row or column is shifted inwards, so
+that they cover the region. Validation tiles lie side by side from the region's top left corner and
+do not overlap, so that no crown is counted twice; the strip narrower than a tile that is left at
+the right and at the bottom is not used. A box is in a tile, clipped to it, where at least
+``MIN_REMAINING`` of its area remains. Tiles without a box are kept.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dgnet_det.data.catalog import SPLITS, TREE_CROWNS
+from dgnet_det.data.voc import read_voc_file
+from dgnet_det.errors import UserError
+from dgnet_det.utils.files import folder_written_whole
+
+TILE = 256
+TRAIN_STRIDE = 128
+GAP = 64
+MIN_REMAINING = 0.4
+
+PACKAGE = "deepforest"
+INSTALL = "pip install --no-deps deepforest==2.1.0"
+PHOTOGRAPHS = (
+    "2019_YELL_2_528000_4978000_image_crop2",
+    "2019_YELL_2_541000_4977000_image_crop",
+)
+
+
+class Photograph(NamedTuple):
+    """A photograph and its boxes in Pascal VOC XML."""
+
+    image: Path
+    annotation: Path
+
+
+class Tile(NamedTuple):
+    """A tile of a photograph: its top left corner, pixels, and its boxes, [K, 4] as x, y, width and
+    height in pixels of the tile."""
+
+    left: int
+    top: int
+    boxes: np.ndarray
+
+
+class SplitCounts(NamedTuple):
+    """What one split holds."""
+
+    tiles: int
+    boxes: int
+
+
+def find_photographs() -> list[Photograph]:
+    """The two photographs in the installed wheel, which is never imported: its own dependencies are
+    not needed.
+
+    Raises:
+        UserError: the wheel, or one of its four files, is not there.
+    """
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"the package {PACKAGE}, which carries the photographs, is not installed: `{INSTALL}`"
+        ) from error
+    paths = {file.name: Path(str(file.locate())) for file in files}
+    photographs = []
+    for name in PHOTOGRAPHS:
+        image, annotation = paths.get(f"{name}.png"), paths.get(f"{name}.xml")
+        if image is None or annotation is None or not (image.is_file() and annotation.is_file()):
+            raise UserError(f"the installed {PACKAGE} has no {name}.png and .xml: `{INSTALL}`")
+        photographs.append(Photograph(image, annotation))
+    return photographs
+
+
+def read_voc_boxes(path: Path) -> np.ndarray:
+    """The boxes of a Pascal VOC XML file, [K, 4] as xmin, ymin, xmax, ymax: edges in pixels from
+    the top left corner.
+
+    Raises:
+        UserError: as :func:`read_voc_file`, or a box is empty.
+    """
+    boxes = np.array(read_voc_file(path).corners, float).reshape(-1, 4)
+    if not (boxes[:, :2] < boxes[:, 2:]).all():
+        raise UserError(f"{path}: holds a box without an area")
+    return boxes
+
+
+def tile_starts(start: int, stop: int, split: str) -> list[int]:
+    """Where tiles begin along one axis of a split's region [start, stop), in pixels."""
+    last = stop - TILE
+    starts = list(range(start, last + 1, TRAIN_STRIDE if split == "train" else TILE))
+    if split == "train" and starts and starts[-1] < last:
+        starts.append(last)
+    return starts
+
+
+def cut_tiles(width: int, height: int, boxes: np.ndarray, split: str) -> list[Tile]:
+    """The tiles of one split of a photograph, by the rule at the top of this file.
+
+    Args:
+        width, height: of the photograph, pixels.
+        boxes: [K, 4] as xmin, ymin, xmax, ymax.
+        split: ``train`` or ``val``.
+    """
+    val_top = height - height // 4
+    top, bottom = (0, val_top - GAP) if split == "train" else (val_top, height)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    tiles = []
+    for y in tile_starts(top, bottom, split):
+        for x in tile_starts(0, width, split):
+            low = (boxes[:, :2] - (x, y)).clip(0, TILE)
+            size = (boxes[:, 2:] - (x, y)).clip(0, TILE) - low
+            kept = size.prod(axis=1) >= MIN_REMAINING * area
+            tiles.append(Tile(x, y, np.concatenate([low[kept], size[kept]], axis=1)))
+    return tiles
+
+
+def write_tree_crowns(root: Path, photographs: Sequence[Photograph]) -> dict[str, SplitCounts]:
+    """Write the tiles (PNG) and the COCO JSON of both splits under ``root/tree_crowns``, replacing
+    what is there only when all of it is written.
+
+    Returns:
+        For each split, what was written.
+
+    Raises:
+        UserError: a photograph or its XML cannot be read, or is too small to be split.
+    """
+    with folder_written_whole(root / TREE_CROWNS) as folder:
+        return {split: _write_split(folder, split, photographs) for split in SPLITS}
+
+
+def _write_split(folder: Path, split: str, photographs: Sequence[Photograph]) -> SplitCounts:
+    (folder / split).mkdir(parents=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for photograph in photographs:
+        try:
+            pixels = Image.open(photograph.image).convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{photograph.image}: does not decode: {error}") from error
+        tiles = cut_tiles(pixels.width, pixels.height, read_voc_boxes(photograph.annotation), split)
+        if not tiles:
+            raise UserError(
+                f"{photograph.image}: {pixels.width} × {pixels.height} pixels are too few for a"
+                f" {split} tile of {TILE} × {TILE}"
+            )
+        for tile in tiles:
+            name = f"{photograph.image.stem}_x{tile.left:04d}_y{tile.top:04d}.png"
+            corners = (tile.left, tile.top, tile.left + TILE, tile.top + TILE)
+            pixels.crop(corners).save(folder / split / name)
+            images.append({"id": len(images) + 1, "file_name": name, "width": TILE, "height": TILE})
+            for box in tile.boxes.tolist():
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": len(images),
+                        "category_id": 1,
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                    }
+                )
+    coco = {
+        "info": {"description": f"Tree crowns, {split}: tiles of photographs in {PACKAGE}"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "tree"}],
+    }
+    (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+    return SplitCounts(len(images), len(annotations))

@@ -1,0 +1,388 @@
+"""tools/wiring_report.py: its figures against others' and counts by hand, and its page against its
+figures."""
+
+import base64
+import functools
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from runpy import run_path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from detectors import SMALL, config, route_at_random
+from PIL import Image
+from skimage import data
+from torch import nn
+
+from configs import ROOT
+from dgnet_det import analysis
+from dgnet_det.analysis.report.summary import distances, summarize
+from dgnet_det.analysis.report.survey import Graph, Survey, SurveyedImage
+from dgnet_det.config import load_cfg
+from dgnet_det.data import read_image
+from dgnet_det.errors import UserError
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.observation import record_wiring
+
+main = run_path(str(ROOT / "tools" / "wiring_report.py"))["main"]
+NAMES = ["dark <i>", "bright"]
+NUM_IMAGES = 12
+VOID = {"img", "meta"}
+
+
+class Page(HTMLParser):
+    """What is in a page: its elements' attributes, its tables, its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, text: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += text
+        elif "style" not in self.open:
+            self.text += text
+
+
+class Made(NamedTuple):
+    """A report, and what it was made of."""
+
+    html: str
+    json: dict[str, Any]
+    weights: str
+    images: Path
+    labels: list[str]
+
+
+def options(weights: str, dataset: Path) -> list[str]:
+    return [
+        *SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.WEIGHTS", weights,
+        "DATASETS.VAL_JSON", str(dataset), "DATASETS.VAL_IMAGES", str(dataset.parent / "images"),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The report of a detector whose routers follow the image, on crops of photographs, of two
+    classes and several sizes."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("report")
+    weights = str(folder / "model.pth")
+    model = build_model(load_cfg(config("faster"), [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "2"]))
+    route_at_random(model)
+    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=2)  # type: ignore
+    torch.save({"model": model.state_dict(), "class_names": NAMES}, weights)
+
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    coco: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(NAMES, start=1)],
+    }
+    labels = []
+    for k in range(NUM_IMAGES):
+        height, width = (int(side) for side in rng.integers(70, 130, 2))
+        photo = (data.rocket(), data.coffee())[k % 2][20 * k :, 30 * k :][:height, :width]
+        Image.fromarray(photo).save(folder / "images" / f"{k}.png")
+        coco["images"].append({"id": k, "file_name": f"{k}.png", "width": width, "height": height})
+        # The class of the one large box, not of the two small ones.
+        large, small = 1 + k % 2, 2 - k % 2
+        labels.append(NAMES[large - 1])
+        for category, box in (
+            (large, [5, 5, 50, 40]),
+            (small, [1, 1, 9, 9]),
+            (small, [2, 2, 9, 9]),
+        ):
+            coco["annotations"].append(
+                {"id": len(coco["annotations"]) + 1, "image_id": k, "category_id": category,
+                 "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            )  # fmt: skip
+    dataset = folder / "set.json"
+    dataset.write_text(json.dumps(coco))
+    arguments = [
+        "--config-file",
+        config("faster"),
+        "--dataset",
+        str(dataset),
+        "--confidence",
+        "0.1",
+    ]
+    arguments += ["--examples", "3", "--output", str(folder / "r.html")]
+    main([*arguments, "--json", str(folder / "r.json"), *options(weights, dataset)])
+    page = (folder / "r.html").read_text(encoding="utf-8")
+    report = json.loads((folder / "r.json").read_text())
+    return Made(page, report, weights, folder / "images", labels)
+
+
+@pytest.fixture(scope="module")
+def wirings(made: Made) -> dict[str, np.ndarray]:
+    """The weights and α of every graph on every image, [2, n, N, N], recorded anew."""
+    dataset = made.images.parent / "set.json"
+    predictor = load_predictor(load_cfg(config("faster"), options(made.weights, dataset)))
+    found: dict[str, list[np.ndarray]] = {}
+    with record_wiring(predictor.model) as latest:
+        for k in range(NUM_IMAGES):
+            predictor(read_image(made.images / f"{k}.png", "BGR"))
+            for name, wiring in latest.items():
+                pair = torch.cat([wiring.weight, wiring.alpha]).double().numpy()
+                found.setdefault(name, []).append(pair)
+    return {name: np.stack(pairs, axis=1) for name, pairs in found.items()}
+
+
+def test_mean_and_spread_of_every_edge(made: Made, wirings: dict[str, np.ndarray]) -> None:
+    edges = made.json["edges"]
+    sizes = {name: pairs.shape[2] for name, pairs in wirings.items()}
+    assert [(e["graph"], e["from"], e["to"]) for e in edges] == [
+        (name, i, j) for name, n in sizes.items() for j in range(2, n) for i in range(j - 1)
+    ]
+    assert any(e["open"] not in (0, 1) for e in edges)  # edges close in some images
+    for edge in edges:
+        weight, alpha = wirings[edge["graph"]][:, :, edge["to"], edge["from"]]
+        assert edge["mean"] == pytest.approx(weight.mean(), abs=1e-6)
+        assert edge["std"] == pytest.approx(weight.std(), abs=1e-6)
+        assert edge["min"] == pytest.approx(weight.min(), abs=1e-6)
+        assert edge["max"] == pytest.approx(weight.max(), abs=1e-6)
+        assert edge["open"] == pytest.approx((alpha != 0).mean())
+        assert edge["to_output"] == (edge["to"] == sizes[edge["graph"]] - 1)
+    assert made.json["num_edges"] == len(edges)
+    assert made.json["edges_that_vary"] == sum(e["max"] - e["min"] > 1e-6 for e in edges)
+
+
+def test_effects_of_classes_and_sizes(made: Made, wirings: dict[str, np.ndarray]) -> None:
+    report = made.json
+    assert [image["class"] for image in report["images"]] == made.labels
+    assert report["classes"]["images"] == {name: NUM_IMAGES // 2 for name in NAMES}
+    areas = [image["height"] * image["width"] for image in report["images"]]
+    dark = np.array([label == NAMES[0] for label in made.labels])
+    for edge in report["edges"]:
+        weight = wirings[edge["graph"]][0, :, edge["to"], edge["from"]]
+        if np.ptp(weight) > 1e-4:
+            f = scipy.stats.f_oneway(weight[dark], weight[~dark]).statistic
+            assert edge["classes"]["eta_squared"] == pytest.approx(f / (f + 10), rel=1e-3)
+            rho = scipy.stats.spearmanr(weight, areas).statistic
+            assert edge["sizes"]["rho"] == pytest.approx(rho, abs=0.02)
+        by_class = {NAMES[0]: weight[dark].mean(), NAMES[1]: weight[~dark].mean()}
+        for extreme in ("lowest", "highest"):
+            name = edge["classes"][extreme]["class"]
+            assert edge["classes"][extreme]["mean"] == pytest.approx(by_class[name], abs=1e-6)
+    for name in ("classes", "sizes"):
+        shown = sum(edge[name]["p"] <= 0.05 for edge in report["edges"])
+        assert report[name]["edges_told_apart"] == shown
+    # A dark sky and a lit table: the routers see that.
+    assert report["classes"]["edges_told_apart"] > 0
+
+
+def test_multiply_adds_of_every_image(made: Made, wirings: dict[str, np.ndarray]) -> None:
+    """What an image took less than all edges open would: in the residual wiring one multiply-add
+    for each element of each closed edge."""
+    images = made.json["images"]
+    cfg = load_cfg(config("faster"), [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
+    backbone = analysis.backbone_of(build_model(cfg).eval())
+    all_open = functools.cache(lambda size: analysis.backbone_counts(backbone, size).macs)
+    for k, image in enumerate(images):
+        short, long = sorted((image["height"], image["width"]))
+        scale = min(96 / short, 160 / long)
+        padded = tuple(
+            -(-int(image[side] * scale + 0.5) // 32) * 32 for side in ("height", "width")
+        )
+        saved = 0
+        for graph in analysis.structure(backbone, padded):
+            height, width = graph.output_size
+            weight = wirings[graph.name][0, k]
+            closed = (weight == 0)[np.tril_indices(graph.nodes, -2)].sum()
+            saved += int(closed) * graph.out_channels * height * width
+        assert image["all_open_macs"] == all_open(padded)
+        assert image["all_open_macs"] - image["macs"] == saved > 0
+    macs = [image["macs"] for image in images]
+    assert made.json["macs"]["mean"] == pytest.approx(np.mean(macs))
+    assert made.json["macs"]["std"] == pytest.approx(np.std(macs))
+    shares = [image["macs"] / image["all_open_macs"] for image in images]
+    assert made.json["share_of_all_open"]["min"] == pytest.approx(min(shares))
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
+def test_the_page_says_what_the_json_says(made: Made) -> None:
+    page, report = Page(made.html), made.json
+    edges = page.tables[-1]
+    assert edges[0] == ["edge", "mean", "std", "min", "max", "open", "η²", "p", "ρ", "p"]
+    for row, edge in zip(edges[1:], report["edges"], strict=True):
+        to = "out" if edge["to_output"] else edge["to"]
+        assert row == [
+            f"{edge['graph']}: {edge['from'] or 'in'} → {to}",
+            *(number(edge[key]) for key in ("mean", "std", "min", "max")),
+            f"{100 * edge['open']:.3g}\u00a0%",
+            number(edge["classes"]["eta_squared"]),
+            number(edge["classes"]["p"]),
+            number(edge["sizes"]["rho"]),
+            number(edge["sizes"]["p"]),
+        ]
+    strongest = max(report["edges"], key=lambda edge: edge["classes"]["eta_squared"])
+    assert page.tables[0][1][1] == number(strongest["classes"]["eta_squared"])
+    lowest = strongest["classes"]["lowest"]
+    assert page.tables[0][1][4] == f"{lowest['class']} ({number(lowest['mean'])})"
+    text = " ".join(page.text.split())
+    total = report["num_edges"]
+    for part in (
+        f"{report['edges_that_vary']} of {total}edges weigh differently",
+        f"{report['classes']['edges_told_apart']} of {total}edges tell classes apart",
+        f"{report['sizes']['edges_told_apart']} of {total}edges tell image sizes apart",
+        f"On average {report['macs']['mean'] / 1e9:.3g} ± {report['macs']['std'] / 1e9:.3g} G",
+        f"{NUM_IMAGES} images of",
+    ):
+        assert part in text
+
+
+def test_the_page_needs_nothing_else(made: Made) -> None:
+    page = Page(made.html)
+    sources = [value for _, name, value in page.attributes if name in ("src", "href", "srcset")]
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", made.html)
+    # Mean and spread, two effects, the histogram and three examples.
+    assert len(sources) == 7
+    for source in sources:
+        kind, content = re.fullmatch(r"data:image/(png|jpeg);base64,(.+)", source).groups()  # type: ignore
+        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+            assert picture.format == kind.upper()
+            assert picture.width > 500
+            assert np.asarray(picture).std() > 5
+    descriptions = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert len(descriptions) == 7
+    assert all(descriptions)
+    # A class's name is text, whatever is in it.
+    assert "dark <i>" in page.tables[0][1] + [page.tables[0][1][4][:8]]
+
+
+def make_survey(weight: np.ndarray, is_open: np.ndarray | None = None) -> Survey:
+    """Of a graph of two blocks in the paper wiring, six edges."""
+    edges = np.tri(4, k=-1, dtype=bool)
+    images = [SurveyedImage(f"{k}.png", (8, 8), "a", 0, 90, 100) for k in range(len(weight))]
+    is_open = np.ones_like(weight, bool) if is_open is None else is_open
+    absent = {"res2.0": np.zeros((len(weight), 4), bool)}
+    return Survey([Graph("res2.0", edges, False)], images, weight, is_open, absent)
+
+
+def test_a_survey_in_figures_by_hand() -> None:
+    weight = np.array([[0.2, 0, 0.5, 0.5, 0.5, 1], [0.4, 0, 0.5, 0.5, 0, 1]])
+    survey = make_survey(weight, weight > 0)
+    survey.absent["res2.0"][1, 2] = True
+    report, effects = summarize(survey)
+    first = report["edges"][0]
+    assert (first["from"], first["to"], first["to_output"]) == (0, 1, False)
+    assert first["mean"] == pytest.approx(0.3)
+    assert first["std"] == pytest.approx(0.1)
+    fifth = report["edges"][4]
+    assert (fifth["from"], fifth["to"], fifth["to_output"]) == (1, 3, True)
+    assert (fifth["open"], fifth["mean"], fifth["std"]) == (0.5, 0.25, 0.25)
+    assert report["edges_that_vary"] == 2
+    assert report["open_edges"]["mean"] == pytest.approx((5 + 4) / 12)
+    assert report["share_of_all_open"] == {"mean": 0.9, "std": 0, "min": 0.9, "max": 0.9}
+    assert report["nodes"] == [
+        {"graph": "res2.0", "node": 1, "present": 1},
+        {"graph": "res2.0", "node": 2, "present": 0.5},
+    ]
+    assert effects == {}
+    assert report["classes"]["not_tested"] == "only 'a' has 2 images or more"
+    assert report["sizes"]["not_tested"] == "2 images are too few: 8 are needed"
+
+
+def test_distance_from_the_mean_wiring_by_hand() -> None:
+    # Edge 0 is 1, 1, 4: mean 2, standard deviation √2. Edge 1 is 0, 3, 3: likewise. The rest is
+    # constant.
+    weight = np.zeros((3, 6))
+    weight[:, 0], weight[:, 1] = [1, 1, 4], [0, 3, 3]
+    near, far = np.sqrt((1 / 2 + 1 / 2) / 2), np.sqrt((1 / 2 + 4 / 2) / 2)
+    np.testing.assert_allclose(distances(make_survey(weight)), [far, near, far])
+    assert distances(make_survey(np.ones((3, 6)))).tolist() == [0, 0, 0]
+
+
+def test_matrices_hold_each_edge_in_its_place() -> None:
+    survey = make_survey(np.arange(6.0)[None])
+    (matrix,) = survey.matrices(survey.weight[0])
+    assert [matrix[to, source] for _, source, to in survey.edges()] == [0, 1, 2, 3, 4, 5]
+    assert np.isnan(matrix).sum() == 10
+
+
+def test_a_folder_takes_its_classes_from_the_detections(made: Made, tmp_path: Path) -> None:
+    output = tmp_path / "r.html"
+    arguments = ["--config-file", config("faster"), "--input", str(made.images), "--num", "3"]
+    arguments += ["--output", str(output), "--json", str(tmp_path / "r.json")]
+    main([*arguments, "--confidence", "0.1", *SMALL, "MODEL.WEIGHTS", made.weights])
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["num_images"] == 3
+    assert {image["class"] for image in report["images"]} <= {*NAMES, ""}
+    assert any(image["class"] for image in report["images"])
+    text = " ".join(Page(output.read_text(encoding="utf-8")).text.split())
+    assert "Not tested: 3 images are too few: 8 are needed." in text
+    assert "Classes of images are those that the detector found, right or wrong." in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json"]
+
+
+def test_untrained_routers(made: Made, tmp_path: Path) -> None:
+    """As built, all weights of the residual wiring are 0."""
+    output = tmp_path / "r.html"
+    arguments = ["--config-file", config("faster"), "--output", str(output), "--examples", "1"]
+    main([*arguments, "--input", *(str(made.images / f"{k}.png") for k in range(9)), *SMALL])
+    text = " ".join(Page(output.read_text(encoding="utf-8")).text.split())
+    for part in (
+        "none: untrained",
+        "All images are wired alike: no weight depends on the image.",
+        "0 of 33edges tell image sizes apart",
+        "Not tested: no class has 2 images or more.",
+    ):
+        assert part in text
+
+
+def test_mistakes_leave_nothing(made: Made, tmp_path: Path) -> None:
+    output = tmp_path / "r.html"
+
+    def report(*arguments: str, opts: list[str] = SMALL) -> None:
+        common = ["--config-file", config("faster"), "--output", str(output)]
+        main([*common, "--json", str(tmp_path / "r.json"), *arguments, *opts])
+
+    with pytest.raises(UserError, match="nowhere: no such image or folder"):
+        report("--input", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no dataset 'nowhere' is registered"):
+        report("--dataset", "nowhere")
+    with pytest.raises(UserError, match="--num, --examples: give numbers of at least 1"):
+        report("--dataset", "nowhere", "--num", "0")
+    with pytest.raises(UserError, match="the plain network has no wiring"):
+        report("--input", str(made.images), opts=[*SMALL, "MODEL.DGNET.EDGE_WEIGHTS", "none"])
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(UserError, match=r"broken\.png: the image does not decode"):
+        report("--input", str(tmp_path))
+    (tmp_path / "broken.png").unlink()
+    output.mkdir()
+    with pytest.raises(UserError, match=r"r\.html: is a folder: name the file of the page"):
+        report("--input", str(made.images))
+    output.rmdir()
+    assert not list(tmp_path.iterdir())

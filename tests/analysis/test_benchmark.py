@@ -1,0 +1,125 @@
+"""The benchmark's bookkeeping. Nothing is timed here."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from dgnet_det.analysis.benchmark import (
+    Contestant,
+    Measurement,
+    Workload,
+    compare,
+    draw_edges,
+    make_step,
+    stock_config,
+)
+from dgnet_det.config import load_cfg
+from dgnet_det.errors import UserError
+from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.observation import record_wiring
+
+TOOLS = Path(__file__).parents[1] / "tools"
+CONFIGS = Path(__file__).parents[1] / "configs" / "COCO-Detection"
+SMALL = ["MODEL.WEIGHTS", "", "MODEL.RPN.POST_NMS_TOPK_TEST", "10"]
+
+
+def config(name: str, *opts: str) -> CfgNode:
+    return load_cfg(str(CONFIGS / f"faster_rcnn_{name}_FPN_1x.yaml"), [*SMALL, *opts])
+
+
+def test_compare_takes_pairs() -> None:
+    ours, theirs = Measurement([1.0, 4.0, 3.0], 30), Measurement([2.0, 2.0, 3.0], 20)
+    assert compare(ours, theirs) == {
+        "ratio": {"median": 1.0, "min": 0.5, "max": 2.0},
+        "memory_ratio": 1.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "closed", "skipped"),
+    [
+        ("DG_R_18", 0.0, 0.0),
+        ("DG_R_18", 0.5, 0.0),
+        ("DG_R_18", 0.0, 0.5),
+        ("DG_R_18_residual", 0.0, 0.0),
+        ("DG_R_18_residual", 0.5, 0.0),
+    ],
+)
+def test_drawn_edges(name: str, closed: float, skipped: float) -> None:
+    model = build_model(config(name)).backbone.eval()
+    draw_edges(model, 2, closed=closed, skipped=skipped)
+    with record_wiring(model) as wirings, torch.no_grad():
+        model(torch.randn(2, 3, 64, 64))
+    for wiring in wirings.values():
+        routed = wiring.alpha[:, wiring.routed()]
+        if not closed and not skipped:
+            assert (routed == 0.5).all()
+        if closed:
+            # Of two blocks' graph: 1 of 2 edges into node 2 and 2 of 3 into node 3, in the residual
+            # wiring 0 of 1 and 1 of 2; 0 → 1 stays open.
+            count = 1 if "residual" in name else 3
+            assert routed.eq(0).sum(dim=1).tolist() == [count, count]
+        if skipped:
+            absent = wiring.alpha[:, 1:-1].eq(0).all(dim=2)
+            assert absent.sum(dim=1).tolist() == [1, 1]  # of two blocks
+
+
+@pytest.mark.parametrize("mode", ["inference", "train"])
+@pytest.mark.parametrize("part", ["backbone", "model"])
+@pytest.mark.parametrize("stock", [False, True])
+def test_steps_run(mode: str, part: str, stock: bool) -> None:
+    cfg = config("DG_R_18_residual")
+    contestant = Contestant("x", stock_config(cfg) if stock else cfg, stock=stock)
+    step = make_step(contestant, Workload(mode, part, 64, 96, 2))
+    outputs = step()
+    if (mode, part) == ("inference", "model"):
+        assert len(outputs) == 2  # type: ignore[arg-type]
+    elif mode == "inference":
+        assert outputs["p2"].shape == (2, 256, 16, 24)  # type: ignore[index]
+
+
+def test_stock_is_detectron2s_own() -> None:
+    cfg = stock_config(config("DG_R_50"))
+    assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+    with pytest.raises(UserError, match="stock ResNet"):
+        stock_config(config("DG_MobileNetV2"))
+
+
+def test_tools_write_their_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--input-size", "64", "64", "--repeats", "2"]
+    opts = [*SMALL, "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+    dg, plain = (str(CONFIGS / f"faster_rcnn_{n}_FPN_1x.yaml") for n in ("DG_R_18", "R_18"))
+    benchmark = runpy.run_path(str(TOOLS / "benchmark.py"))["main"]
+    out = str(tmp_path / "b.json")
+    baselines = ["--baseline", plain, "--baseline", "stock"]
+    benchmark(["--config-file", dg, *baselines, "--part", "backbone", *size, "--json", out, *opts])
+    figures = json.loads(Path(out).read_text())
+    assert set(figures["baselines"]) == {"faster_rcnn_R_18_FPN_1x", "stock"}
+    for baseline in figures["baselines"].values():
+        assert set(baseline["ratio"]) == {"median", "min", "max"}
+        assert baseline["memory_ratio"] > 0
+    assert figures["environment"]["torch"] == torch.__version__
+    assert "faster_rcnn_DG_R_18_FPN_1x" in capsys.readouterr().out
+
+    closed = runpy.run_path(str(TOOLS / "benchmark_closed_edges.py"))["main"]
+    picture, out = tmp_path / "c.png", str(tmp_path / "c.json")
+    shares = ["--closed", "0.5", "--skipped", "0.5", "--batch", "1"]
+    closed(["--config-file", dg, "--output", str(picture), "--json", out, *shares, *size, *opts])
+    figures = json.loads(Path(out).read_text())
+    assert list(figures["batches"]["1"]) == [
+        "full graph",
+        "50% of edges closed",
+        "50% of blocks skipped",
+    ]
+    assert picture.stat().st_size > 5000
+
+
+def test_a_model_that_does_not_run_is_one_line() -> None:
+    benchmark = runpy.run_path(str(TOOLS / "benchmark.py"))["main"]
+    dg = str(CONFIGS / "faster_rcnn_DG_R_18_FPN_1x.yaml")
+    with pytest.raises(UserError, match=r"nonexistent\.pth"):
+        benchmark(["--config-file", dg, "--baseline", "stock", "MODEL.WEIGHTS", "nonexistent.pth"])

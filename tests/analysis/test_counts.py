@@ -1,0 +1,296 @@
+"""Counts against the paper's table, a count by hand, fvcore's, and what closed edges save."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
+from PIL import Image
+from torch import nn
+
+from configs import ROOT
+from dgnet_det import analysis
+from dgnet_det.analysis.counts import backbone_counts, backbone_of, build_for_analysis
+from dgnet_det.config import load_cfg
+from dgnet_det.errors import UserError
+from dgnet_det.modeling.backbone import DGNet
+
+# By path: Detectron2's wheel has a package named tools too.
+main = runpy.run_path(str(ROOT / "tools/analyze_model.py"))["main"]
+COCO = ROOT / "configs/COCO-Detection"
+R_18 = str(COCO / "faster_rcnn_DG_R_18_FPN_1x.yaml")
+# Enough of a detector for the tests, with few channels.
+NARROW = [
+    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.NORM", "BN",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8",
+    "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
+    "INPUT.MIN_SIZE_TEST", "64",
+]  # fmt: skip
+
+# Parameters and convolutions of the whole classifiers at 224 x 224, in millions, as DG-Net's Table
+# 1 is met by the paper wiring; the edges of each graph; and the parameters and multiply-adds of the
+# heads, which a detector does not have.
+LINEAR_512 = 512 * 1000 + 1000
+LINEAR_2048 = 2048 * 1000 + 1000
+CLASSIFIERS = {
+    "R_18": (11.700, 1826.41, [6, 6, 6, 6], LINEAR_512, 0),
+    "R_50": (25.617, 4125.67, [10, 15, 28, 10], LINEAR_2048, 0),
+    "R_101": (44.887, 7837.89, [10, 15, 300, 10], LINEAR_2048, 0),
+    "X_50_32x4d": (25.088, 4305.50, [10, 15, 28, 10], LINEAR_2048, 0),
+    "MobileNetV2": (
+        3.588,
+        312.59,
+        [3, 6, 10, 15, 10, 10, 3],
+        320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000,
+        320 * 1280 * 7 * 7,
+    ),
+}
+
+
+def analyze(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON of tools/analyze_model.py."""
+    main([*arguments[:2], "--json", str(tmp_path / "out.json"), *arguments[2:]])
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_detection_backbones_are_table_1_less_the_head(name: str, tmp_path: Path) -> None:
+    params, macs, edges, head_params, head_macs = CLASSIFIERS[name]
+    report = analyze(
+        tmp_path,
+        *("--config-file", str(COCO / f"faster_rcnn_DG_{name}_FPN_1x.yaml")),
+        *("--input-size", "224", "224", "--tasks", "parameter", "flop", "structure"),
+        *("MODEL.DGNET.WIRING", "paper", "MODEL.RESNETS.NORM", "BN", "MODEL.DEVICE", "cpu"),
+    )
+    backbone = report["backbone"]
+    assert report["input_size"] == [224, 224]
+    assert all(isinstance(count, int) for count in backbone.values())
+    assert (backbone["params"] + head_params) / 1e6 == pytest.approx(params, abs=0.001)
+    assert (backbone["conv_macs"] + head_macs) / 1e6 == pytest.approx(macs, abs=0.01)
+    assert [graph["edges"] for graph in report["structure"]] == edges
+    assert [graph["routed_edges"] for graph in report["structure"]] == edges
+
+    # 224 is a multiple of 32: the detector does not pad it.
+    parts = report["model"]["parts"]
+    assert parts["backbone"] == backbone
+    for count in ("params", "macs"):
+        assert report["model"][count] == sum(part[count] for part in parts.values())
+
+
+def narrow_r18(*opts: str) -> nn.Module:
+    """DG-ResNet-18 with 8, 16, 32, 64 channels, under FPN and Faster R-CNN."""
+    return build_for_analysis(load_cfg(R_18, [*NARROW, *opts]))
+
+
+def test_counts_by_hand() -> None:
+    # A ResNet-18 of 8, 16, 32, 64 channels, paper wiring, 96 x 64 pixels. The stem halves them.
+    channels, pixels = 8, 48 * 32
+    conv = 7 * 7 * 3 * 8 * pixels
+    outputs = 8 * pixels
+    routers = gathered = 0
+    params = 7 * 7 * 3 * 8 + 2 * 8
+    for out_channels in (8, 16, 32, 64):
+        # Edge 0 -> 1 weighs the raw input, the other five of the 4-node graph the stage's outputs.
+        gathered += channels * pixels + 5 * out_channels * pixels // 4
+        pixels //= 4
+        weights = (
+            channels * out_channels  # projection
+            + 9 * channels * out_channels
+            + 3 * 9 * out_channels**2
+        )
+        conv += weights * pixels
+        # Nodes 0, 1, 2 route to 3, 2, 1 later nodes: pooling, then a linear layer.
+        routers += 3 * out_channels * pixels + (3 + 2 + 1) * out_channels
+        outputs += 5 * out_channels * pixels + 3 * out_channels + (3 + 2 + 1)
+        thresholds = 3
+        params += weights + 5 * 2 * out_channels + (3 + 2 + 1) * (out_channels + 1) + thresholds
+        channels = out_channels
+
+    backbone = backbone_of(narrow_r18())
+    counts = backbone_counts(backbone, (96, 64))
+    assert counts.conv_macs == conv
+    assert counts.macs == conv + routers + gathered
+    assert counts.activations == outputs
+    assert parameter_count(backbone)[""] == params
+
+
+@pytest.mark.parametrize("edge_weights", ["dynamic", "static", "none"])
+def test_convolutions_and_activations_equal_those_of_fvcore(edge_weights: str) -> None:
+    # An odd size, grouped convolutions, the residual wiring.
+    cfg = load_cfg(
+        str(COCO / "faster_rcnn_DG_MobileNetV2_residual_FPN_1x.yaml"),
+        ["MODEL.DEVICE", "cpu", "MODEL.DGNET.EDGE_WEIGHTS", edge_weights],
+    )
+    backbone = backbone_of(build_for_analysis(cfg))
+    image = torch.randn(1, 3, 75, 101)
+    with torch.no_grad():
+        expected = FlopCountAnalysis(backbone, image).by_operator()
+        activations = ActivationCountAnalysis(backbone, image).total()
+    counts = backbone_counts(backbone, (75, 101))
+    assert counts.conv_macs == expected["conv"]
+    assert counts.activations == activations
+    if edge_weights == "none":
+        assert counts.macs == counts.conv_macs
+
+
+def test_static_resnet_50_has_its_published_activations() -> None:
+    # "Designing Network Design Spaces", Table: ResNet-50 has 11.1 M activations at 224 x 224.
+    cfg = load_cfg(str(COCO / "faster_rcnn_R_50_FPN_1x.yaml"), ["MODEL.DEVICE", "cpu"])
+    counts = backbone_counts(backbone_of(build_for_analysis(cfg)), (224, 224))
+    assert counts.activations / 1e6 == pytest.approx(11.1, abs=0.05)
+
+
+def close(backbone: DGNet, stage: str, edges: list[tuple[int, int]], *, residual: bool) -> None:
+    """Close edges i → j of a stage for every image."""
+    graph = backbone.graphs(stage)[0]
+    for i, j in edges:
+        router = graph.routers[str(i)]
+        first_target = i + (2 if residual else 1)
+        router.linear.bias.data[j - first_target] = -10.0
+        graph.thresholds.data[i] = 0.01
+
+
+def test_closed_edges_save_their_sums_and_absent_nodes_their_blocks_and_routers() -> None:
+    model = narrow_r18()
+    image = torch.randint(0, 256, (3, 64, 64))
+    everything = analysis.image_counts(model, image)
+    assert everything.size == (64, 64)
+    assert everything.ran == everything.all_open
+
+    # res4: 32 channels, 4 x 4. Node 2 loses all its inputs, so 2 -> 3 is closed with it.
+    close(backbone_of(model), "res4", [(0, 2), (1, 2)], residual=False)
+    counts = analysis.image_counts(model, image)
+    block = 2 * 9 * 32**2 * 16
+    router = 32 * 16 + 32
+    edges = 3 * 32 * 16
+    assert counts.all_open == everything.all_open
+    assert everything.ran.conv_macs - counts.ran.conv_macs == block
+    assert everything.ran.macs - counts.ran.macs == block + router + edges
+
+    # res3: 0 -> 1 carries the raw input, 8 channels, 16 x 16. Node 1 is absent.
+    close(backbone_of(model), "res3", [(0, 1)], residual=False)
+    before, counts = counts, analysis.image_counts(model, image)
+    block = 9 * (8 * 16 + 16 * 16) * 64
+    router = 16 * 64 + 2 * 16
+    edges = 8 * 16 * 16 + 2 * 16 * 64
+    assert before.ran.macs - counts.ran.macs == block + router + edges
+
+
+def test_residual_wiring_saves_edges_alone() -> None:
+    model = narrow_r18("MODEL.DGNET.WIRING", "residual")
+    backbone, image = backbone_of(model), torch.randint(0, 256, (3, 64, 64))
+    for parameter in (p for name, p in backbone.named_parameters() if "gammas" in name):
+        parameter.data.fill_(0.1)
+    everything = analysis.image_counts(model, image)
+    assert everything.ran == everything.all_open
+    close(backbone, "res3", [(0, 2), (1, 3)], residual=True)
+    counts = analysis.image_counts(model, image)
+    assert everything.ran.conv_macs == counts.ran.conv_macs
+    assert everything.ran.macs - counts.ran.macs == 2 * 16 * 8 * 8
+
+
+def test_every_image_that_is_detected_in_is_counted() -> None:
+    model = narrow_r18()
+    close(backbone_of(model), "res3", [(0, 2)], residual=False)
+    images = [torch.randint(0, 256, (3, *size)) for size in ((64, 64), (60, 90))]
+    with torch.no_grad(), analysis.record_counts(model) as found:
+        outputs = [model([{"image": image}])[0]["instances"] for image in images]
+    expected = [analysis.image_counts(model, image) for image in images]
+    assert found == [(counts.size, counts.ran) for counts in expected]
+    assert found[1][0] == (64, 96)
+    # Counting changes nothing, and ends.
+    with torch.no_grad():
+        again = [model([{"image": image}])[0]["instances"] for image in images]
+    for first, second in zip(outputs, again, strict=True):
+        assert torch.equal(first.pred_boxes.tensor, second.pred_boxes.tensor)
+    assert len(found) == 2
+
+
+def test_model_size_is_padded_and_backbone_size_is_not() -> None:
+    model = narrow_r18()
+    parts = analysis.model_counts(model, (60, 50))
+    assert parts["backbone"] == backbone_counts(backbone_of(model), (64, 64))
+    assert backbone_counts(backbone_of(model), (60, 50)).macs < parts["backbone"].macs
+
+
+def test_freezing_changes_no_count() -> None:
+    # Freezing turns BN into FrozenBN, whose scale and shift are no parameters.
+    cfg = load_cfg(R_18, [*NARROW, "MODEL.BACKBONE.FREEZE_AT", "2"])
+    frozen = parameter_count(backbone_of(build_model(cfg)))[""]
+    counted = parameter_count(backbone_of(build_for_analysis(cfg)))[""]
+    assert counted == parameter_count(backbone_of(narrow_r18()))[""] > frozen
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of three noise images of different shapes."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i, shape in enumerate([(64, 64), (64, 100), (130, 64)]):
+        pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_images_of_a_folder(tmp_path: Path, images: Path) -> None:
+    model = narrow_r18()
+    close(backbone_of(model), "res3", [(0, 2)], residual=False)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    report = analyze(
+        tmp_path,
+        *("--config-file", R_18, "--tasks", "structure", "--images", str(images)),
+        *NARROW,
+        *("MODEL.WEIGHTS", str(tmp_path / "model.pth")),
+    )
+    dynamic = report["dynamic"]
+    sizes = [tuple(image["padded_size"]) for image in dynamic["images"]]
+    assert sizes == [(64, 64), (64, 128), (160, 64)]
+    for image, (height, width) in zip(dynamic["images"], sizes, strict=True):
+        assert image["all_open_macs"] == backbone_counts(backbone_of(model), (height, width)).macs
+        assert image["all_open_macs"] - image["macs"] == 16 * height * width // 64
+    macs = [image["macs"] for image in dynamic["images"]]
+    assert dynamic["macs"]["mean"] == pytest.approx(np.mean(macs))
+    assert dynamic["macs"]["std"] == pytest.approx(np.std(macs))
+
+
+def test_classifier_config(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = str(ROOT / "configs/ImageNet-Classification/DG_R_18.yaml")
+    report = analyze(
+        tmp_path,
+        *("--config-file", config, "--tasks", "parameter", "flop", "activation", "structure"),
+        *("MODEL.DEVICE", "cpu"),
+    )
+    assert report["input_size"] == [224, 224]
+    assert report["model"]["params"] / 1e6 == pytest.approx(11.700, abs=0.001)
+    assert report["model"]["conv_macs"] / 1e6 == pytest.approx(1826.41, abs=0.01)
+    assert report["model"]["parts"]["head"] == {
+        "params": LINEAR_512, "conv_macs": 0, "macs": 512 * 1000, "activations": 1000,
+    }  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "1826.406" in printed
+    for term in report["counted"]:
+        assert f"{term}: " in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input-size", "0", "64"], "--input-size"),
+        (["--dataset", "no_such"], "no_such"),
+        (["--images", "no/such/folder"], "no/such/folder"),
+        (["--images", ".", "MODEL.DGNET.EDGE_WEIGHTS", "none"], "EDGE_WEIGHTS none"),
+        (["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"], "MODEL.BACKBONE.NAME"),
+        (["MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        main(["--config-file", R_18, "--tasks", "structure", *arguments])
+    assert "\n" not in str(error.value)

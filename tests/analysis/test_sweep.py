@@ -1,0 +1,160 @@
+"""The sweep over thresholds on a small dataset, against counts by hand."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectors import small_predictor
+from matplotlib.figure import Figure
+from PIL import Image
+
+from configs import ROOT
+from dgnet_det.analysis.sweep import SHARES, Point, draw_sweeps, sweep, thresholds_for
+from dgnet_det.errors import UserError
+from dgnet_det.modeling.observation import dynamic_graphs, record_wiring
+
+# By path: Detectron2's wheel has a package named tools too.
+main = runpy.run_path(str(ROOT / "tools/sweep_thresholds.py"))["main"]
+NARROW = [
+    "MODEL.DGNET.FAMILY", "resnet", "MODEL.DGNET.WIRING", "paper", "MODEL.RESNETS.DEPTH", "18",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Three noise images of 96 x 96 pixels with a box each, as overrides of a config."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(3):
+        pixels = rng.integers(0, 256 >> i, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        images.append({"id": i + 1, "file_name": f"{i}.png", "width": 96, "height": 96})
+        annotations.append(
+            {"id": i + 1, "image_id": i + 1, "category_id": 1, "bbox": [9, 9, 50, 40], "area": 2000,
+             "iscrowd": 0}
+        )  # fmt: skip
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
+    (folder / "val.json").write_text(json.dumps(coco))
+    return [
+        *("DATASETS.VAL_JSON", str(folder / "val.json"), "DATASETS.VAL_IMAGES", str(folder)),
+        *("DATALOADER.NUM_WORKERS", "0"),
+    ]
+
+
+def test_sweep_by_hand(dataset: list[str]) -> None:
+    predictor = small_predictor("faster", *dataset, *NARROW)
+    model = predictor.model
+    for graph in dynamic_graphs(model).values():
+        # One node's threshold was learned higher than most of the sweep's.
+        graph.thresholds.data = torch.tensor([-1.0, -1.0, 0.9])
+    thresholds = thresholds_for((0, 0.5, 1), model, predictor.cfg)
+    assert [thresholds[0], thresholds[2]] == [0, 1]
+    points = sweep(model, predictor.cfg, thresholds, repeats=1)
+    assert torch.equal(graph.thresholds, torch.tensor([-1.0, -1.0, 0.9]))
+
+    # The middle threshold halves the open edges' α over all images.
+    alphas = []
+    for k in range(3):
+        pixels = np.array(Image.open(Path(dataset[3]) / f"{k}.png"))
+        image = torch.tensor(pixels.transpose(2, 0, 1).copy())
+        with torch.no_grad(), record_wiring(model) as wirings:
+            model([{"image": image}])
+        alphas += [alpha for w in wirings.values() for alpha in w.alpha[0, w.routed()].tolist()]
+    opened = [alpha for alpha in alphas if alpha > 0]
+    assert thresholds[1] == pytest.approx(float(np.median(opened)))
+    assert points[0].open_edges == pytest.approx(len(opened) / len(alphas))
+
+    # With all edges closed the output keeps its strongest: of 6 edges one, from the input.
+    last = points[2]
+    assert (last.open_edges, last.absent_nodes) == (pytest.approx(1 / 6), 1)
+    macs = 7 * 7 * 3 * 8 * 48**2  # the stem
+    for channels, out_channels, side in ((8, 8, 24), (8, 16, 12), (16, 32, 6), (32, 64, 3)):
+        projection = channels * out_channels * side**2
+        router = out_channels * side**2 + 3 * out_channels
+        macs += projection + router + out_channels * side**2
+    assert last.macs == macs
+    assert points[0].macs > points[1].macs > points[2].macs
+    assert all(0 < p.backbone_seconds < p.detector_seconds for p in points)
+    assert all(0 <= p.ap <= p.ap50 <= 100 for p in points)
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON of tools/sweep_thresholds.py."""
+    files = ["--output", str(tmp_path / "sweep.png"), "--json", str(tmp_path / "out.json")]
+    main([*files, "--repeats", "1", *arguments])
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.fixture
+def detector(tmp_path: Path, dataset: list[str]) -> list[str]:
+    """The config and the checkpoint of a small detector, as arguments."""
+    predictor = small_predictor("faster", *dataset)
+    torch.save({"model": predictor.model.state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "config.yaml").write_text(predictor.cfg.dump())
+    return [str(tmp_path / "config.yaml"), str(tmp_path / "model.pth")]
+
+
+def test_the_tool(tmp_path: Path, detector: list[str]) -> None:
+    config, weights = detector
+    report = run(
+        tmp_path, "--name", "one", "--compare", "another", config, weights, "--thresholds", "0",
+        "0.9", "--config-file", config, "MODEL.WEIGHTS", weights,
+    )  # fmt: skip
+    assert list(report["detectors"]) == ["one", "another"]
+    one, another = (d["points"] for d in report["detectors"].values())
+    for a, b in zip(one, another, strict=True):
+        same = {"threshold", "ap", "ap50", "open_edges", "absent_nodes", "macs"}
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
+    assert [p["threshold"] for p in one] == [0, 0.9]
+    assert one[0]["macs"] > one[1]["macs"]
+    assert {"device", "threads", "torch", "date"} <= report["environment"].keys()
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.width > 500
+
+
+def test_default_shares_start_from_the_detector_as_it_is() -> None:
+    assert SHARES[0] == 0
+    assert SHARES[-1] == 1
+    assert list(SHARES) == sorted(set(SHARES))
+
+
+def test_a_line_for_each_detector() -> None:
+    def points(ap: float) -> list[Point]:
+        return [Point(t, ap * (1 - t), 2 * ap, 1 - t, t, 1e6, 0.01, 0.02) for t in (0.0, 0.5, 1.0)]
+
+    figure = draw_sweeps({"one": points(30.0), "another": points(20.0)}, "tree_crowns_val")
+    assert isinstance(figure, Figure)
+    left, right = figure.axes
+    for axes in (left, right):
+        assert [list(line.get_ydata()) for line in axes.lines[::2]] == [[30, 15, 0], [20, 10, 0]]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["one", "another"]
+    assert left.get_ylabel() == "box AP on tree_crowns_val, %"
+
+
+def test_errors(tmp_path: Path, detector: list[str]) -> None:
+    config, weights = detector
+
+    def fails(message: str, *arguments: str) -> None:
+        with pytest.raises(UserError, match=message):
+            run(tmp_path, *arguments)
+        assert not (tmp_path / "sweep.png").exists()
+
+    with_weights = ["--config-file", config, "MODEL.WEIGHTS", weights]
+    fails("MODEL.WEIGHTS: empty", "--config-file", config)
+    fails("--repeats 0", "--repeats", "0", *with_weights)
+    fails("each its own name", "--compare", "detector", config, weights, *with_weights)
+    none = ["DATASETS.VAL_JSON", "", "DATASETS.VAL_IMAGES", "", "DATASETS.TEST", "()"]
+    fails("name one dataset", *with_weights, *none)
+    static = {k: v for k, v in torch.load(weights, weights_only=True)["model"].items()
+              if ".nodes." in k or not k.startswith("backbone.bottom_up.res")}  # fmt: skip
+    torch.save({"model": static}, tmp_path / "static.pth")
+    fails(
+        "the plain network has no edges", *with_weights, "MODEL.DGNET.EDGE_WEIGHTS", "none",
+        "MODEL.WEIGHTS", str(tmp_path / "static.pth"),
+    )  # fmt: skip

@@ -1,0 +1,293 @@
+"""DGNetCheckpointer: sources of every kind, and the errors that a misfit is."""
+
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from detectron2.engine import SimpleTrainer, hooks
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.solver.lr_scheduler import LRMultiplier
+from fvcore.common.param_scheduler import ConstantParamScheduler
+from static_networks import (
+    LAYERS,
+    STAGES,
+    Detector,
+    config,
+    detectron2_resnet,
+    dgnet_features,
+    features_by_hooks,
+    randomised,
+    relative_error,
+    saved,
+)
+from torch import Tensor, nn
+
+from dgnet_det.checkpoint import DGNetCheckpointer
+from dgnet_det.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> nn.Module:
+    """torchvision's, randomised."""
+    torch.manual_seed(0)
+    return randomised(torchvision.models.resnet18(weights=None))
+
+
+@pytest.fixture(scope="module")
+def resnet18_file(resnet18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(resnet18.state_dict(), tmp_path_factory.mktemp("static") / "resnet18.pth")
+
+
+def load(detector: nn.Module, path: str) -> None:
+    DGNetCheckpointer(detector).load(path)
+
+
+def assert_features(detector: Detector, expected: dict[str, Tensor], image: Tensor) -> None:
+    actual = dgnet_features(detector, image)
+    for stage in STAGES:
+        assert relative_error(actual[stage], expected[stage]) < 1e-5
+
+
+def torchvision_as_detectron2_pickles_it(model: nn.Module) -> dict:
+    """The content of a file such as detectron2://ImageNetPretrained/torchvision/R-50.pkl."""
+    arrays = {}
+    for name, tensor in model.state_dict().items():
+        if "layer" not in name:
+            name = "stem." + name
+        for i in (1, 2, 3, 4):
+            name = name.replace(f"layer{i}", f"res{i + 1}").replace(f"bn{i}", f"conv{i}.norm")
+        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        arrays[name] = tensor.numpy()
+    return {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+
+
+def detectron2_as_caffe2_names_it(model: nn.Module) -> dict[str, np.ndarray]:
+    """The content of a file such as detectron2://ImageNetPretrained/MSRA/R-50.pkl: norms folded
+    into affine parameters, momenta beside the weights."""
+    arrays = {"fc1000_w": np.zeros((1000, 2048)), "fc1000_b": np.zeros(1000)}
+    branches = {"conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}
+    branches["shortcut"] = "branch1"
+    for name, tensor in model.state_dict().items():
+        if re.search("running_|num_batches", name):
+            continue
+        *module, leaf = name.split(".")
+        is_norm = module[-1] == "norm"
+        if is_norm:
+            module.pop()
+        if module[0] == "stem":
+            blob = "res_conv1" if is_norm else "conv1"
+        else:
+            blob = f"{module[0]}_{module[1]}_{branches[module[2]]}"
+        if is_norm:
+            blob += {"weight": "_bn_s", "bias": "_bn_b"}[leaf]
+        else:
+            blob += "_w"
+        arrays[blob] = tensor.numpy()
+    arrays["conv1_w_momentum"] = np.zeros(1)
+    return arrays
+
+
+@pytest.mark.parametrize("edge_weights", ["dynamic", "none"])
+def test_detectron2s_pickle_of_torchvision_weights(edge_weights: str, tmp_path: Path) -> None:
+    static = randomised(torchvision.models.resnet50(weights=None))
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(torchvision_as_detectron2_pickles_it(static)))
+    detector = Detector(config("R_50", "MODEL.DGNET.EDGE_WEIGHTS", edge_weights))
+    load(detector, str(path))
+    image = torch.randn(1, 3, 64, 64)
+    assert_features(detector, features_by_hooks(static, LAYERS, image), image)
+
+
+def test_caffe2s_pickle_of_msra_weights(tmp_path: Path) -> None:
+    opts = ("MODEL.RESNETS.STRIDE_IN_1X1", "True")
+    cfg = config("R_50", *opts, "MODEL.RESNETS.OUT_FEATURES", str(list(STAGES)))
+    static = detectron2_resnet(cfg)
+    for module in static.modules():
+        if isinstance(module, FrozenBatchNorm2d):  # the affine parameters are all that there is
+            module.running_mean.zero_()
+            module.running_var.fill_(1 - module.eps)
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(detectron2_as_caffe2_names_it(static), protocol=2))
+    detector = Detector(cfg)
+    for module in detector.modules():
+        if isinstance(module, FrozenBatchNorm2d):  # whatever was there before
+            module.running_var.fill_(5.0)
+    load(detector, str(path))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = static(image)
+    assert_features(detector, expected, image)
+    with pytest.raises(UserError, match="running_mean"):
+        load(Detector(config("R_50", *opts, "MODEL.RESNETS.NORM", "BN")), str(path))
+
+
+def test_torchvision_loads_directly_and_without_fpn(
+    resnet18: nn.Module, resnet18_file: str
+) -> None:
+    cfg = config("R_18", "MODEL.BACKBONE.NAME", "build_dgnet_backbone")
+    detector = Detector(cfg).eval()
+    load(detector, resnet18_file)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        actual = detector.backbone(image)
+    expected = features_by_hooks(resnet18, LAYERS, image)
+    for stage in STAGES:
+        assert relative_error(actual[stage], expected[stage]) < 1e-5
+
+
+def test_dropped_stages_are_no_misfit(resnet18: nn.Module, resnet18_file: str) -> None:
+    opts = ("MODEL.BACKBONE.NAME", "build_dgnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res4']")
+    detector = Detector(config("R_18", *opts)).eval()
+    load(detector, resnet18_file)
+    image = torch.randn(1, 3, 64, 64)
+    expected = features_by_hooks(resnet18, LAYERS, image)["res4"]
+    with torch.no_grad():
+        assert relative_error(detector.backbone(image)["res4"], expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("config_name", "opts", "wiring", "message"),
+    [
+        ("R_50", (), "residual", "another depth.*MODEL.RESNETS.DEPTH"),
+        ("R_18", ("MODEL.RESNETS.DEPTH", "34"), "residual", "another depth.*MODEL.RESNETS.DEPTH"),
+        ("R_18", ("MODEL.RESNETS.NORM", "GN"), "residual", "another depth, width or norm"),
+        ("MobileNetV2", (), "residual", "it is a resnet, the config builds a mobilenetv2"),
+        ("RegNetX_600M", (), "residual", "it is a resnet, the config builds a regnet"),
+        ("R_18", ("MODEL.DGNET.WIRING", "paper"), "residual", "WIRING to residual"),
+    ],
+)
+def test_a_misfit_is_an_error(
+    config_name: str, opts: tuple, wiring: str, message: str, resnet18_file: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load(Detector(config(config_name, *opts, wiring=wiring)), resnet18_file)
+    assert str(error.value).startswith(f"MODEL.WEIGHTS {resnet18_file}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_deeper_source_is_an_error(tmp_path: Path) -> None:
+    path = saved(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
+    with pytest.raises(UserError, match=r"res2.0.nodes.3.conv1.weight.*, …"):
+        load(Detector(config("R_18")), path)
+
+
+def test_one_tensor_less_is_an_error(resnet18: nn.Module, tmp_path: Path) -> None:
+    for name in ("layer3.1.conv2.weight", "layer3.1.bn2.running_mean"):
+        state = resnet18.state_dict()
+        del state[name]
+        path = saved(state, tmp_path / "x.pth")
+        with pytest.raises(UserError, match="1 of 128 tensors missing"):
+            load(Detector(config("R_18")), path)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("MODEL.DGNET.EDGE_WEIGHTS", "none"), "builds a static network"),
+        (("MODEL.DGNET.EDGE_WEIGHTS", "static"), "residual wiring and dynamic edge weights"),
+        (("MODEL.DGNET.WIRING", "paper"), "builds a DG-Net of paper wiring"),
+    ],
+)
+def test_another_wiring_is_an_error(opts: tuple, message: str, tmp_path: Path) -> None:
+    source = Detector(config("R_18"))
+    path = saved({"model": source.state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=message):
+        load(Detector(config("R_18", *opts)), path)
+
+
+def test_part_of_a_graph_is_an_error(tmp_path: Path) -> None:
+    source = Detector(config("R_18")).state_dict()
+    path = saved({k: v for k, v in source.items() if ".thresholds" not in k}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"4 of 128 tensors missing.*res2.0.thresholds"):
+        load(Detector(config("R_18")), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("resnet18d", "ResNet-C, -D"), ("seresnet50", "squeeze"), ("efficientnet_b0", "squeeze")],
+)
+def test_unsupported_variants_say_so(name: str, message: str, tmp_path: Path) -> None:
+    path = saved(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(UserError, match=message):
+        load(Detector(config("R_18")), path)
+
+
+def test_missing_files_and_urls_name_the_key(tmp_path: Path) -> None:
+    detector = Detector(config("R_18"))
+    # Port 9 of the own host: nothing answers, no network is needed.
+    for path in (str(tmp_path / "none.pth"), "http://127.0.0.1:9/none.pth", "catalog://none"):
+        with pytest.raises(UserError, match=r"^MODEL\.WEIGHTS") as error:
+            load(detector, path)
+        assert path in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_no_weights_is_a_random_start() -> None:
+    detector = Detector(config("R_18"))
+    before = {name: x.clone() for name, x in detector.state_dict().items()}
+    assert DGNetCheckpointer(detector).load("") == {}
+    assert all(torch.equal(before[name], x) for name, x in detector.state_dict().items())
+
+
+class Regressor(Detector):
+    """A head of its own, and a loss: enough to be trained by Detectron2's loop."""
+
+    def __init__(self, num_outputs: int = 3) -> None:
+        super().__init__(config("R_18", "MODEL.BACKBONE.FREEZE_AT", "0"))
+        self.head = nn.Linear(256, num_outputs)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.head(self.backbone(image)["p5"].mean(dim=(2, 3))).square().mean()}
+
+
+def trainer_of(model: nn.Module) -> SimpleTrainer:
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+    trainer = SimpleTrainer(model, [torch.randn(2, 3, 64, 64)] * 9, optimizer)
+    schedule = LRMultiplier(optimizer, ConstantParamScheduler(0.5), max_iter=9)
+    trainer.register_hooks([hooks.LRScheduler(optimizer, schedule)])
+    return trainer
+
+
+def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+    model = Regressor()
+    trainer = trainer_of(model)
+    checkpointer = DGNetCheckpointer(model, str(tmp_path), trainer=trainer)
+    trainer.train(0, 2)
+    checkpointer.save("model_0000001", iteration=1)
+
+    resumed = Regressor()
+    resumed_trainer = trainer_of(resumed)
+    checkpointer = DGNetCheckpointer(resumed, str(tmp_path), trainer=resumed_trainer)
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor)
+    momenta, resumed_momenta = (
+        [x["momentum_buffer"] for x in trainer.optimizer.state_dict()["state"].values() if x]
+        for trainer in (trainer, resumed_trainer)
+    )
+    assert len(momenta) > 0
+    assert all(torch.equal(a, b) for a, b in zip(momenta, resumed_momenta, strict=True))
+    assert resumed_trainer.optimizer.param_groups[0]["lr"] == 0.5e-3
+    assert resumed_trainer.iter == trainer.iter
+
+
+def test_a_head_of_another_shape_is_only_a_warning(tmp_path: Path) -> None:
+    source, target = Regressor(3), Regressor(5)
+    load(target, saved({"model": source.state_dict()}, tmp_path / "x.pth"))
+    stem = "backbone.bottom_up.stem.conv1.weight"
+    assert torch.equal(target.state_dict()[stem], source.state_dict()[stem])
+    assert target.head.weight.shape[0] == 5
+
+
+def test_a_damaged_last_checkpoint_is_not_blamed_on_the_key(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    (tmp_path / "model_0000001.pth").write_bytes(b"")
+    checkpointer = DGNetCheckpointer(Detector(config("R_18")), str(tmp_path))
+    with pytest.raises(UserError) as error:
+        checkpointer.resume_or_load("", resume=True)
+    assert str(error.value).startswith(str(tmp_path / "model_0000001.pth"))

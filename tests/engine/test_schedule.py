@@ -1,0 +1,164 @@
+"""The linear rule, against Detectron2's own scaling and figures worked out by hand."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+
+from configs import DETECTORS, ROOT
+from dgnet_det.config import load_cfg, read_yaml
+from dgnet_det.engine.schedule import describe_schedule, fit_schedule
+from dgnet_det.errors import UserError
+
+COCO = str(ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml")
+TREES = str(
+    ROOT / "configs/Tree-Crowns/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml"
+)  # fmt: skip
+
+
+def fitted(config: str, processes: int, images: int | None, *opts: str) -> CfgNode:
+    """As tools/train_net.py fits a YAML and the overrides of its command line."""
+    cfg = load_cfg(config, opts)
+    return fit_schedule(cfg, processes, images, recipe=read_yaml(config), given=opts[::2])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("config", DETECTORS, ids=lambda path: path.stem)
+def test_without_overrides_detectron2_scales_the_same(config: Path, processes: int) -> None:
+    expected = DefaultTrainer.auto_scale_workers(load_cfg(str(config)), processes)
+    assert fitted(str(config), processes, None) == expected
+
+
+def values(cfg: CfgNode) -> dict:
+    solver = cfg.SOLVER
+    return {
+        "batch": solver.IMS_PER_BATCH, "lr": round(solver.BASE_LR, 9),
+        "iterations": solver.MAX_ITER,
+        "steps": tuple(solver.STEPS), "warm-up": solver.WARMUP_ITERS,
+        "evaluation": cfg.TEST.EVAL_PERIOD, "checkpoint": solver.CHECKPOINT_PERIOD,
+    }  # fmt: skip
+
+
+# The recipe of the COCO configs: batch 16 on 8 GPUs, learning rate 0.02, 90000 iterations with
+# steps at 2/3 and 8/9, a warm-up of 1000 and periods of 5000.
+@pytest.mark.parametrize(
+    ("processes", "opts", "expected"),
+    [
+        # 2 images each of 300; 50 × 150 iterations, whose tenth is less than the warm-up's 8000
+        (1, ["SOLVER.EPOCHS", "50"],
+         {"batch": 2, "lr": 0.0025, "iterations": 7500, "steps": (5000, 6667), "warm-up": 750,
+          "evaluation": 417, "checkpoint": 417}),
+        (4, ["SOLVER.EPOCHS", "50"],
+         {"batch": 8, "lr": 0.01, "iterations": 1875, "steps": (1250, 1667), "warm-up": 188}),
+        # as large a batch as the recipe's on one GPU
+        (1, ["SOLVER.IMS_PER_BATCH", "16"],
+         {"batch": 16, "lr": 0.02, "iterations": 90000, "steps": (60000, 80000), "warm-up": 1000}),
+        (1, ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "3600"],
+         {"batch": 4, "lr": 0.005, "iterations": 3600, "steps": (2400, 3200), "warm-up": 360,
+          "evaluation": 200}),
+        # what is given holds
+        (1, ["SOLVER.EPOCHS", "50", "SOLVER.BASE_LR", "0.001", "SOLVER.STEPS", "(7000,)",
+             "SOLVER.WARMUP_ITERS", "2000", "TEST.EVAL_PERIOD", "150",
+             "SOLVER.CHECKPOINT_PERIOD", "1000"],
+         {"batch": 2, "lr": 0.001, "iterations": 7500, "steps": (7000,), "warm-up": 2000,
+          "evaluation": 150, "checkpoint": 1000}),
+        # Detectron2's usual command for one GPU, and its default of no scaling
+        (1, ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.0025"],
+         {"batch": 2, "lr": 0.0025, "iterations": 720000}),
+        (1, ["SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER",
+             "100"],
+         {"batch": 2, "lr": 0.02, "iterations": 100, "steps": (), "warm-up": 1000}),
+        (1, ["SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.EPOCHS", "3"],
+         {"batch": 2, "lr": 0.02, "iterations": 450, "steps": (300, 400), "warm-up": 45}),
+        # 18 evaluations, one for each period of the recipe, would be more than one an epoch
+        (2, ["SOLVER.EPOCHS", "4"],
+         {"batch": 4, "iterations": 300, "evaluation": 75, "checkpoint": 75}),
+        # steps at 1.33 and 1.78 of 2 iterations
+        (8, ["SOLVER.MAX_ITER", "2"], {"batch": 16, "steps": (1,)}),
+        (8, ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,2)"], {"steps": (1,)}),
+        # a period of 0 is none
+        (1, ["SOLVER.EPOCHS", "1", "TEST.EVAL_PERIOD", "0"], {"iterations": 150, "evaluation": 0}),
+    ],
+)  # fmt: skip
+def test_300_images(processes: int, opts: list[str], expected: dict) -> None:
+    cfg = fitted(COCO, processes, 300, *opts)
+    assert {key: values(cfg)[key] for key in expected} == expected
+
+
+def test_a_recipe_with_a_longer_warm_up_keeps_its_share() -> None:
+    assert values(fitted(TREES, 1, 234, "SOLVER.EPOCHS", "1")) == {
+        "batch": 4, "lr": 0.01, "iterations": 59, "steps": (44, 53), "warm-up": 7,
+        "evaluation": 59, "checkpoint": 59,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["SOLVER.EPOCHS", "7"],
+        ["SOLVER.EPOCHS", "7", "SOLVER.WARMUP_ITERS", "2000", "SOLVER.IMS_PER_BATCH", "6"],
+        ["SOLVER.MAX_ITER", "1000", "SOLVER.BASE_LR", "0.3"],
+        ["SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.EPOCHS", "7"],
+        [],
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_written_config_fits_already(opts: list[str], processes: int, tmp_path: Path) -> None:
+    """The trainer fits once more, and a run from OUTPUT_DIR/config.yaml is the same run."""
+    cfg = fitted(COCO, processes, 301, *opts)
+    assert cfg.is_frozen()
+    assert fit_schedule(cfg, processes, 301) == cfg
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+    again = fitted(str(path), processes, 301)
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+def test_an_iteration_number_replaces_the_epochs_of_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(fitted(COCO, 1, 300, "SOLVER.EPOCHS", "50").dump())
+    cfg = fitted(str(path), 1, 300, "SOLVER.MAX_ITER", "750")
+    assert cfg.SOLVER.EPOCHS == 0
+    assert values(cfg)["steps"] == (500, 667)
+
+
+@pytest.mark.parametrize(
+    ("processes", "opts", "message"),
+    [
+        (1, ["SOLVER.EPOCHS", "5", "SOLVER.MAX_ITER", "9"], "SOLVER.EPOCHS and SOLVER.MAX_ITER"),
+        (2, ["SOLVER.IMS_PER_BATCH", "3"], "SOLVER.IMS_PER_BATCH 3: not a multiple of the 2"),
+        (1, ["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0"),
+        (1, ["SOLVER.REFERENCE_WORLD_SIZE", "3"], "IMS_PER_BATCH 16: not a multiple of SOLVER.REF"),
+    ],
+)
+def test_mistakes(processes: int, opts: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fitted(COCO, processes, 300, *opts)
+
+
+def test_the_description_says_it_all() -> None:
+    text = describe_schedule(
+        fitted(COCO, 2, 300, "SOLVER.EPOCHS", "50"), 2, 300, ["apple", "fig", "pear"]
+    )
+    rows = dict(line.split("  ", 1) for line in text.splitlines())
+    assert {key: value.strip() for key, value in rows.items()} == {
+        "images": "300",
+        "classes": "3: apple, fig, pear",
+        "batch": "4 (2 processes × 2)",
+        "learning rate": "0.005, after 375 iterations of warm-up; × 0.1 at iterations 2500, 3333",
+        "iterations": "3750: 50 passes over the images",
+        "evaluation": "every 208 iterations",
+        "checkpoint": "every 208 iterations",
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "opts", "said"),
+    [(300, [], "SOLVER.EPOCHS"), (12, ["SOLVER.EPOCHS", "2"], "more than all 12 images")],
+)
+def test_what_looks_like_a_mistake_is_said(images: int, opts: list[str], said: str) -> None:
+    description = describe_schedule(fitted(COCO, 8, images, *opts), 8, images, ["tree"])
+    assert said in description
+    assert said not in describe_schedule(fitted(COCO, 8, 118000), 8, 118000, ["tree"])

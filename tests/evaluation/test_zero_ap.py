@@ -1,0 +1,229 @@
+"""Hints on an AP of 0: each with evidence that supports it, and with evidence that does not."""
+
+import copy
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from torch import nn
+from torch.utils.data import DataLoader
+
+from configs import ROOT
+from dgnet_det.config import load_cfg
+from dgnet_det.evaluation.coco import Evaluator
+from dgnet_det.evaluation.zero_ap import Evidence, explain_zero, likely_causes, top_score
+
+TREES = str(
+    ROOT / "configs/Tree-Crowns/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml"
+)  # fmt: skip
+
+
+def config(*opts: str) -> CfgNode:
+    return load_cfg(TREES, ["MODEL.WEIGHTS", "x.pth", *opts])
+
+
+def boxes(side: float, label: int, number: int = 10, offset: float = 0) -> list[dict[str, Any]]:
+    """Square boxes, one in each image."""
+    return [
+        {"image_id": i, "category_id": label, "bbox": [40 + offset, 50, side, side], "score": 0.9}
+        for i in range(number)
+    ]
+
+
+def truth(side: float = 60, label: int = 3) -> dict[str, Any]:
+    return {
+        "images": [{"id": i, "width": 256, "height": 256} for i in range(10)],
+        "annotations": boxes(side, label),
+        "categories": [{"id": 3, "name": "apple"}, {"id": 8, "name": "pear"}],
+    }
+
+
+def frozen(mean: float = 0.0, weight: float = 1.0) -> nn.Module:
+    norm = FrozenBatchNorm2d(4)
+    norm.running_mean += mean
+    norm.weight *= weight
+    return nn.Sequential(nn.Conv2d(3, 4, 1), norm)
+
+
+def broken() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    nn.init.constant_(layer.weight, float("nan"))
+    return layer
+
+
+FALLING = tuple(np.linspace(3, 1, 400))
+# A run of which nothing is known to be wrong: detections miss by place alone.
+SOUND = {
+    "cfg": config(),
+    "model": nn.Linear(2, 2),
+    "truth": truth(),
+    "found": boxes(60, 3, offset=100),
+    "losses": FALLING,
+    "iterations": 400,
+}
+
+
+def causes(**changes: Any) -> list[str]:
+    return likely_causes(Evidence(**(SOUND | changes)))
+
+
+def test_a_sound_run_gives_no_hint() -> None:
+    assert causes() == []
+    assert causes(losses=(), iterations=None) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts", "close"),
+    [
+        ({"truth": truth() | {"annotations": []}}, ["no objects"], {}),
+        (
+            {"truth": truth() | {"annotations": [a | {"iscrowd": 1} for a in boxes(60, 3)]}},
+            ["no objects"],
+            {"truth": truth() | {"annotations": [a | {"iscrowd": 0} for a in boxes(60, 3)]}},
+        ),
+        ({"model": broken()}, ["weight", "NaN", "SOLVER.BASE_LR"], {"model": nn.Linear(2, 2)}),
+        # every box in its place, as another class; or some as their own
+        (
+            {"found": boxes(60, 8)},
+            ["100% of the objects", "0% as", "'apple' (10)", "'pear' (10)"],
+            {"found": boxes(60, 8) + boxes(60, 3, number=5)},
+        ),
+        (
+            {"found": boxes(7, 3, offset=100)},
+            ["sides of 7 and 60 pixels"],
+            {"found": boxes(20, 3, offset=100)},
+        ),
+        (
+            {"cfg": config("SOLVER.WARMUP_ITERS", "1000")},
+            ["SOLVER.WARMUP_ITERS is 1000", "400"],
+            {"cfg": config("SOLVER.WARMUP_ITERS", "400")},
+        ),
+        ({"iterations": 60}, ["only 60 iterations"], {"iterations": 100}),
+        (
+            {"losses": FALLING[::-1]},
+            ["1.1 in the first 40", "2.9 in the last", "SOLVER.BASE_LR 0.01"],
+            {"losses": FALLING[:50][::-1]},  # too few to tell
+        ),
+        (
+            {"cfg": config("MODEL.WEIGHTS", "")},
+            ["MODEL.WEIGHTS is empty", "400"],
+            {"cfg": config("MODEL.WEIGHTS", ""), "iterations": 20000},
+        ),
+        ({"model": frozen()}, ["1 frozen", "MODEL.WEIGHTS"], {"model": frozen(mean=0.1)}),
+        # Caffe2's weights fold the statistics into the affine parameters.
+        ({"model": frozen()}, ["MODEL.RESNETS.NORM"], {"model": frozen(weight=0.5)}),
+        (
+            {"cfg": config("INPUT.FORMAT", "BGR")},
+            ["in the order RGB, but INPUT.FORMAT is BGR"],
+            {
+                "cfg": config(
+                    "INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN", "[103.53,116.28,123.675]",
+                    "MODEL.PIXEL_STD", "[1.0,1.0,1.0]",
+                )
+            },
+        ),
+        (
+            {"cfg": config("MODEL.PIXEL_STD", "[1.0,1.0,1.0]")},
+            ["MODEL.PIXEL_STD is 1"],
+            {"cfg": config("MODEL.PIXEL_STD", "[58.0,57.0,57.0]")},
+        ),
+        (
+            {"truth": truth(side=4), "found": boxes(4, 3, offset=100)},
+            ["anchors meet only 0%", "MODEL.ANCHOR_GENERATOR.SIZES"],
+            {"truth": truth(side=16), "found": boxes(16, 3, offset=100)},
+        ),
+        (
+            {"found": [], "top_score": 0.031},
+            ["SCORE_THRESH_TEST 0.05", "0.031"],
+            {"found": [], "top_score": 0.06},
+        ),
+        ({"found": [], "top_score": None}, ["no boxes come out"], {"top_score": None}),
+    ],
+)  # fmt: skip
+def test_each_cause(changes: dict, parts: list[str], close: dict) -> None:
+    (line,) = causes(**changes)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line
+    assert causes(**close) == []
+
+
+SMALL = [
+    "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
+    "MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.DEVICE", "cpu",
+]  # fmt: skip
+
+
+class Augmented(list):
+    """Draws a random number for each image, as Detectron2's resizing does."""
+
+    def __getitem__(self, index: Any) -> Any:
+        np.random.random()
+        return super().__getitem__(index)
+
+
+def images(number: int) -> list[list[dict[str, Any]]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        [{"image": torch.randint(0, 256, (3, 64, 64), generator=generator).byte()}]
+        for _ in range(number)
+    ]
+
+
+def test_the_top_score_is_that_without_a_threshold() -> None:
+    strict = build_model(config(*SMALL, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")).train()
+    lenient = build_model(config(*SMALL, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")).eval()
+    lenient.load_state_dict(strict.state_dict())
+    with torch.no_grad():
+        expected = max(float(lenient(x)[0]["instances"].scores.max()) for x in images(8))
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    # Of the ninth image no score counts.
+    assert top_score(strict, DataLoader(Augmented(images(9)), batch_size=None)) == expected
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert str(np.random.get_state()) == str(numpy_state)
+    assert strict.training
+    assert strict.roi_heads.box_predictor.test_score_thresh == 1.0
+
+
+def test_images_without_boxes_have_no_top_score() -> None:
+    assert top_score(nn.Linear(1, 1), []) is None
+
+
+class Evaluated(Evaluator):
+    """After an evaluation, of which only this is looked at."""
+
+    def __init__(self, found: list[dict[str, Any]]) -> None:
+        self.truth = copy.copy(self)
+        self.truth.dataset = truth()
+        self.found = found
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"bbox": {"AP": 0.0}}, True),
+        ({"bbox": {"AP": float("nan")}}, True),
+        ({"bbox": {"AP": 0.06}}, False),
+        ({"box_proposals": {"AR@100": 0.0}}, False),
+        ({}, False),
+    ],
+)
+def test_hints_come_with_an_ap_of_0_alone(
+    metrics: dict, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        evaluator = Evaluated(boxes(7, 3, offset=100))
+        explain_zero(config(), nn.Linear(2, 2), evaluator, metrics, lambda: [])
+    assert ("sides of 7 and 60 pixels" in caplog.text) is said
+    assert ("Likely causes" in caplog.text) is said
+
+
+def test_where_nothing_shows_the_next_step_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    evaluator = Evaluated(SOUND["found"])
+    explain_zero(config(), nn.Linear(2, 2), evaluator, {"bbox": {"AP": 0.0}}, lambda: [])
+    assert "none of the usual causes" in caplog.text

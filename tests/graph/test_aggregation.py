@@ -1,0 +1,154 @@
+import weakref
+from contextlib import nullcontext
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dgnet_det import aggregation
+from dgnet_det.graph.aggregation import gather, gather_open, not_kept, send
+
+
+def reference(inputs: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("bk,kbchw->bchw", weights.double(), torch.stack(inputs).double())
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    k=st.integers(1, 6),
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 9),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    formats=st.lists(st.booleans(), min_size=6, max_size=6),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    piece=st.sampled_from([7, 64, aggregation.PIECE]),
+    open_share=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_forward_and_gradients_equal_float64_einsum(
+    k: int,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    formats: list[bool],
+    dtype: torch.dtype,
+    piece: int,
+    open_share: float,
+    seed: int,
+) -> None:
+    """Also where the pieces of a sum do not divide it, and where inputs differ in their format."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (batch, channels, height, width)
+
+    def draw(channels_last: bool) -> torch.Tensor:
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        return torch.randn(shape, generator=g).to(dtype).to(memory_format=memory_format)
+
+    inputs = [draw(channels_last).requires_grad_() for channels_last in formats[:k]]
+    mask = torch.rand(batch, k, generator=g) < open_share
+    weights = (torch.rand(batch, k, generator=g) * mask).to(torch.promote_types(dtype, torch.float))
+    weights.requires_grad_()
+    grad = draw(not formats[0])
+
+    with mock.patch.object(aggregation, "PIECE", piece):
+        output = gather([send(x)[0] for x in inputs], weights)
+        gradients = torch.autograd.grad(output, [weights, *inputs], grad)
+    inputs64 = [x.detach().double().requires_grad_() for x in inputs]
+    weights64 = weights.detach().double().requires_grad_()
+    expected = reference(inputs64, weights64)
+    expected_gradients = torch.autograd.grad(expected, [weights64, *inputs64], grad.double())
+
+    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), expected, **tolerance)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got.double(), want, **tolerance)
+
+    fed = weights.ne(0).any(dim=1)
+    if fed.any():
+        rows = weights.tolist()
+        with torch.no_grad(), mock.patch.object(aggregation, "PIECE", piece):
+            opened = gather_open(inputs, rows)
+            torch.testing.assert_close(opened.double(), expected[fed], **tolerance)
+            if fed.all():
+                last = inputs[-1].clone()
+                assert gather_open([*inputs[:-1], last], rows, into_last=True) is last
+                torch.testing.assert_close(last.double(), expected, **tolerance)
+
+
+def test_several_readers_of_a_node_and_a_router() -> None:
+    """The gradients of all sums that read a node, and of its average, come together in it."""
+    xs = [torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    weights = torch.rand(3, 2, 2, dtype=torch.float64)
+    pool = torch.rand(2, 20, dtype=torch.float64)
+    factors = torch.randn(3, 2, 3, 4, 5, dtype=torch.float64)
+
+    sent, averages = zip(*(send(x, pool) for x in xs), strict=True)
+    loss = sum((gather(sent, w) * f).sum() for w, f in zip(weights, factors, strict=True))
+    loss = loss + sum(average.square().sum() for average in averages) + xs[0].sum()
+    got = torch.autograd.grad(loss, xs)
+
+    loss = sum((reference(xs, w) * f).sum() for w, f in zip(weights, factors, strict=True))
+    for x in xs:
+        loss = loss + (x.flatten(2) * pool[:, None]).sum(2).square().sum()
+    want = torch.autograd.grad(loss + xs[0].sum(), xs)
+    torch.testing.assert_close(got, want)
+
+
+def test_two_backward_passes_over_one_graph() -> None:
+    x = torch.randn(1, 2, 3, 3, requires_grad=True)
+    y = gather([send(x)[0]], torch.tensor([[2.0]]))
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        torch.testing.assert_close(gradient, torch.full_like(x, 2.0))
+
+
+def test_a_sum_that_is_not_kept_is_let_go_and_made_again() -> None:
+    xs = [torch.randn(2, 3, 4, 4, requires_grad=True) for _ in range(3)]
+    weights = torch.rand(2, 3, requires_grad=True)
+    conv = torch.nn.Conv2d(3, 3, 3)
+
+    def run(keep: bool) -> tuple[list[torch.Tensor], weakref.ref]:
+        sent = [send(x)[0] for x in xs]
+        total = gather(sent, weights)
+        with nullcontext() if keep else not_kept(total, sent, weights, torch.relu_):
+            y = conv(torch.relu_(total))
+        alive = weakref.ref(total)
+        del total
+        is_kept = alive() is not None
+        assert is_kept == keep
+        return list(torch.autograd.grad(y.square().sum(), [*xs, weights, conv.weight])), alive
+
+    for got, want in zip(run(False)[0], run(True)[0], strict=True):
+        assert torch.equal(got, want)
+
+
+def test_gradcheck() -> None:
+    inputs = [torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weights = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda w, *x: gather([send(x_i)[0] for x_i in x], w), (weights, *inputs)
+    )
+
+
+def test_closed_edges_are_not_read() -> None:
+    x = torch.ones(2, 1, 1, 1)
+    poison = torch.full_like(x, float("nan"))
+    output = gather_open([x, poison, None], [[2.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
+    assert output.flatten().tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weight_gradient_does_not_overflow(dtype: torch.dtype) -> None:
+    x = torch.full((1, 64, 32, 32), 8.0, dtype=dtype, requires_grad=True)
+    weights = torch.ones(1, 1, requires_grad=True)
+    gather([send(x)[0]], weights).backward(torch.ones_like(x))
+    assert weights.grad is not None
+    assert weights.grad.item() == 8.0 * x.numel()

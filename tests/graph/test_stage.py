@@ -1,0 +1,251 @@
+"""The graph against the equations written out in float64 loops (reference.py)."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from reference import reference_graph
+from torch import nn
+
+from dgnet_det.graph.stage import DynamicGraph, Wiring
+from dgnet_det.modeling.backbone.mobilenetv2 import InvertedResidualNode
+from dgnet_det.modeling.backbone.resnet import BasicNode, BottleneckNode
+
+KINDS = ("basic", "bottleneck", "inverted")
+
+
+def make_blocks(kind: str, channels: list[int], stride: int, wiring: str) -> list[nn.Module]:
+    blocks: list[nn.Module] = []
+    for i, (c_in, c_out) in enumerate(pairwise(channels)):
+        s = stride if i == 0 else 1
+        if kind == "basic":
+            block = BasicNode(c_in, c_out, stride=s)
+        elif kind == "bottleneck":
+            block = BottleneckNode(c_in, c_out, bottleneck_channels=4, stride=s)
+        else:
+            block = InvertedResidualNode(c_in, c_out, stride=s, expansion=2, norm="BN")
+        if wiring == "paper":
+            block.shortcut = None
+        blocks.append(block)
+    return blocks
+
+
+def make_graph(
+    kind: str, wiring: str, edge_weights: str = "dynamic", n: int = 4, stride: int = 2
+) -> DynamicGraph:
+    """A graph with random norms, routers and thresholds: α is spread around τ."""
+    blocks = make_blocks(kind, [6] + [8] * n, stride, wiring)
+    graph = DynamicGraph(blocks, wiring=wiring, edge_weights=edge_weights, norm="BN")  # type: ignore[arg-type]
+    for module in graph.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    if edge_weights != "none":
+        for parameter in [*graph.routers.parameters()]:
+            nn.init.normal_(parameter, std=2.0)
+        nn.init.uniform_(graph.thresholds, 0.3, 0.7)
+        if wiring == "residual":
+            for gamma in graph.gammas.values():
+                nn.init.normal_(gamma, std=0.5)
+    return graph.double().eval()
+
+
+def random_batch(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(batch, 6, 9, 12, dtype=torch.float64) * 2
+    valid = torch.tensor([[5, 6], [3, 6], [5, 2], [2, 3]])[:batch]
+    return x, valid
+
+
+@pytest.mark.parametrize("wiring", ["paper", "residual"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trial", range(4))
+def test_equals_reference_in_forward_and_gradient(kind: str, wiring: str, trial: int) -> None:
+    torch.manual_seed(trial)
+    graph = make_graph(kind, wiring)
+    x, valid = random_batch()
+    x.requires_grad_()
+    expected = reference_graph(graph, x, valid.tolist())
+    grad = torch.randn_like(expected)
+    parameters = [p for p in graph.parameters() if p.requires_grad]
+    want = torch.autograd.grad(expected, [x, *parameters], grad, allow_unused=True)
+
+    output = graph(x, valid)
+    got = torch.autograd.grad(output, [x, *parameters], grad, allow_unused=True)
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+    for g, w in zip(got, want, strict=True):
+        if g is None or w is None:  # a node that is absent in every sample
+            assert not any(t.any() for t in (g, w) if t is not None)
+        else:
+            torch.testing.assert_close(g, w, rtol=1e-7, atol=1e-8)
+
+    with torch.no_grad():
+        skipping = graph(x, valid)
+    torch.testing.assert_close(skipping, expected, rtol=1e-9, atol=1e-9)
+
+
+def wiring_of(graph: DynamicGraph, x: torch.Tensor) -> Wiring:
+    seen: list[Wiring] = []
+    handle = graph.observer.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        graph(x)
+    handle.remove()
+    return seen[0]
+
+
+def test_the_random_graphs_close_edges_and_lose_nodes() -> None:
+    """The comparison above means something: samples close different edges, nodes are absent."""
+    closed_differently = absent_somewhere = 0
+    for trial in range(4):
+        torch.manual_seed(trial)
+        graph = make_graph("basic", "paper")
+        opened = wiring_of(graph, random_batch()[0]).alpha != 0
+        closed_differently += bool((opened[0] != opened[1]).any())
+        absent_somewhere += int((~opened[:, 1:].any(dim=2)).sum())
+    assert closed_differently >= 2
+    assert absent_somewhere >= 1
+
+
+@pytest.mark.parametrize("wiring", ["paper", "residual"])
+def test_gradcheck(wiring: str) -> None:
+    """With τ far below every α nothing is near the step, and the graph is smooth but for ReLU6."""
+    graph = make_graph("inverted", wiring, n=2)
+    nn.init.constant_(graph.thresholds, -10.0)
+    x = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    weight = graph.routers["0"].linear.weight
+
+    def f(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(graph, {"routers.0.linear.weight": w}, (x,))
+
+    assert torch.autograd.gradcheck(f, (x, weight), eps=1e-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("wiring", ["paper", "residual"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_sample_does_not_depend_on_its_batch_mates(wiring: str, grad: bool) -> None:
+    graph = make_graph("bottleneck", wiring)
+    x, valid = random_batch(4)
+    with torch.set_grad_enabled(grad):
+        together = graph(x, valid)
+        alone = torch.cat([graph(x[b : b + 1], valid[b : b + 1]) for b in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+
+
+class Counting(nn.Module):
+    """A node that counts the samples it ran for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_channels = self.out_channels = 2
+        self.stride = 1
+        self.shortcut = None
+        self.samples = 0
+
+    def activation(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        self.samples += x.shape[0]
+        return x + 1
+
+
+def chosen_alpha_graph(bias: dict[int, list[float]], n: int = 2) -> DynamicGraph:
+    """A graph of counting nodes with given router biases, W = 0 and τ = 0.5."""
+    blocks = [Counting() for _ in range(n)]
+    graph = DynamicGraph(blocks, wiring="paper", edge_weights="dynamic", norm="BN")  # type: ignore[arg-type]
+    for i, values in bias.items():
+        graph.routers[str(i)].linear.bias.data = torch.tensor(values)
+    graph.thresholds.data.fill_(0.5)
+    return graph.eval()
+
+
+def test_a_node_without_inputs_is_not_run() -> None:
+    graph = chosen_alpha_graph({0: [0.0, 0.0, 5.0], 1: [5.0, 5.0], 2: [5.0]})
+    # Edge 0→1 is open where channel 0 is positive, edge 0→2 never: node 1, and node 2 behind it,
+    # run for the positive samples alone.
+    graph.routers["0"].linear.weight.data[0, 0] = 100.0
+    graph.routers["0"].linear.bias.data[1] = -5.0
+    x = torch.stack([torch.ones(2, 3, 3), -torch.ones(2, 3, 3), 2 * torch.ones(2, 3, 3)])
+    with torch.no_grad():
+        output = graph(x)
+    assert [node.samples for node in graph.nodes.values()] == [2, 2]
+    a = torch.sigmoid(torch.tensor(5.0))
+    first = torch.tensor([1.0, -1.0, 2.0])
+    x1 = first + 1
+    x2 = a * x1 + 1
+    expected = a * first + torch.tensor([1.0, 0.0, 1.0]) * (a * x1 + a * x2)
+    torch.testing.assert_close(output[:, 0, 0, 0], expected)
+    with torch.no_grad():
+        graph(-x[:1])
+    assert [node.samples for node in graph.nodes.values()] == [2, 2]
+
+
+def test_the_output_keeps_its_strongest_input() -> None:
+    graph = chosen_alpha_graph({0: [5.0, 5.0, -3.0], 1: [5.0, -1.0], 2: [-2.0]})
+    x = torch.ones(1, 2, 3, 3)
+    alpha = wiring_of(graph, x).alpha[0]
+    assert alpha[3].ne(0).tolist() == [False, True, False, False]
+    a = torch.sigmoid(torch.tensor(5.0))
+    expected = torch.sigmoid(torch.tensor(-1.0)) * (a + 1)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            torch.testing.assert_close(graph(x)[0, 0, 0, 0].detach(), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paper_wiring_with_alpha_one_unrolls_to_a_residual_network(kind: str) -> None:
+    """x_j = branch_j(activation(s_j)), s_{j+1} = s_j + x_j; s_1 = x, but s_2 = P(x) + x_1."""
+    graph = make_graph(kind, "paper", "static", n=3)
+    for router in graph.routers.values():
+        nn.init.constant_(router.bias, 50.0)
+    nn.init.zeros_(graph.thresholds)
+    x, _ = random_batch(2)
+    act = graph.node(1).activation
+    total = graph.projection(x) + graph.node(1).branch(act(x.clone()))
+    for j in (2, 3):
+        total = total + graph.node(j).branch(act(total.clone()))
+    expected = act(total.clone())
+    torch.testing.assert_close(graph(x), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("edge_weights", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_residual_wiring_starts_as_the_static_stage_and_everything_moves(
+    kind: str, edge_weights: str
+) -> None:
+    blocks = make_blocks(kind, [6, 8, 8, 8], 2, "residual")
+    graph = DynamicGraph(blocks, wiring="residual", edge_weights=edge_weights, norm="BN").eval()  # type: ignore[arg-type]
+    x = torch.randn(2, 6, 8, 8)
+    static = nn.Sequential(*blocks)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            torch.testing.assert_close(graph(x), static(x), rtol=1e-6, atol=1e-6)
+    start = {name: p.detach().clone() for name, p in graph.named_parameters()}
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.01, momentum=0.9)
+    target = torch.randn_like(static(x))
+    for _ in range(3):
+        optimizer.zero_grad()
+        (graph(x) - target).square().mean().backward()
+        optimizer.step()
+    for name, p in graph.named_parameters():
+        moved = p != start[name]
+        if name.endswith("linear.weight"):  # an edge's weights: one of them is enough
+            moved = moved.any(dim=1)
+        graph_only = name.startswith(("routers", "gammas", "thresholds"))
+        assert moved.all() if graph_only else moved.any(), name
+
+
+def test_a_sample_whose_alpha_underflows_stays_in_the_batch() -> None:
+    graph = chosen_alpha_graph({0: [5.0, 5.0, -300.0], 1: [5.0, -300.0], 2: [-300.0]})
+    x = torch.ones(2, 2, 3, 3)
+    with torch.no_grad():
+        assert graph(x).shape == x.shape
+
+
+def test_edge_counts() -> None:
+    for n, edges in {1: 3, 2: 6, 3: 10, 4: 15, 6: 28, 23: 300}.items():
+        graph = make_graph("basic", "paper", n=n)
+        assert sum(r.linear.out_features for r in graph.routers.values()) == edges
+        residual = make_graph("basic", "residual", n=n)
+        assert sum(g.numel() for g in residual.gammas.values()) == edges - (n + 1)

@@ -1,0 +1,151 @@
+"""The classifiers of Table 1, and the backbone that they share with the detector."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+from torchvision.models import mobilenet_v2, resnet18
+
+from dgnet_det import UserError
+from dgnet_det.checkpoint import DGNetCheckpointer
+from dgnet_det.config import load_cfg
+from dgnet_det.engine.classification import build_classifier
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+# Parameters and convolutions' multiply-adds at 224², in millions: our reading of the paper's
+# Table 1, beside which DESIGN and docs/paper.md put the printed values.
+TABLE_1 = {
+    "DG_MobileNetV2": (3.588, 312.59),
+    "DG_R_18": (11.700, 1826.41),
+    "DG_R_50": (25.617, 4125.67),
+    "DG_R_101": (44.887, 7837.89),
+    "DG_X_50_32x4d": (25.088, 4305.50),
+    "DG_RegNetX_600M": (6.221, 600.36),
+    "DG_RegNetX_1600M": (9.226, 1601.94),
+}
+
+
+def config(name: str, *overrides: str) -> CfgNode:
+    return load_cfg(str(CONFIGS / "ImageNet-Classification" / f"{name}.yaml"), overrides)
+
+
+def millions_of_parameters(model: nn.Module) -> float:
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+def millions_of_conv_macs(model: nn.Module, size: int) -> float:
+    """Counted where they happen: output positions × weights of each convolution's call."""
+    total = 0
+
+    def count(module: nn.Conv2d, _: object, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output[0, 0].numel() * module.weight.numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.rand(1, 3, size, size) * 255)
+    return total / 1e6
+
+
+@pytest.mark.parametrize("name", list(TABLE_1))
+def test_table_1(name: str) -> None:
+    model = build_classifier(config(name)).eval()
+    parameters, macs = TABLE_1[name]
+    assert millions_of_parameters(model) == pytest.approx(parameters, abs=0.0005001)
+    assert millions_of_conv_macs(model, 224) == pytest.approx(macs, abs=0.005001)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("R_18", resnet18), ("MobileNetV2", mobilenet_v2)])
+def test_plain_twins_have_torchvisions_parameters(
+    name: str, theirs: Callable[[], nn.Module]
+) -> None:
+    ours = build_classifier(config(name))
+    assert millions_of_parameters(ours) == millions_of_parameters(theirs())
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "ImageNet-Classification").glob("*R_18.yaml")))
+@pytest.mark.parametrize("edge_weights", ["dynamic", "static", "none"])
+def test_every_kind_of_edge_weights_from_one_override(path: Path, edge_weights: str) -> None:
+    model = build_classifier(config(path.stem, "MODEL.DGNET.EDGE_WEIGHTS", edge_weights)).eval()
+    assert model(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)).shape == (2, 1000)
+    routers = [name for name, _ in model.named_parameters() if ".routers." in name]
+    assert bool(routers) == (edge_weights != "none")
+    assert any(name.endswith("linear.weight") for name in routers) == (edge_weights == "dynamic")
+
+
+def test_recipes_are_the_papers() -> None:
+    for name in TABLE_1:
+        cfg = config(name)
+        family = cfg.MODEL.DGNET.FAMILY
+        recipe = (
+            cfg.CLASSIFICATION.EPOCHS,
+            cfg.SOLVER.BASE_LR,
+            cfg.SOLVER.WEIGHT_DECAY,
+            cfg.CLASSIFICATION.DROPOUT,
+        )
+        assert (
+            recipe
+            == {
+                "resnet": (100, 0.4, 1e-4, 0.0),
+                "mobilenetv2": (200, 0.4, 4e-5, 0.2),
+                "regnet": (100, 0.8, 5e-5, 0.0),
+            }[family]
+        )
+        assert cfg.SOLVER.WEIGHT_DECAY_NORM == cfg.SOLVER.WEIGHT_DECAY
+        assert cfg.SOLVER.IMS_PER_BATCH == 1024
+        assert cfg.SOLVER.MOMENTUM == 0.9
+        assert cfg.CLASSIFICATION.WARMUP_EPOCHS == 5
+        assert cfg.CLASSIFICATION.LABEL_SMOOTHING == 0.1
+
+
+@pytest.mark.parametrize("wiring", ["paper", "residual"])
+def test_a_detector_has_the_classifiers_features(
+    wiring: str, make_cfg: Callable[..., CfgNode], tmp_path: Path
+) -> None:
+    classifier = build_classifier(make_cfg("MODEL.DGNET.WIRING", wiring)).eval()
+    for parameter in classifier.parameters():
+        if parameter.abs().max() == 0:  # routers, γ and τ start at 0
+            nn.init.normal_(parameter, std=0.02)
+    for module in classifier.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    path = tmp_path / "classifier.pth"
+    torch.save({"model": classifier.state_dict()}, path)
+
+    leaf = {"paper": "DG_R_18", "residual": "DG_R_18_residual"}[wiring]
+    detector_cfg = load_cfg(
+        str(CONFIGS / "COCO-Detection" / f"faster_rcnn_{leaf}_FPN_1x.yaml"),
+        [
+            *("MODEL.DEVICE", "cpu"),
+            *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+            *("MODEL.RESNETS.RES2_OUT_CHANNELS", "8"),
+        ],
+    )
+    detector = build_model(detector_cfg).eval()
+    DGNetCheckpointer(detector).load(str(path))
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = classifier.backbone(images)["res5"]
+        actual = detector.backbone.bottom_up(images)["res5"]
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(classifier.pixel_mean, detector.pixel_mean)
+    torch.testing.assert_close(classifier.pixel_std, detector.pixel_std)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("MODEL.RESNETS.OUT_FEATURES", "['res4']"), "MODEL.RESNETS.OUT_FEATURES"),
+        (("INPUT.FORMAT", "BGR"), "INPUT.FORMAT BGR"),
+    ],
+)
+def test_unsupported_values_are_user_errors(overrides: tuple[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_classifier(config("DG_R_18", *overrides))

@@ -1,0 +1,129 @@
+"""RetinaNet, Mask, Cascade and Keypoint R-CNN on DG-Net backbones: they train, on users' own data
+too."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectors import META_ARCHITECTURES, SMALL, config, write_objects
+from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
+from detectron2.utils.events import EventStorage
+
+from configs import DETECTORS, ROOT
+from dgnet_det.config import load_cfg
+from dgnet_det.errors import UserError
+from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.observation import dynamic_graphs
+
+RPN = ["loss_rpn_cls", "loss_rpn_loc"]
+LOSSES = {
+    "retinanet": ["loss_cls", "loss_box_reg"],
+    "mask_rcnn": [*RPN, "loss_cls", "loss_box_reg", "loss_mask"],
+    "keypoint_rcnn": [*RPN, "loss_cls", "loss_box_reg", "loss_keypoint"],
+    "cascade_mask_rcnn": [
+        *RPN, "loss_mask", *(f"loss_cls_stage{i}" for i in range(3)),
+        *(f"loss_box_reg_stage{i}" for i in range(3)),
+    ],
+}  # fmt: skip
+OTHERS = [path for path in DETECTORS if not path.stem.startswith("faster_rcnn")]
+
+
+def objects(*, num_keypoints: int) -> Instances:
+    """Two objects with masks and keypoints in an image of 64 × 64 pixels."""
+    instances = Instances((64, 64))
+    instances.gt_boxes = Boxes(torch.tensor([[4.0, 4, 40, 50], [20, 10, 60, 60]]))
+    instances.gt_classes = torch.tensor([0, 0])
+    triangles = [[4, 4, 40, 4, 40, 50], [20, 10, 60, 10, 60, 60]]
+    instances.gt_masks = PolygonMasks([[np.array(t, dtype=float)] for t in triangles])
+    instances.gt_keypoints = Keypoints(torch.rand(2, num_keypoints, 3) * 20 + 20)
+    return instances
+
+
+def check_training_step(path: Path, opts: list[str]) -> None:
+    """One step gives the meta-architecture's losses, and whatever trains a gradient."""
+    cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+    model = build_model(cfg)
+    image = {"image": torch.rand(3, 64, 64) * 255, "instances": objects(num_keypoints=17)}
+    with EventStorage():
+        losses = model([image])
+    (names,) = (LOSSES[kind] for kind in LOSSES if path.stem.startswith(f"{kind}_"))
+    assert sorted(losses) == sorted(names)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad is not None, name
+    dynamic = cfg.MODEL.DGNET.EDGE_WEIGHTS == "dynamic"
+    assert bool(dynamic_graphs(model)) == dynamic
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_every_config_trains(path: Path) -> None:
+    check_training_step(path, ["MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"])
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        ["MODEL.DGNET.FAMILY", "mobilenetv2", "MODEL.DGNET.WIRING", "residual"],
+        ["MODEL.DGNET.FAMILY", "regnet", "MODEL.DGNET.WIRING", "paper"],
+        ["MODEL.DGNET.FAMILY", "resnet", "MODEL.DGNET.WIRING", "paper", "MODEL.RESNETS.DEPTH", "18",
+         "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"],
+    ],
+    ids=["mobilenetv2", "regnet", "resnet"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [kind for kind in META_ARCHITECTURES if kind != "faster"])
+def test_every_family_trains(kind: str, network: list[str]) -> None:
+    check_training_step(Path(config(kind)), [*SMALL, *network])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_objects(root / "objects.json", root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "tasks", "opts"),
+    [
+        ("retinanet", ["bbox"], []),
+        ("cascade", ["bbox", "segm"], []),
+        ("keypoint", ["bbox", "keypoints"], ["TEST.KEYPOINT_OKS_SIGMAS", "[0.05, 0.05, 0.05]"]),
+    ],
+    ids=["retinanet", "cascade", "keypoint"],
+)
+def test_own_data_is_trained_and_evaluated_on(
+    dataset: Path, tmp_path: Path, kind: str, tasks: list[str], opts: list[str]
+) -> None:
+    arguments = [
+        sys.executable, "tools/train_net.py", "--config-file", config(kind),
+        "--json", str(tmp_path / "metrics.json"), *SMALL, "INPUT.MIN_SIZE_TRAIN", "(64,)",
+        "SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2",
+        "SOLVER.STEPS", "(1,)", "SOLVER.BASE_LR", "0.0001", "TEST.EVAL_PERIOD", "0",
+        "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path), *opts,
+    ]  # fmt: skip
+    for split in ("TRAIN", "VAL"):
+        arguments += [f"DATASETS.{split}_JSON", str(dataset / "objects.json")]
+        arguments += [f"DATASETS.{split}_IMAGES", str(dataset)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert sorted(metrics) == tasks
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert saved["class_names"] == ["bird"]
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "keypoint"])
+def test_augmentation_that_detectron2_lacks_is_told(kind: str) -> None:
+    main = runpy.run_path(str(ROOT / "tools/train_net.py"))["main"]
+    with pytest.raises(UserError, match=r"TEST\.AUG\.ENABLED: Detectron2 augments tests of R-CNN"):
+        main(["--config-file", config(kind), "TEST.AUG.ENABLED", "True"])

@@ -1,0 +1,73 @@
+"""docs/paper.md holds what the code counts, and that is the paper's Table 1."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from configs import ROOT
+from dgnet_det.errors import UserError
+
+main = runpy.run_path(str(ROOT / "studies/make_paper_table.py"))["main"]
+PAGE = (ROOT / "docs/paper.md").read_text(encoding="utf-8")
+
+# Millions of parameters and of multiply-adds that the paper wiring must have, and the backbone's
+# GFLOPs at 800 x 1333, where Table 2 has them, of the static network and of DG-Net.
+EXPECTED = {
+    "MobileNetV2-1.0": (3.588, 312.59, None),
+    "ResNet-18": (11.700, 1826.41, None),
+    "ResNet-50": (25.617, 4125.67, (174.7, 176.3)),
+    "ResNet-101": (44.887, 7837.89, (333.8, 335.4)),
+    "ResNeXt-50-32x4d": (25.088, 4305.50, (180.7, 184.0)),
+    "RegNetX-600M": (6.221, 600.36, None),
+    "RegNetX-1600M": (9.226, 1601.94, None),
+}
+
+
+def rows(page: str) -> dict[tuple[str, str], list[str]]:
+    """The cells of the table by network and kind."""
+    lines = [line for line in page.splitlines() if "| static |" in line or "| DG     |" in line]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {(name, kind): others for name, kind, *others in cells}
+
+
+def test_the_page_holds_what_the_code_counts(tmp_path: Path) -> None:
+    copy = tmp_path / "paper.md"
+    damaged = PAGE.replace("| 4125.67 ", "| 4999.99 ")
+    assert damaged != PAGE
+    copy.write_text(damaged, encoding="utf-8")
+    main(["--file", str(copy)])
+    assert copy.read_text(encoding="utf-8") == PAGE
+    assert list(tmp_path.iterdir()) == [copy]
+
+
+@pytest.mark.parametrize("network", EXPECTED)
+def test_the_page_is_table_1(network: str) -> None:
+    params, macs, gflops = EXPECTED[network]
+    cells = rows(PAGE)[network, "DG"]
+    assert float(cells[0]) == pytest.approx(params, abs=0.001)
+    assert float(cells[3]) == pytest.approx(macs, abs=0.01)
+    for kind, expected in zip(("static", "DG"), gflops or (), strict=False):
+        assert float(rows(PAGE)[network, kind][7]) == pytest.approx(expected, abs=0.05)
+
+
+def test_differences_are_ours_less_the_papers() -> None:
+    assert len(rows(PAGE)) == 2 * len(EXPECTED)
+    for cells in rows(PAGE).values():
+        for ours, paper, difference in (cells[0:3], cells[3:6], cells[7:10]):
+            if paper == "–":
+                assert difference == "–"
+            else:
+                # Each of the two is rounded.
+                unit = 10.0 ** -len(difference.partition(".")[2])
+                assert float(ours) - float(paper) == pytest.approx(float(difference), abs=unit)
+
+
+def test_a_page_without_the_markers_is_refused_and_left(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing\n")
+    with pytest.raises(UserError, match=r"page\.md"):
+        main(["--file", str(page)])
+    assert page.read_text() == "nothing\n"
+    with pytest.raises(UserError, match=r"absent\.md"):
+        main(["--file", str(tmp_path / "absent.md")])

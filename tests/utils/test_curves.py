@@ -1,0 +1,85 @@
+"""The picture of a run's curves: what is read, and what is drawn."""
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+
+from dgnet_det.utils.curves import draw_curves, read_metrics
+
+
+def written(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:
+    first = [{"iteration": i, "total_loss": 9.0} for i in (19, 39, 59)]
+    resumed = [{"iteration": i, "total_loss": 1.0, "bbox/AP": 5.0} for i in (39, 59, 79)]
+    curves = read_metrics(written(tmp_path / "metrics.json", first + resumed))
+    assert curves == {
+        "total_loss": ([19, 39, 59, 79], [9.0, 1.0, 1.0, 1.0]),
+        "bbox/AP": ([39, 59, 79], [5.0, 5.0, 5.0]),
+    }
+
+
+def test_a_run_that_began_anew_replaces_a_longer_one(tmp_path: Path) -> None:
+    records = [{"iteration": i, "lr": 9.0} for i in (19, 39, 59)] + [{"iteration": 19, "lr": 1.0}]
+    assert read_metrics(written(tmp_path / "metrics.json", records)) == {"lr": ([19], [1.0])}
+
+
+def test_undefined_metrics_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 5, "bbox/AP": NaN, "bbox/AP50": 1.5}\n')
+    assert read_metrics(path) == {"bbox/AP50": ([5], [1.5])}
+
+
+def lines(axes: Axes) -> dict[str, tuple[list, list]]:
+    return {
+        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in axes.get_lines()
+    }
+
+
+PLAIN = {
+    "total_loss": ([19, 39], [3.0, 2.0]),
+    "loss_cls": ([19, 39], [1.0, 0.5]),
+    "lr": ([19, 39], [0.1, 0.01]),
+    "data_time": ([19, 39], [7.0, 7.0]),
+    "bbox/AP": ([40], [12.0]),
+    "bbox/AP50": ([40], [30.0]),
+    "bbox/APs": ([40], [1.0]),
+    "bbox/AP-tree": ([40], [1.0]),
+    "mine/val.json/segm/AP": ([40], [9.0]),
+}
+
+
+def test_a_plain_network_has_three_panels() -> None:
+    panels = draw_curves(PLAIN).get_axes()
+    assert [axes.get_title() for axes in panels] == ["loss", "learning rate", "AP, %"]
+    assert lines(panels[0]) == {"total loss": ([19, 39], [3, 2]), "loss cls": ([19, 39], [1, 0.5])}
+    assert list(lines(panels[1]).values()) == [([19, 39], [0.1, 0.01])]
+    assert lines(panels[2]) == {
+        "AP": ([40], [12]), "AP50": ([40], [30]), "mine/val.json/segm/AP": ([40], [9])
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_a_dg_net_also_shows_its_routers(metrics: bool) -> None:
+    curves = {name: curve for name, curve in PLAIN.items() if metrics or "AP" not in name}
+    for k, graph in enumerate(("res2.0", "res3.0")):
+        curves |= {
+            f"wiring/{graph}/open_edges": ([19, 39], [1.0, 0.5 + k / 10]),
+            f"wiring/{graph}/mean_weight": ([19, 39], [0.5, -0.25]),
+            f"wiring/{graph}/absent_nodes": ([19, 39], [0.0, 0.125]),
+        }
+    panels = draw_curves(curves).get_axes()
+    assert [axes.get_title() for axes in panels[3:]] == [
+        "share of open edges", "mean weight of an edge", "share of absent nodes"
+    ]  # fmt: skip
+    assert lines(panels[3]) == {"res2.0": ([19, 39], [1, 0.5]), "res3.0": ([19, 39], [1, 0.6])}
+    assert lines(panels[4])["res2.0"] == ([19, 39], [0.5, -0.25])
+    assert lines(panels[5])["res3.0"] == ([19, 39], [0, 0.125])
+    assert bool(panels[2].get_lines()) is metrics
+    assert len({axes.get_xlim() for axes in panels}) == 1
