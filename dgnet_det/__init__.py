@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 if find_spec("detectron2") is None:
     raise ImportError(
-        "dgnet_det needs Detectron2 >= 0.6: run `make install`, or install it by its own guide"
+        "dgnet_det needs Detectron2 >= 0.6: run `make install`, or install it by its own guide",
+        name="detectron2",
     )
 
 from dgnet_det import data as data  # registers the tree-crown dataset

@@ -1,8 +1,21 @@
-"""One exception for a user's mistakes, and how a tool reports it."""
+"""One exception for a user's mistakes, and its one line."""
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+
+MACHINE_ERRORS = {
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "the disk quota is used up: make room",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "no permission: choose another folder, or change its permissions",
+    errno.EPERM: "no permission: choose another folder, or change its permissions",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another folder",
+    errno.EISDIR: "is a folder: name a file",
+    errno.EEXIST: "exists already: choose another name",
+}
 
 
 class UserError(ValueError):
@@ -10,11 +23,17 @@ class UserError(ValueError):
     to mend it."""
 
 
-def user_message(error: BaseException) -> str:
-    """The one line of a :class:`UserError`, also after a data-loading worker has wrapped it in its
-    traceback."""
-    last_line = str(error).strip().splitlines()[-1]
-    return last_line.split(f"{UserError.__name__}: ")[-1]
+def user_message(error: BaseException) -> str | None:
+    """The one line for a :class:`UserError`, also after a data-loading worker or another process
+    has wrapped it in its traceback, and for a file that the machine does not let be written or
+    read. None for every other error."""
+    if isinstance(error, UserError):
+        last_line = str(error).strip().splitlines()[-1]
+        return last_line.split(f"{UserError.__name__}: ")[-1]
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        path = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        return path + MACHINE_ERRORS[error.errno]
+    return None
 
 
 def one_line_in_training_loop() -> None:

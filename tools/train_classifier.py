@@ -16,44 +16,14 @@ Processes are started by torchrun, on one machine or several: one per GPU, or CP
 one. SOLVER.IMS_PER_BATCH is the batch of them all. KEY VALUE pairs at the end override the config.
 """
 
-import argparse
-import os
 from collections.abc import Sequence
 
-import torch
-import torch.distributed as dist
-from detectron2.config import CfgNode
-from detectron2.engine import default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-
-from dgnet_det.config import load_cfg
-from dgnet_det.engine.classification import evaluate_checkpoint, train
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.utils.files import write_json
-
-
-def join_processes(cfg: CfgNode) -> torch.device:
-    """Join the other processes that torchrun started, if any; this process's device."""
-    if cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available():
-        device = torch.device("cpu")
-    else:
-        local_rank, available = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if local_rank >= available:
-            raise UserError(f"--nproc-per-node: this machine has {available} GPUs")
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
+import arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, train or evaluate, write the metrics."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file")
+    parser = arguments.ConfigParser(__doc__, config_help="YAML of the classifier")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -63,10 +33,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training"
     )
     parser.add_argument("--json", metavar="FILE", help="write top1 and top5, in per cent, here")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
-    )
     args = parser.parse_args(argv)
+
+    import torch.distributed as dist
+    from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    from dgnet_det.config import load_cfg
+    from dgnet_det.engine.classification import evaluate_checkpoint, train
+    from dgnet_det.engine.classification.training import join_processes
+    from dgnet_det.utils.files import write_json
+
     cfg = load_cfg(args.config_file, args.opts)
     device = join_processes(cfg)
     try:
@@ -84,4 +62,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

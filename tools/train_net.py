@@ -16,80 +16,47 @@ and to SOLVER.EPOCHS. The values are printed, and written to OUTPUT_DIR/config.y
 drawn to OUTPUT_DIR/training.png at the end.
 """
 
-import argparse
 from collections.abc import Sequence
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-from torch.multiprocessing import ProcessRaisedException
-
-from dgnet_det.checkpoint import WholeCheckpointer
-from dgnet_det.config import load_cfg, read_yaml
-from dgnet_det.data import check_datasets
-from dgnet_det.data.classes import dataset_class_names
-from dgnet_det.engine.schedule import fit_schedule
-from dgnet_det.engine.trainer import Trainer, set_up, training_images
-from dgnet_det.errors import UserError, run_tool, user_message
-from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.utils.files import write_json
-
-
-def evaluate(cfg: CfgNode, resume: bool) -> dict:
-    """Evaluate MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if ``resume``."""
-    model = Trainer.build_model(cfg)
-    checkpointer = WholeCheckpointer(
-        model,
-        cfg.OUTPUT_DIR,
-        class_names=dataset_class_names(cfg.DATASETS.TEST),
-        needed="a detector's checkpoint, of the config's classes",
-    )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    optimize_for_inference(model)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_TTA(cfg, model))
-    return results
-
-
-def train(cfg: CfgNode, resume: bool) -> dict:
-    """Train, from the last checkpoint of OUTPUT_DIR if ``resume``; the last results."""
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return dict(getattr(trainer, "_last_eval_results", {}))
-
-
-def run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """What each process does."""
-    set_up(cfg, args)
-    results = (evaluate if args.eval_only else train)(cfg, args.resume)
-    if comm.is_main_process():
-        verify_results(cfg, results)
-        if args.json:
-            write_json(args.json, results)
-
-
-def check_processes(cfg: CfgNode, num_gpus: int) -> None:
-    """Raise UserError if the config does not suit the processes of this machine."""
-    available = torch.cuda.device_count() if torch.cuda.is_available() else None
-    if available is not None and num_gpus > available:
-        raise UserError(f"--num-gpus {num_gpus}: this machine has {available}")
-    if available is not None and num_gpus > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise UserError("MODEL.DEVICE cpu: for CPU processes set CUDA_VISIBLE_DEVICES= as well")
+import arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, check config and data, then launch the processes."""
-    parser = default_argument_parser(epilog=__doc__)
+    parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the last evaluation's metrics here")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="processes of this machine"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="K", help="this machine's")
+    parser.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="of the first machine, tcp://HOST:PORT"
+    )
     args = parser.parse_args(argv)
-    if not args.config_file:
-        raise UserError("--config-file: name a YAML file of configs/")
+
+    import torch
+    from detectron2.engine import launch
+    from torch.multiprocessing import ProcessRaisedException
+
+    from dgnet_det.config import load_cfg, read_yaml
+    from dgnet_det.data import check_datasets
+    from dgnet_det.engine.schedule import fit_schedule
+    from dgnet_det.engine.trainer import run, training_images
+    from dgnet_det.errors import UserError, user_message
+
     cfg = load_cfg(args.config_file, args.opts)
-    check_processes(cfg, args.num_gpus)
+    available = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if available is not None and args.num_gpus > available:
+        raise UserError(f"--num-gpus {args.num_gpus}: this machine has {available}")
+    if available is not None and args.num_gpus > 1 and cfg.MODEL.DEVICE == "cpu":
+        raise UserError("MODEL.DEVICE cpu: for CPU processes set CUDA_VISIBLE_DEVICES= as well")
     rcnn = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     if cfg.TEST.AUG.ENABLED and (not rcnn or cfg.MODEL.KEYPOINT_ON):
         raise UserError(
@@ -122,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ProcessRaisedException as error:
         if UserError.__name__ not in str(error):
             raise
-        raise UserError(user_message(error)) from None
+        raise UserError(user_message(UserError(error))) from None
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

@@ -26,14 +26,14 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dgnet_det.checkpoint import DGNetCheckpointer
+from dgnet_det.checkpoint import DGNetCheckpointer, WholeCheckpointer
 from dgnet_det.data import CheckedDatasetMapper
 from dgnet_det.data.classes import dataset_class_names
 from dgnet_det.data.own import register_own_datasets
@@ -43,8 +43,10 @@ from dgnet_det.evaluation.coco import Evaluator
 from dgnet_det.evaluation.zero_ap import explain_zero
 from dgnet_det.modeling.budget import add_sparsity_loss, sparsity_loss
 from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.folding import optimize_for_inference
 from dgnet_det.modeling.observation import graph_statistics, record_wiring
 from dgnet_det.utils.curves import draw_curves, read_metrics
+from dgnet_det.utils.files import write_json
 from dgnet_det.utils.pictures import save_figure
 
 WRITER_PERIOD = 20  # iterations; Detectron2's own default
@@ -255,3 +257,38 @@ class CurvesPicture(HookBase):
         if curves:
             save_figure(draw_curves(curves), folder / PICTURE)
             logging.getLogger(__name__).info("Curves drawn to %s", folder / PICTURE)
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict:
+    """Evaluate MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if ``resume``."""
+    model = Trainer.build_model(cfg)
+    checkpointer = WholeCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        class_names=dataset_class_names(cfg.DATASETS.TEST),
+        needed="a detector's checkpoint, of the config's classes",
+    )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    optimize_for_inference(model)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    return results
+
+
+def train(cfg: CfgNode, resume: bool) -> dict:
+    """Train, from the last checkpoint of OUTPUT_DIR if ``resume``; the last results."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return dict(getattr(trainer, "_last_eval_results", {}))
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """What each process does."""
+    set_up(cfg, args)
+    results = (evaluate if args.eval_only else train)(cfg, args.resume)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+        if args.json:
+            write_json(args.json, results)

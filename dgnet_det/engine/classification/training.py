@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import os
 import time
 import weakref
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, default_writers, hooks
@@ -114,6 +116,21 @@ class ClassifierTrainer(SimpleTrainer):
         if isinstance(self.model, DistributedDataParallel) and not synchronized:
             return self.model.no_sync()
         return contextlib.nullcontext()
+
+
+def join_processes(cfg: CfgNode) -> torch.device:
+    """Join the other processes that torchrun started, if any; this process's device."""
+    if cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available():
+        device = torch.device("cpu")
+    else:
+        local_rank, available = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local_rank >= available:
+            raise UserError(f"--nproc-per-node: this machine has {available} GPUs")
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
 
 
 def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[str, float]:

@@ -1,0 +1,104 @@
+"""What the command lines of all tools share.
+
+A tool parses its arguments before it imports Detectron2 or this package, so that ``--help`` answers
+at once. Importing this module silences warnings of other libraries that no user of a tool can act
+on.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, NoReturn
+
+# "MODEL.WEIGHTS", and the keys of Detectron2 that are in no section.
+KEY = re.compile(
+    r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD"
+)
+FOREIGN_WARNINGS = (
+    r".*torch\.jit\.",
+    r"torch\.meshgrid",
+    r".*is_fx_tracing",
+    r".*broadcast_buffers",
+)
+INTERRUPTED = 130  # exit code, as a shell's after Ctrl-C
+
+for message in FOREIGN_WARNINGS:
+    warnings.filterwarnings("ignore", message)
+
+
+class ConfigParser(argparse.ArgumentParser):
+    """A parser with ``--config-file`` and overrides of its keys.
+
+    The parsed arguments have ``config_file`` and ``opts``, a list [KEY, VALUE, KEY, VALUE, ...].
+    A key ends an option of several values.
+    """
+
+    def __init__(self, description: str | None, *, config_help: str = "a YAML file") -> None:
+        """
+        Args:
+            description: the tool's docstring.
+            config_help: what the YAML describes.
+        """
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self.add_argument("--config-file", required=True, metavar="FILE", help=config_help)
+        self.add_argument(
+            "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config's keys"
+        )
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As :meth:`ArgumentParser.parse_known_args`, which ``parse_args`` calls as well."""
+        words = iter(sys.argv[1:] if args is None else args)
+        rest, overrides = [], []
+        for word in words:
+            # A photograph may be called DSC_0001.JPG.
+            if KEY.fullmatch(word) and not os.path.exists(word):
+                overrides += [word, *islice(words, 1)]
+            else:
+                rest.append(word)
+        parsed, unknown = super().parse_known_args(rest, namespace)
+        parsed.opts = [*parsed.opts, *overrides]
+        return parsed, unknown
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool. What its user or the machine is to blame for becomes one line on stderr and exit
+    code 1; Ctrl-C and SIGTERM exit with 130.
+
+    Args:
+        main: the tool. The argument of a ``KeyboardInterrupt`` that it raises says what was saved.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        main()
+    except KeyboardInterrupt as error:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        _exit(": ".join(("interrupted", *map(str, error.args))), INTERRUPTED)
+    except Exception as error:
+        if isinstance(error, ImportError) and error.name == "detectron2":
+            _exit(f"error: {error}", 1)
+        from dgnet_det.errors import user_message
+
+        message = user_message(error)
+        if message is None:
+            raise
+        _exit(f"error: {message}", 1)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
