@@ -36,10 +36,9 @@ from torch import nn
 from tqdm import tqdm
 
 from dgnet_det.analysis.benchmark import environment
-from dgnet_det.checkpoint import class_names_in
+from dgnet_det.checkpoint import CLASS_NAMES, class_names_in
 from dgnet_det.config import load_cfg, read_yaml
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
-from dgnet_det.data.classes import CLASS_NAMES
 from dgnet_det.errors import UserError, run_tool
 from dgnet_det.export.predictor import Predictor, detector_of, load_predictor
 from dgnet_det.export.pruning import (

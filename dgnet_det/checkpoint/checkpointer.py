@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -13,13 +13,22 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from dgnet_det.checkpoint.reading import local_file, read_checkpoint
-from dgnet_det.data.classes import CLASS_NAMES, saved_class_names
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.backbone.matching import match_backbone, misfit
 from dgnet_det.utils.files import written_whole
 
 BEST = "model_best"  # the name that BestCheckpointer gives
+CLASS_NAMES = "class_names"  # the key under which a checkpoint keeps its data's class names
+
+
+def saved_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
+    """The names of the classes that a checkpoint was trained for, in the order of the model's
+    outputs; empty if it does not say."""
+    names = checkpoint.get(CLASS_NAMES)
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    return []
 
 
 def class_names_in(weights: str) -> list[str]:

@@ -1,8 +1,7 @@
 """The names of classes."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -10,17 +9,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from dgnet_det.data.checks import NUM_CLASSES_KEYS
 from dgnet_det.data.coco_checks import category_names, read_coco
 from dgnet_det.errors import UserError
-
-CLASS_NAMES = "class_names"  # the key under which a checkpoint keeps them
-
-
-def saved_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The names of the classes that a checkpoint was trained for, in the order of the model's
-    outputs; empty if it does not say."""
-    names = checkpoint.get(CLASS_NAMES)
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return names
-    return []
 
 
 def read_class_names(json_file: str) -> list[str]:
@@ -52,19 +40,9 @@ def dataset_class_names(datasets: Sequence[str]) -> list[str]:
     return []
 
 
-def class_names(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> list[str]:
-    """The names of the classes that a model predicts, in the order of its outputs.
-
-    They are those that were saved with its checkpoint, else those of the config's datasets if they
-    are as many as the model's, else numbers: ``class 0`` and so on.
-
-    Args:
-        cfg: the model's config.
-        checkpoint: what :meth:`DGNetCheckpointer.load` returned.
-    """
-    saved = saved_class_names(checkpoint)
-    if saved:
-        return saved
+def class_names(cfg: CfgNode) -> list[str]:
+    """The names of the classes that a config's model predicts, in the order of its outputs: those
+    of the config's datasets if they are as many as the model's, else ``class 0`` and so on."""
     names = dataset_class_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     group = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
     count = cfg.MODEL[group].NUM_CLASSES if group else len(names)

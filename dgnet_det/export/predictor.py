@@ -19,7 +19,12 @@ from detectron2.structures import Boxes, Instances
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 from torch import Tensor, nn
 
-from dgnet_det.checkpoint import DGNetCheckpointer, WholeCheckpointer, class_names_in
+from dgnet_det.checkpoint import (
+    DGNetCheckpointer,
+    WholeCheckpointer,
+    class_names_in,
+    saved_class_names,
+)
 from dgnet_det.config import load_cfg, one_line
 from dgnet_det.data.classes import class_names, set_num_classes
 from dgnet_det.errors import UserError
@@ -80,7 +85,7 @@ def load_predictor(cfg: CfgNode, *, whole: bool = False) -> Predictor:
             f"MODEL.WEIGHTS {weights}: {checkpointer.misshaped[0]} is of another shape than the"
             " config's: give the config, with its number of classes, that the weights are of"
         )
-    predictor.class_names = class_names(cfg, checkpoint)
+    predictor.class_names = saved_class_names(checkpoint) or class_names(cfg)
     return predictor
 
 

@@ -139,10 +139,8 @@ def test_names_of_classes(tmp_path: Path) -> None:
     cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT)).clone()
     assert dataset_class_names(["no such dataset", *cfg.DATASETS.TRAIN]) == ["apple", "fig", "pear"]
     assert dataset_class_names([]) == []
-    assert class_names(cfg, {"class_names": ["a", "b"]}) == ["a", "b"]
-    assert class_names(cfg, {}) == ["apple", "fig", "pear"]
-    assert class_names(cfg, {"class_names": 3}) == ["apple", "fig", "pear"]
+    assert class_names(cfg) == ["apple", "fig", "pear"]
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
-    assert class_names(cfg, {}) == ["class 0", "class 1"]
-    assert class_names(load_cfg(COCO), {})[:2] == ["person", "bicycle"]  # Detectron2 knows COCO's
+    assert class_names(cfg) == ["class 0", "class 1"]
+    assert class_names(load_cfg(COCO))[:2] == ["person", "bicycle"]  # Detectron2 knows COCO's
