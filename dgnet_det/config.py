@@ -29,6 +29,8 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # "dynamic": α per image (DG-Net). "static": one learned α per edge. "none": the family's plain
     # network.
     cfg.MODEL.DGNET.EDGE_WEIGHTS = "dynamic"
+    # Which stages are graphs; the others are plain. In the paper wiring all of them.
+    cfg.MODEL.DGNET.STAGES = ["res2", "res3", "res4", "res5"]
     # Edges that are not there, such as "res4.0:0-3" (graph, from node, to node), and with them the
     # nodes that they leave without input or output: tools/prune_model.py writes them.
     cfg.MODEL.DGNET.PRUNED_EDGES = []
@@ -36,12 +38,6 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # and the share that costs nothing. 0: no such loss.
     cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
     cfg.MODEL.DGNET.SPARSITY_BUDGET = 0.0
-    # Whether MODEL.BACKBONE.FREEZE_AT also freezes the routers and thresholds of the stages that it
-    # freezes.
-    cfg.MODEL.DGNET.FREEZE_ROUTERS = False
-    # Recompute each stage in the backward pass: less memory, about a third more time. With NORM
-    # "BN", running statistics are then updated twice an iteration.
-    cfg.MODEL.DGNET.CHECKPOINT_STAGES = False
 
     # Your own data: a file in COCO's JSON format and the folder that its file names start from, to
     # train on and to evaluate on. DATASETS.TRAIN, DATASETS.TEST and the number of classes then

@@ -5,17 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dgnet_det.graph.routing import SURROGATE_SLOPE
 from dgnet_det.graph.stage import DynamicGraph
 
 
 def straight_through(alpha: Tensor, tau: Tensor) -> Tensor:
-    """α·[α ≥ τ], the step's derivative replaced by that of sigmoid(SURROGATE_SLOPE·(α - τ))."""
-    value = (alpha >= tau).double()
-    z = SURROGATE_SLOPE * (alpha.detach() - tau.detach())
-    slope = SURROGATE_SLOPE * torch.exp(-z.abs()) / (1 + torch.exp(-z.abs())) ** 2
-    linear = slope * (alpha - tau)
-    return alpha * (value + linear - linear.detach())
+    """α·[α ≥ τ]; the step's derivative is replaced by 1, but for that of an open edge's α."""
+    if alpha >= tau:
+        return alpha + alpha.detach() * (tau.detach() - tau)
+    distance = alpha - tau
+    return alpha.detach() * (distance - distance.detach())
 
 
 def reference_graph(graph: DynamicGraph, x: Tensor, valid: list[tuple[int, int]]) -> Tensor:
@@ -28,20 +26,19 @@ def reference_graph(graph: DynamicGraph, x: Tensor, valid: list[tuple[int, int]]
 
 def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
     n = graph.num_nodes - 2
-    if graph.projection is not None:
-        projected = graph.projection(x)
-    elif graph.residual and graph.node(1).shortcut is not None:
+    if graph.fixed_chain and graph.node(1).shortcut is not None:
         projected = graph.node(1).shortcut(x)
     else:
-        projected = x
+        projected = pooled(x, graph.stride) if graph.stride > 1 else x
+        projected = projected if graph.projection is None else graph.projection(projected)
     outputs: list[Tensor | None] = [projected]
     edge: dict[tuple[int, int], Tensor | float] = {}
     raw: dict[tuple[int, int], Tensor] = {}
 
     def route(i: int, x_i: Tensor) -> None:
-        if graph.residual:
+        if graph.fixed_chain:
             edge[i, i + 1] = 1.0
-        targets = range(i + 2 if graph.residual else i + 1, n + 2)
+        targets = range(i + 2 if graph.fixed_chain else i + 1, n + 2)
         if not targets:
             return
         gap = x_i[0, :, :height, :width].mean(dim=(1, 2))
@@ -50,13 +47,13 @@ def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
             alpha = torch.sigmoid((linear.weight[k] * gap).sum() + linear.bias[k])
             raw[i, j] = alpha
             opened = straight_through(alpha, graph.thresholds[i])
-            edge[i, j] = opened * graph.gammas[str(i)][k] if graph.residual else opened
+            edge[i, j] = opened * graph.gammas[str(i)][k] if graph.fixed_chain else opened
 
     def gathered(j: int, inputs: list[Tensor | None]) -> tuple[Tensor, bool]:
         """The sum over present inputs, closed edges included as zeros; whether one is open."""
         there = [(edge[i, j], x_i) for i, x_i in enumerate(inputs) if x_i is not None]
         total = sum(e * x_i for e, x_i in there)
-        return total, graph.residual or any(float(e.detach()) != 0 for e, _ in there)
+        return total, graph.fixed_chain or any(float(e.detach()) != 0 for e, _ in there)
 
     route(0, projected)
     for j in range(1, n + 1):
@@ -65,7 +62,7 @@ def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
         if not is_open:
             outputs.append(None)
             continue
-        if graph.residual:
+        if graph.fixed_chain:
             skip = block_skip(block, total)
             x_j = activation(block)(block.branch(total) + skip)
         else:
@@ -77,7 +74,20 @@ def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
         there = [i for i in range(n + 1) if outputs[i] is not None]
         i = max(there, key=lambda i: float(raw[i, n + 1].detach()))
         total = total + raw[i, n + 1] * outputs[i]
-    return total if graph.residual else activation(graph.node(n))(total)
+    return total if graph.fixed_chain else activation(graph.node(n))(total)
+
+
+def pooled(x: Tensor, stride: int) -> Tensor:
+    """The maximum over the 3x3 positions around every stride-th one, by slices."""
+    height, width = x.shape[2:]
+    padded = torch.full((*x.shape[:2], height + 2, width + 2), -torch.inf, dtype=x.dtype)
+    padded[:, :, 1:-1, 1:-1] = x
+    shifted = [
+        padded[:, :, r : r + height : stride, c : c + width : stride]
+        for r in range(3)
+        for c in range(3)
+    ]
+    return torch.stack(shifted).amax(dim=0)
 
 
 def block_skip(block: torch.nn.Module, x: Tensor) -> Tensor | float:

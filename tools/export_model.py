@@ -35,7 +35,7 @@ from dgnet_det.data import find_images, read_image
 from dgnet_det.errors import UserError, run_tool
 from dgnet_det.export.predictor import detector_of, load_detector, load_predictor
 from dgnet_det.export.tracing import SUFFIXES, TOLERANCES, compare, export_detector, fits
-from dgnet_det.modeling.observation import record_wiring
+from dgnet_det.modeling.observation import record_edge_weights
 from dgnet_det.utils.files import write_json, written_whole
 
 # Of skimage.data, in its wheel.
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_detector(predictor, example, args.format, temporary)
         exported = load_detector(temporary)
         for name, image in images.items():
-            with record_wiring(predictor.model) as wirings:
+            with record_edge_weights(predictor.model) as wirings:
                 comparisons[name] = compared = compare(detector, exported, image)
             alphas.append([alpha for w in wirings.values() for alpha in w.alpha.flatten().tolist()])
             apart = ", ".join(f"{key} {value:.2g}" for key, value in compared.differences.items())

@@ -19,7 +19,7 @@ from dgnet_det.config import load_cfg, mark_overrides
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
 from dgnet_det.errors import UserError, run_tool
 from dgnet_det.export.predictor import load_predictor
-from dgnet_det.modeling.observation import dynamic_graphs, graph_statistics, record_wiring
+from dgnet_det.modeling.observation import dynamic_graphs, graph_statistics, record_edge_weights
 from dgnet_det.utils.files import write_json
 from dgnet_det.utils.graph_pictures import draw_wiring, largest_weight
 from dgnet_det.utils.pictures import picture_paths, save_figure
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.config_file}: the plain network has no wiring to draw")
 
     wirings = []
-    with record_wiring(predictor.model) as latest:
+    with record_edge_weights(predictor.model) as latest:
         for file in files:
             predictor(read_image(file, "BGR"))
             wirings.append(dict(latest))

@@ -182,16 +182,16 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
         alpha = torch.full_like(scores, 0.5)
         # Node 1 has one edge: without it, it would be skipped.
         for j in range(2, n):
-            sources = graph.routed_edges()[j].nonzero().flatten()
+            sources = graph.edges[j].nonzero().flatten()
             ranks = scores[:, j, sources].argsort(dim=1).argsort(dim=1)
             alpha[:, j, sources] = (ranks >= round(closed * len(sources))) * 0.5
         blocks = torch.randperm(n - 2, generator=generator) + 1
         alpha[:, blocks[: round(skipped * (n - 2))]] = 0.0
         graph.thresholds.data.fill_(0.25)
         for i, router in graph.routers.items():
-            first = int(i) + (2 if graph.residual else 1)
+            first = int(i) + (2 if graph.fixed_chain else 1)
             router.register_forward_hook(partial(answer, alpha[:, first:, int(i)]))
-        if graph.residual:
+        if graph.fixed_chain:
             for gamma in graph.gammas.values():
                 gamma.data.fill_(0.01)
 

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgnet_det.config import is_classifier
 from dgnet_det.engine.classification import DGNetClassifier, build_classifier
 from dgnet_det.errors import UserError
-from dgnet_det.graph.stage import DynamicGraph
+from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import record_wiring
+from dgnet_det.modeling.observation import record_edge_weights
 
 Size = tuple[int, int]  # height, width
 
@@ -206,13 +206,13 @@ def record_counts(model: nn.Module) -> Iterator[list[tuple[Size, Counts]]]:
         ran = _operator_counts(lambda: outputs.update(forward(batch)))["Global"]
         sizes = _graph_sizes(backbone, size)
         gathered = sum(
-            gathered_sums(*sizes[name], wiring.routed() & wiring.weight[0].ne(0))
+            gathered_sums(*sizes[name], wiring.edges & wiring.weight[0].ne(0))
             for name, wiring in wirings.items()
         )
         found.append((size, _plus_macs(ran, gathered)))
         return outputs
 
-    with record_wiring(backbone) as wirings, patch.object(backbone, "forward", counted):
+    with record_edge_weights(backbone) as wirings, patch.object(backbone, "forward", counted):
         yield found
 
 
@@ -235,8 +235,9 @@ def structure(backbone: DGNet, size: Size) -> list[GraphStructure]:
     """The graphs of ``backbone``, in order; ``size`` is the image's."""
     rows = []
     for name, (graph, _, out_size) in _graph_sizes(backbone, size).items():
-        blocks, edges = len(graph.nodes), int(graph.routed_edges().sum())
-        chain = blocks + 1 if graph.plain or graph.residual else 0
+        routed = isinstance(graph, DynamicGraph)
+        blocks, edges = len(graph.nodes), int(graph.edges.sum()) if routed else 0
+        chain = blocks + 1 if not routed or graph.fixed_chain else 0
         rows.append(
             GraphStructure(
                 name=name,
@@ -253,7 +254,7 @@ def structure(backbone: DGNet, size: Size) -> list[GraphStructure]:
     return rows
 
 
-def _graph_sizes(backbone: DGNet, size: Size) -> dict[str, tuple[DynamicGraph, Size, Size]]:
+def _graph_sizes(backbone: DGNet, size: Size) -> dict[str, tuple[PlainStage, Size, Size]]:
     """Each graph of ``backbone`` with the sizes of its input and output, for an image of
     ``size``."""
 
@@ -262,19 +263,19 @@ def _graph_sizes(backbone: DGNet, size: Size) -> dict[str, tuple[DynamicGraph, S
 
     size = strided(size, backbone.stem.stride)
     sizes = {}
-    for stage in backbone.stage_names:
-        for i, graph in enumerate(backbone.graphs(stage)):
-            out_size = strided(size, graph.stride)
-            sizes[f"{stage}.{i}"] = graph, size, out_size
-            size = out_size
+    for name, stage in backbone.stages().items():
+        out_size = strided(size, stage.stride)
+        sizes[name] = stage, size, out_size
+        size = out_size
     return sizes
 
 
 def _all_gathered_sums(backbone: DGNet, size: Size) -> int:
     """:func:`gathered_sums` of every graph, all edges open."""
     return sum(
-        gathered_sums(graph, in_size, out_size, graph.routed_edges())
+        gathered_sums(graph, in_size, out_size, graph.edges)
         for graph, in_size, out_size in _graph_sizes(backbone, size).values()
+        if isinstance(graph, DynamicGraph)
     )
 
 

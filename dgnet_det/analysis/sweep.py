@@ -18,7 +18,8 @@ from tqdm import tqdm
 from dgnet_det.analysis.counts import backbone_of, image_counts
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.evaluation.coco import Evaluator
-from dgnet_det.modeling.observation import RecordedWiring, dynamic_graphs, record_wiring
+from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 
 Result = TypeVar("Result")
 
@@ -65,10 +66,10 @@ def thresholds_for(shares: Sequence[float], model: nn.Module, cfg: CfgNode) -> l
         cfg: its config.
     """
     weights = []
-    with record_wiring(model) as wirings:
+    with record_edge_weights(model) as wirings:
         for inputs in _loader(cfg):
             model(inputs)
-            weights += [w.alpha[:, w.routed()].flatten() for w in wirings.values()]
+            weights += [w.alpha[:, w.edges].flatten() for w in wirings.values()]
     alpha = torch.cat(weights).double().cpu()
     alpha = alpha[alpha > 0]
     return [float(alpha.quantile(share)) if 0 < share < 1 else float(share) for share in shares]
@@ -104,7 +105,7 @@ def sweep(
                 for name, graph in graphs.items():
                     graph.thresholds.data = learned[name].clamp(min=threshold)
                 seconds = []
-                with record_wiring(model) as wirings:
+                with record_edge_weights(model) as wirings:
                     for _ in range(repeats):
                         _, in_backbone = timed(device, backbone, batch)
                         detections, in_all = timed(device, model, inputs)
@@ -173,9 +174,9 @@ def _loader(cfg: CfgNode) -> Any:
     return Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
 
 
-def _shares(wirings: Mapping[str, RecordedWiring]) -> dict[str, float]:
+def _shares(wirings: Mapping[str, EdgeWeights]) -> dict[str, float]:
     """Of edges that are open and of nodes that are absent, for one image."""
-    opened = torch.cat([w.alpha[0, w.routed()].ne(0) for w in wirings.values()])
+    opened = torch.cat([w.alpha[0, w.edges].ne(0) for w in wirings.values()])
     absent = torch.cat([w.alpha[0, 1:-1].eq(0).all(dim=1) for w in wirings.values()])
     return {
         "open_edges": opened.double().mean().item(),

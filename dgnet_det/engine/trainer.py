@@ -41,10 +41,10 @@ from dgnet_det.engine.schedule import describe_schedule, fit_schedule
 from dgnet_det.errors import UserError, one_line_in_training_loop
 from dgnet_det.evaluation.coco import Evaluator
 from dgnet_det.evaluation.zero_ap import explain_zero
-from dgnet_det.modeling.budget import add_sparsity_loss, sparsity_loss
+from dgnet_det.modeling.budget import add_budget_loss, budget_loss
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.modeling.observation import graph_statistics, record_wiring
+from dgnet_det.modeling.observation import graph_statistics, record_edge_weights
 from dgnet_det.utils.curves import draw_curves, read_metrics
 from dgnet_det.utils.files import write_json
 from dgnet_det.utils.pictures import save_figure
@@ -153,8 +153,8 @@ class Trainer(DefaultTrainer):
         """The model, by :func:`build_model`, with the sparsity loss where
         ``MODEL.DGNET.SPARSITY_WEIGHT`` is set."""
         model = build_model(cfg)
-        if sparsity := sparsity_loss(cfg, model):
-            add_sparsity_loss(model, sparsity)
+        if loss := budget_loss(cfg, model):
+            add_budget_loss(model, loss)
         logging.getLogger(__name__).info("Model:\n%s", model)
         return model
 
@@ -237,7 +237,7 @@ class RouterStatistics(HookBase):
         self._stack = contextlib.ExitStack()
         self._wirings = None
         if (self.trainer.iter + 1) % WRITER_PERIOD == 0:
-            self._wirings = self._stack.enter_context(record_wiring(self.trainer.model))
+            self._wirings = self._stack.enter_context(record_edge_weights(self.trainer.model))
 
     def after_step(self) -> None:
         """Write what was recorded, as ``wiring/res2.0/open_edges`` and so on."""

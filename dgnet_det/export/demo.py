@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import Detections, Predictor, detector_of
-from dgnet_det.modeling.observation import dynamic_graphs, record_wiring
+from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 from dgnet_det.utils.graph_pictures import draw_wiring, largest_weight
 from dgnet_det.utils.pictures import draw_detections, figure_pixels
 
@@ -53,7 +53,7 @@ def annotator(
     detector = detector_of(predictor)
     metadata = MetadataCatalog.get(next(iter(predictor.cfg.DATASETS.TRAIN), "none"))
 
-    with record_wiring(predictor.model) as latest:
+    with record_edge_weights(predictor.model) as latest:
 
         def annotate(image: np.ndarray) -> Annotated:
             nonlocal limit

@@ -15,9 +15,10 @@ from dgnet_det.data import read_image
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import Predictor, detector_of
 from dgnet_det.export.tracing import compare, fits
+from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.graph.topology import edge_name
-from dgnet_det.modeling.observation import RecordedWiring, dynamic_graphs, record_wiring
+from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 
 # Largest difference of a feature map, in units of its largest value, that rounding makes.
 ROUNDING = 1e-4
@@ -58,12 +59,12 @@ def measure_open_edges(model: nn.Module, images: Iterable[Tensor]) -> OpenEdges:
         UserError: there are no images.
     """
     measured = OpenEdges({}, {})
-    with record_wiring(model) as wirings:
+    with record_edge_weights(model) as wirings:
         for image in images:
             model([{"image": image}])
             for name, wiring in wirings.items():
                 opened = _open_edges(wiring)
-                measured.routed[name] = wiring.routed().cpu()
+                measured.routed[name] = wiring.edges.cpu()
                 measured.open[name] = opened | measured.open.get(name, opened)
     if not measured.open:
         raise UserError("no images to measure the edges on: name some")
@@ -90,18 +91,18 @@ def load_pruned(pruned: nn.Module, model: nn.Module) -> None:
         model: built from the config before.
     """
     state, graphs = model.state_dict(), _graphs(model)
-    kept = {name: state[name] for name in pruned.state_dict()}
+    kept = {name: state.get(name, tensor) for name, tensor in pruned.state_dict().items()}
     for prefix, graph in _graphs(pruned).items():
-        before = graphs[prefix].routed
-        for i, nodes in graph.routed.items():
+        before = graphs[prefix].targets
+        for i, nodes in graph.targets.items():
             rows = [before[i].index(j) for j in nodes]
             router, gamma = f"{prefix}.routers.{i}.", f"{prefix}.gammas.{i}"
             for name in kept:
                 if name.startswith(router) or name == gamma:
                     kept[name] = state[name][rows]
-        if graph.routed:
+        if graph.targets:
             tau = f"{prefix}.thresholds"
-            kept[tau] = state[tau][[list(before).index(i) for i in graph.routed]]
+            kept[tau] = state[tau][[list(before).index(i) for i in graph.targets]]
     pruned.load_state_dict(kept)
 
 
@@ -188,7 +189,7 @@ def _figures(
     )
 
 
-def _open_edges(wiring: RecordedWiring) -> Tensor:
+def _open_edges(wiring: EdgeWeights) -> Tensor:
     return wiring.alpha.ne(0).any(dim=0).cpu()
 
 

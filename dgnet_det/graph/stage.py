@@ -1,7 +1,8 @@
-"""A stage as a complete directed acyclic graph (Eq. 3), whatever the family of its blocks."""
+"""A stage of n blocks as a complete directed acyclic graph (Eq. 3), whatever its blocks."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,19 +10,19 @@ from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from dgnet_det.graph.aggregation import Sent, gather, gather_open, not_kept, send
+from dgnet_det.graph.aggregation import Workspace, has_no_values, remade_in_backward, weighted_sum
 from dgnet_det.graph.routing import (
-    AdjacencyBuffer,
+    Adjacency,
+    EdgeWeights,
     Router,
     StaticRouter,
-    averaging_weights,
+    ValidAverage,
+    apply_threshold,
     spread,
-    threshold_gate,
 )
-from dgnet_det.graph.topology import Edge, all_targets, routed_targets, sources_of
+from dgnet_det.graph.topology import Edge, routed_edges
 
-WIRINGS = ("paper", "residual")
-EDGE_WEIGHTS = ("dynamic", "static", "none")
+_workspace = Workspace()
 
 
 class Block(Protocol):
@@ -44,354 +45,241 @@ class Block(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
-# A network's stem and, for each of res2..res5, the blocks of each of its graphs.
+# A network's stem and, for each of res2..res5, the blocks of each of its stages.
 Network = tuple[CNNBlockBase, list[list[list[Block]]]]
 
 
-class Wiring(NamedTuple):
-    """What one forward pass of one stage decided, [B, N, N] each: row j holds the edges into node
-    j."""
+class PlainStage(nn.Module):
+    """The stage of the static network: one block after the other, named ``nodes.1`` …
+    ``nodes.n``."""
 
-    # After Eq. 5: 0 where an edge is closed or absent; 1 on the fixed chain of the residual wiring.
-    alpha: Tensor
-    # The factor in the gathered sum: α, and γ·α in the residual wiring.
-    weight: Tensor
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.in_channels, self.stride = blocks[0].in_channels, blocks[0].stride
+        self.out_channels = blocks[-1].out_channels
+        numbered = enumerate(cast(Sequence[nn.Module], blocks), start=1)
+        self.nodes = nn.ModuleDict({str(j): block for j, block in numbered})
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """[B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]; ``valid`` is not looked at."""
+        for node in self.nodes.values():
+            x = node(x)
+        return x
+
+    def node(self, j: int) -> Block:
+        """The block of node j, 1 ≤ j ≤ n."""
+        return cast(Block, self.nodes[str(j)])
+
+    def freeze(self) -> None:
+        """Freeze the stage whole, norms included, as :meth:`CNNBlockBase.freeze` does a block."""
+        for node in self.nodes.values():
+            cast(Block, node).freeze()
+        self.requires_grad_(False)
 
 
-class DynamicGraph(nn.Module):
+class DynamicGraph(PlainStage):
     """One stage of n blocks as a DAG of N = n + 2 nodes: 0 the input, 1..n the blocks, n + 1 the
     output.
 
         x_j = f_j(Σ_{i<j} α[b, i, j] · x_i)    (Eq. 3)
 
-    ``paper`` wiring: all (n + 2)(n + 1)/2 edges are weighted, the blocks have no shortcuts of their
-    own and end linear, and the family's after-addition activation acts on the gathered sum, so that
-    with α ≡ 1 the graph unrolls to a residual network. ``residual`` wiring: the blocks are the
-    static ones, the chain j-1 → j is fixed at 1, and every further edge carries γ·α with a
-    learnable γ that starts at 0, so that the graph starts equal to the static stage. With edge
-    weights ``none`` there is the chain alone: the plain stage.
+    The wirings, :class:`.wirings.PaperGraph` and :class:`.wirings.ResidualGraph`, say which edges
+    routers weigh, what f_j is, and what stands for α in the sum.
 
     Node 0 sends the raw input along 0 → 1, since block 1 carries the stride, and its projection
     P(x) along every other edge; its router reads P(x). A node all of whose inputs are closed for a
-    sample is absent for that sample: it sends nothing. If that befalls the output node, its
-    strongest edge stays open.
-
-    Edges may be pruned: the graph is built without them, and in the paper wiring without the blocks
-    that lie on no path to the output any more. In the residual wiring, a graph that keeps none but
-    the chain is the plain stage.
+    sample is absent for that sample: it is not run, and it sends nothing. Edges may be pruned: the
+    graph is built without them.
 
     Module names are part of checkpoints: ``nodes.{1..n}``, ``routers.{i}``, ``thresholds`` (one τ
     per router, in their order), ``gammas.{i}`` (residual wiring), ``projection`` (where node 1 has
-    no shortcut projection to share).
-
-    After each eager forward pass ``self.observer`` is called with a :class:`Wiring`: register a
-    forward hook on it.
+    no shortcut projection to share), and in a pruned graph ``pruned`` (bool, [N, N]).
     """
+
+    fixed_chain: bool  # whether the edges j-1 → j are fixed at 1
+    router_start: float  # α where the routers start
 
     def __init__(
         self,
         blocks: Sequence[Block],
         *,
-        wiring: str,
         edge_weights: str,
         norm: str | Callable,
         pruned: Collection[Edge] = (),
     ) -> None:
         """
         Args:
-            blocks: the stage's blocks in order. With edge weights, in the paper wiring, without
-                shortcuts.
-            wiring: ``paper`` or ``residual``.
-            edge_weights: ``dynamic``, ``static`` or ``none``.
+            blocks: the stage's blocks in order; in the paper wiring without shortcuts.
+            edge_weights: ``dynamic`` or ``static``.
             norm: of the projection, as for :func:`detectron2.layers.get_norm`.
-            pruned: edges that are not there. None with edge weights ``none``.
+            pruned: edges that are not there.
 
         Raises:
-            UserError: as :func:`routed_targets`.
+            UserError: as :func:`routed_edges`.
         """
-        super().__init__()
-        self.residual = wiring == "residual"
-        self.in_channels, self.stride = blocks[0].in_channels, blocks[0].stride
-        self.out_channels = blocks[-1].out_channels
-        self.num_nodes = len(blocks) + 2
-        # The edges that routers weigh, as the nodes that each router's node feeds with them.
-        self.routed: dict[int, Sequence[int]] = {}
-        if edge_weights != "none":
-            self.routed = routed_targets(self.num_nodes, pruned, residual=self.residual)
-        self.plain = not self.routed
-        numbered = enumerate(cast(Sequence[nn.Module], blocks), start=1)
-        keeps_all = self.residual or self.plain
-        self.nodes = nn.ModuleDict(
-            {str(j): x for j, x in numbered if keeps_all or j in self.routed}
-        )
-        if self.plain:
-            return
+        super().__init__(blocks)
+        self.num_nodes = n = len(blocks) + 2
+        self.activation = blocks[-1].activation
+        edges = routed_edges(n, pruned, fixed_chain=self.fixed_chain)
+        self.edges = _mask(edges, n)  # row j for the edges into node j
+        if pruned:
+            self.register_buffer("pruned", _mask(pruned, n))
+        # For every node that has a router, the later nodes whose edges it weighs.
+        later = {i: tuple(j for j in range(n) if (i, j) in edges) for i in range(n)}
+        self.targets = {i: nodes for i, nodes in later.items() if nodes}
+        for j in range(1, n - 1):
+            if not self.fixed_chain and j not in self.targets:
+                del self.nodes[str(j)]
 
-        # All edges, those of the fixed chain too: the nodes that each node feeds, and is fed by.
-        self.targets = all_targets(self.routed, self.num_nodes, residual=self.residual)
-        self.sources = sources_of(self.targets)
-        # The same in all blocks, so the last one's while that is there.
-        last = [*blocks[:1], *cast(Collection[Block], self.nodes.values())][-1]
-        self.activation = last.activation
-
-        self.projection: nn.Module | None = None
-        changes_shape = self.stride != 1 or self.in_channels != self.out_channels
-        is_shared = self.residual and blocks[0].shortcut is not None
-        if changes_shape and 0 in self.routed and not is_shared:
-            self.projection = Conv2d(
-                self.in_channels,
-                self.out_channels,
-                kernel_size=1,
-                stride=self.stride,
-                bias=False,
-                norm=get_norm(norm, self.out_channels),
-            )
-            weight_init.c2_msra_fill(self.projection)
-
+        self.projection = self._make_projection(blocks[0], norm)
         router = {"dynamic": Router, "static": StaticRouter}[edge_weights]
         self.routers = nn.ModuleDict(
-            {str(i): router(self.out_channels, len(nodes)) for i, nodes in self.routed.items()}
+            {
+                str(i): router(self.out_channels, len(nodes), start=self.router_start)
+                for i, nodes in self.targets.items()
+            }
         )
-        self.thresholds = nn.Parameter(torch.zeros(len(self.routed)))
-        if self.residual:
-            self.gammas = nn.ParameterDict(
-                {str(i): torch.zeros(len(nodes)) for i, nodes in self.routed.items()}
-            )
-        self.observer = nn.Identity()
-
-    def node(self, j: int) -> Block:
-        """The block of node j, 1 ≤ j ≤ n."""
-        return cast(Block, self.nodes[str(j)])
-
-    def routed_edges(self) -> Tensor:
-        """The edges that routers weigh, a mask [N, N] with row j for the edges into node j. None in
-        the plain stage, and in the residual wiring not those of the fixed chain."""
-        edges = torch.zeros(self.num_nodes, self.num_nodes, dtype=torch.bool)
-        for i, nodes in self.routed.items():
-            edges[list(nodes), i] = True
-        return edges
+        self.thresholds = nn.Parameter(torch.zeros(len(self.targets)))
+        # Called with the :class:`EdgeWeights` of every forward pass.
+        self.observers: list[Callable[[EdgeWeights], None]] = []
 
     def threshold(self, i: int) -> Tensor:
         """τ of node i, a scalar tensor. The node must have a router."""
-        return self.thresholds[list(self.routed).index(i)]
+        return self.thresholds[list(self.targets).index(i)]
 
-    def forward(self, x: Tensor, valid: Tensor | None = None, keep_sums: bool = False) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """
         Args:
             x: the stage's input, [B, C_in, H, W].
             valid: [B, 2], height and width of the part of the stage's *output* that is no padding;
                 None for all of it.
-            keep_sums: in training, keep the gathered sums for the backward pass instead of making
-                them again: for ``torch.utils.checkpoint``, which makes everything again.
 
         Returns:
             The stage's output, [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉].
         """
-        if self.plain:
-            for node in self.nodes.values():
-                x = node(x)
-            return x
-
-        # Closed edges and absent nodes are left out where that can be decided on the spot. Training
-        # keeps every tensor, since closed edges have gradients too, and a trace must not depend on
-        # the traced image.
-        skip = not (torch.is_grad_enabled() or self.training or torch.jit.is_tracing())
+        m = Adjacency(can_close=has_no_values(x) or bool((self.thresholds > 0).any()))
         projected = self._project(x)
-        height, width = projected.shape[2:]
-        if valid is None:
-            valid = torch.tensor([[height, width]], device=x.device).expand(x.shape[0], 2)
-        pool = averaging_weights(height, width, valid, dtype=self.thresholds.dtype)
+        average = ValidAverage(projected, valid)
+        nodes: list[Tensor | None] = [projected]
+        present: Tensor | None = None
+        for j in range(1, self.num_nodes):
+            m.write(*self._column(j - 1, nodes[-1], present, average))
+            x_j, present = self._run(j, m, [x] if j == 1 else nodes, projected)
+            nodes.append(x_j)
+        for observe in self.observers:
+            observe(m.edge_weights(self.edges, fixed_chain=self.fixed_chain))
+        return cast(Tensor, nodes[-1])
 
-        edges = _Edges(self, pool)
-        edges.write(0, projected, present=None)
-        for j in range(1, self.num_nodes - 1):
-            if str(j) not in self.nodes:
-                edges.write(j, None, None)
-                continue
-            row = edges.weight.read(j)
-            if skip:
-                x_j, present = self._run_where_present(j, edges, row.tolist(), x, projected)
-            else:
-                x_j = self._run(j, edges, row, x, projected, keep_sums=keep_sums)
-                present = None if self.residual else row.ne(0).any(dim=1)
-            edges.write(j, x_j, present)
-        row = edges.output_row()
-        output = (
-            edges.output_open(row.tolist())
-            if skip
-            else gather(edges.sent_to(self.num_nodes - 1), row)
-        )
-        if not self.residual:
-            output = self.activation(output)
-        if not torch.jit.is_tracing():
-            self.observer(edges.wiring(row))
-        return output
-
-    def freeze(self, *, routers: bool) -> None:
-        """Freeze the nodes, as :meth:`CNNBlockBase.freeze`, and, if ``routers``, everything else as
-        well.
-
-        The paper wiring's projections freeze with the nodes: they were pretrained with them. A
-        projection that a static checkpoint cannot hold (residual wiring) goes with the routers.
-        """
-        for node in self.nodes.values():
-            cast(Block, node).freeze()
-        if self.plain:
-            return
-        if self.projection is not None and (routers or not self.residual):
-            self.projection.requires_grad_(False)
+    def freeze(self) -> None:
+        """As :meth:`PlainStage.freeze`: routers and projection freeze with the blocks."""
+        super().freeze()
+        if self.projection is not None:
             self.projection = FrozenBatchNorm2d.convert_frozen_batchnorm(self.projection)
-        if routers:
-            self.requires_grad_(False)
 
     def _project(self, x: Tensor) -> Tensor:
-        """P(x), what node 0 sends along every edge but 0 → 1."""
-        if self.projection is not None:
-            return self.projection(x)
-        shortcut = self.node(1).shortcut if self.residual else None
-        if shortcut is not None:
-            return shortcut(x)
-        # Where node 0 has no router, nobody reads more of it than its size.
-        return x if 0 in self.routed else x[:, :, :: self.stride, :: self.stride]
+        """P(x), what node 0 sends along every edge but 0 → 1.
 
-    def _run(
-        self, j: int, edges: "_Edges", row: Tensor, x: Tensor, projected: Tensor, keep_sums: bool
+        It pools before it convolves: a 1×1 convolution of stride 2 sees one position of four. That
+        adds no parameter, and no multiply-add that Table 1 counts.
+        """
+        if self.stride != 1:
+            x = F.max_pool2d(x, kernel_size=3, stride=self.stride, padding=1)
+        return x if self.projection is None else self.projection(x)
+
+    def _column(
+        self, i: int, x_i: Tensor | None, present: Tensor | None, average: ValidAverage
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Column i of M: α by Eq. 4, the gate of Eq. 5, and the factor in the sum, [B, N] each.
+
+        ``x_i`` is None where the node is absent in every sample; ``present`` [B] tells in which
+        samples it is there, None for all.
+        """
+        if x_i is None or i not in self.targets:
+            nothing = average.weights.new_zeros(len(average.weights), self.num_nodes)
+            return nothing, nothing, self._weight(i, nothing)
+        alpha = self.routers[str(i)](average(x_i))
+        opened, gate = apply_threshold(alpha, self.threshold(i))
+        if present is not None:
+            alpha, opened, gate = (x * present[:, None] for x in (alpha, opened, gate))
+        alpha, opened, gate = (
+            spread(x, self.targets[i], self.num_nodes) for x in (alpha, opened, gate)
+        )
+        return alpha, gate, self._weight(i, opened)
+
+    def _f(
+        self,
+        block: Callable[[Tensor], Tensor],
+        activation: Callable[[Tensor], Tensor],
+        nodes: Sequence[Tensor | None],
+        row: Tensor,
+        present: Tensor | None = None,
     ) -> Tensor:
-        """Node j, for all samples; ``row`` are the weights of its edges. Node 1 reads the stage's
-        input ``x``."""
-        if j == 1 and self.residual:
-            return self._f(j, x, projected)
-        inputs = [send(x)[0]] if j == 1 else edges.sent_to(j)
-        total = gather(inputs, row)
-        if keep_sums or not total.requires_grad:
-            return self._f(j, total, projected)
-        activation = nn.Identity() if self.residual else self.activation
-        with not_kept(total, inputs, row, activation):
-            return self._f(j, total, projected)
+        """x_j = block(activation(Σ_i row[b, i] · nodes[i][b])), 0 for samples that are not
+        ``present``."""
+        inputs, row = _there(nodes, row)
+        total = weighted_sum(inputs, row, out=_workspace.like(inputs[0]))
+        if present is not None:
+            x_j = block(activation(total[present]))
+            return x_j.new_zeros(len(present), *x_j.shape[1:]).index_put((present,), x_j)
+        if has_no_values(total) or not total.requires_grad:
+            return block(activation(total))
+        inputs, row = [x.detach() for x in inputs], row.detach()
+        with remade_in_backward(total, lambda: activation(weighted_sum(inputs, row))):
+            return block(activation(total))
 
-    def _f(self, j: int, total: Tensor, projected: Tensor) -> Tensor:
-        """f_j of Eq. 3, of the gathered sum ``total``."""
-        block = self.node(j)
-        if not self.residual:
-            return block.branch(block.activation(total))
-        if j == 1 and block.shortcut is not None:
-            return block.activation(block.branch(total) + projected)
-        return block(total)
+    def _output(self, nodes: Sequence[Tensor | None], row: Tensor) -> Tensor:
+        """The sum of the output node. At inference it takes the place of the last block's output,
+        which nothing else reads."""
+        inputs, row = _there(nodes, row)
+        in_place = nodes[-1] is not None and not torch.is_grad_enabled()
+        return weighted_sum(inputs, row, out=inputs[-1] if in_place else None)
 
-    def _run_where_present(
-        self, j: int, edges: "_Edges", rows: list[list[float]], x: Tensor, projected: Tensor
+    # What a wiring says.
+
+    @abstractmethod
+    def _make_projection(self, block: Block, norm: str | Callable) -> nn.Module | None:
+        """What P convolves with, given the stage's first block; None for nothing."""
+
+    @abstractmethod
+    def _weight(self, i: int, opened: Tensor) -> Tensor:
+        """Column i of the factors in the sum, from that of α after Eq. 5, [B, N] each."""
+
+    @abstractmethod
+    def _run(
+        self, j: int, m: Adjacency, nodes: Sequence[Tensor | None], projected: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Node j, run for the samples in which it is present; ``rows`` are the weights of its
-        edges.
+        """Node j of Eq. 3, from the outputs of the nodes before it (for j = 1, the raw input).
 
         Returns:
-            x_j, 0 in the other samples; None if there is no sample to run it for. In which samples
-            it is present, [B]; None for all.
+            x_j, 0 for the samples in which the node is absent, None if it is absent in all; and in
+            which samples it is present, bool, [B], None for all.
         """
-        fed = [any(weights) for weights in rows]
-        present = None if all(fed) else torch.tensor(fed, device=x.device)
-        if not any(fed):
-            return None, present
-        total = edges.sum_open(j, rows, raw=x if j == 1 else None)
-        x_present = self._f(j, total, projected)
-        if present is None:
-            return x_present, None
-        x_j = x_present.new_zeros(len(fed), *x_present.shape[1:])
-        x_j[present] = x_present
-        return x_j, present
 
 
-class _Edges:
-    """The edge weights of one forward pass of one :class:`DynamicGraph`."""
+def conv_norm(block: Block, norm: str | Callable) -> Conv2d:
+    """A 1×1 convolution without stride, and a norm, from a block's input channels to its output
+    channels."""
+    projection = Conv2d(
+        block.in_channels,
+        block.out_channels,
+        kernel_size=1,
+        bias=False,
+        norm=get_norm(norm, block.out_channels),
+    )
+    weight_init.c2_msra_fill(projection)
+    return projection
 
-    def __init__(self, graph: DynamicGraph, pool: Tensor) -> None:
-        self.graph = graph
-        self.pool = pool
-        self.alpha = AdjacencyBuffer(graph.targets)
-        self.weight = AdjacencyBuffer(graph.targets) if graph.residual else self.alpha
-        self.unclosed = AdjacencyBuffer(graph.targets)  # α before Eq. 5, in the paper wiring
-        self.sent: list[Sent | None] = []  # None: absent in every sample
 
-    def sent_to(self, j: int) -> list[Sent]:
-        """What node j's inputs sent, where none can be absent in every sample."""
-        return [cast(Sent, self.sent[i]) for i in self.graph.sources[j]]
+def _there(nodes: Sequence[Tensor | None], row: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The nodes that are not absent in every sample, and their weights."""
+    there = [i for i, x in enumerate(nodes) if x is not None]
+    inputs = [cast(Tensor, nodes[i]) for i in there]
+    return inputs, row if len(there) == len(nodes) else row[:, there]
 
-    def sum_open(self, j: int, rows: list[list[float]], raw: Tensor | None = None) -> Tensor:
-        """The gathered sum of node j, a block's, over its open edges, for the samples that have
-        one. The next sum is written over it.
 
-        ``raw`` is the stage's input for node 1, whose one edge carries it.
-        """
-        inputs = [raw] if raw is not None else self._tensors_to(j)
-        if self._is_chain_alone(rows):
-            return cast(Tensor, inputs[-1])
-        return gather_open(inputs, rows)
-
-    def output_open(self, rows: list[list[float]]) -> Tensor:
-        """The gathered sum of the output node over its open edges. It takes the place of the last
-        block's output, which nothing else reads."""
-        inputs = self._tensors_to(self.graph.num_nodes - 1)
-        if self._is_chain_alone(rows):
-            return cast(Tensor, inputs[-1])
-        # The input may be someone else's, too.
-        if inputs[-1] is None or self.graph.sources[-1][-1] == 0:
-            return gather_open(inputs, rows).clone()
-        return gather_open(inputs, rows, into_last=True)
-
-    def _tensors_to(self, j: int) -> list[Tensor | None]:
-        return [sent and sent.x for sent in (self.sent[i] for i in self.graph.sources[j])]
-
-    def _is_chain_alone(self, rows: list[list[float]]) -> bool:
-        return self.graph.residual and not any(any(weights[:-1]) for weights in rows)
-
-    def write(self, i: int, x: Tensor | None, present: Tensor | None) -> None:
-        """Route node i, whose output is ``x`` (None: absent in every sample), into column i.
-
-        ``present`` [B] tells in which samples node i is present, None for all.
-        """
-        graph = self.graph
-        if x is None:
-            self.sent.append(None)
-            absent = self.pool.new_zeros(self.pool.shape[0], len(graph.targets[i]))
-            self.unclosed.write(absent)
-            self.alpha.write(absent)
-            return
-        sent, average = send(x, self.pool if i in graph.routed else None)
-        self.sent.append(sent)
-        # Of the chain of the residual wiring alone: its last block's, to begin with.
-        if average is None:
-            chain = self.pool.new_ones(self.pool.shape[0], 1)
-            self.alpha.write(chain)
-            self.weight.write(chain)
-            return
-        alpha = graph.routers[str(i)](average)
-        if present is not None:
-            alpha = alpha * present[:, None]
-        opened = alpha * threshold_gate(alpha, graph.threshold(i))
-        if graph.residual:
-            chain = torch.ones_like(alpha[:, :1])
-            self.alpha.write(torch.cat([chain, opened], dim=1))
-            self.weight.write(torch.cat([chain, graph.gammas[str(i)] * opened], dim=1))
-        else:
-            self.unclosed.write(alpha)
-            self.alpha.write(opened)
-
-    def output_row(self) -> Tensor:
-        """The weights into the output node, [B, k]; its strongest edge opened again where all
-        were closed."""
-        row = self.weight.read(self.graph.num_nodes - 1)
-        if self.graph.residual:
-            return row
-        alpha = self.unclosed.read(self.graph.num_nodes - 1)
-        strongest = F.one_hot(alpha.argmax(dim=1), alpha.shape[1])
-        closed = row.eq(0).all(dim=1, keepdim=True)
-        # Even an α that underflows to 0 keeps the sample in the batch.
-        return row + alpha.clamp(min=torch.finfo(alpha.dtype).tiny) * strongest * closed
-
-    def wiring(self, output_row: Tensor) -> Wiring:
-        """What the pass decided, given the output node's row."""
-        alpha, weight = self.alpha.matrix().detach(), self.weight.matrix().detach()
-        weight[:, -1] = spread(output_row.detach(), self.graph.sources[-1], self.graph.num_nodes)
-        if not self.graph.residual:
-            alpha = weight
-        return Wiring(alpha, weight)
+def _mask(edges: Collection[Edge], num_nodes: int) -> Tensor:
+    """Edges as bool, [N, N], row j for the edges into node j."""
+    mask = torch.zeros(num_nodes, num_nodes, dtype=torch.bool)
+    for i, j in edges:
+        mask[j, i] = True
+    return mask

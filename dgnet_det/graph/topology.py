@@ -1,7 +1,7 @@
-"""Which edges and nodes a graph has: all of the complete graph's, but for those that are pruned."""
+"""Which edges a graph has: those of the complete graph, but for those that are pruned."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from dgnet_det.errors import UserError
 
@@ -32,74 +32,38 @@ def edge_name(graph: str, edge: Edge) -> str:
     return f"{graph}:{edge[0]}-{edge[1]}"
 
 
-def routed_targets(
-    num_nodes: int, pruned: Collection[Edge], *, residual: bool
-) -> dict[int, Sequence[int]]:
-    """For every node that has a router, the later nodes whose edges it weighs, in order.
+def routed_edges(num_nodes: int, pruned: Collection[Edge], *, fixed_chain: bool) -> set[Edge]:
+    """The edges that routers weigh.
 
-    In the paper wiring a node that has lost its last input or its last output, directly or because
-    of other nodes, is no longer there, nor are its edges. In the residual wiring the fixed chain
-    keeps every node.
+    Without a fixed chain, a node that has lost its last input or its last output is gone, and its
+    other edges with it.
 
     Args:
-        num_nodes: of the complete graph, N.
+        num_nodes: of the complete graph, N = n + 2.
         pruned: edges that are not there.
-        residual: whether the chain j-1 → j is fixed.
+        fixed_chain: whether the edges j-1 → j are fixed at 1, so that no router weighs them and no
+            node is ever gone.
 
     Raises:
-        UserError: an edge that routers do not weigh, or nothing is left to feed the output.
+        UserError: a pruned edge that no router weighs, or nothing is left to feed the output.
     """
-    step = 2 if residual else 1
-    for i, j in sorted(pruned):
-        if not 0 <= i <= j - step <= num_nodes - 1 - step:
-            why = (
-                "is of the fixed chain" if residual and j == i + 1 < num_nodes else "does not exist"
-            )
-            raise UserError(f"{i}-{j} {why}: its nodes are 0 to {num_nodes - 1}")
-    edges = {
-        (i, j) for j in range(step, num_nodes) for i in range(j - step + 1) if (i, j) not in pruned
-    }
-    if not residual:
-        edges = _from_input_to_output(edges, num_nodes)
-        if not edges:
-            raise UserError("nothing is left that feeds its output")
-    targets = {i: [j for j in range(num_nodes) if (i, j) in edges] for i in range(num_nodes)}
-    return {i: _compact(nodes) for i, nodes in targets.items() if nodes}
-
-
-def all_targets(
-    routed: Mapping[int, Sequence[int]], num_nodes: int, *, residual: bool
-) -> list[Sequence[int]]:
-    """For every node, the later nodes that it feeds: those of :func:`routed_targets` and, in the
-    residual wiring, the next one."""
-    targets: list[Sequence[int]] = [routed.get(i, ()) for i in range(num_nodes)]
-    if residual:
-        for i in range(num_nodes - 1):
-            targets[i] = _compact([i + 1, *targets[i]])
-    return targets
-
-
-def sources_of(targets: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """For every node, the earlier nodes that feed it."""
-    return [
-        _compact([i for i, nodes in enumerate(targets) if j in nodes]) for j in range(len(targets))
-    ]
-
-
-def _compact(nodes: Sequence[int]) -> Sequence[int]:
-    """The same ascending numbers, as a range if there is no gap between them."""
-    if not nodes or nodes[-1] - nodes[0] >= len(nodes):
-        return nodes
-    return range(nodes[0], nodes[-1] + 1)
-
-
-def _from_input_to_output(edges: set[Edge], num_nodes: int) -> set[Edge]:
-    """The edges that lie on a path from the input to the output."""
-    fed, feeding = {0}, {num_nodes - 1}
+    step = 2 if fixed_chain else 1
+    complete = {(i, j) for j in range(num_nodes) for i in range(j - step + 1)}
+    for i, j in sorted(set(pruned) - complete):
+        fixed = fixed_chain and j == i + 1 < num_nodes
+        why = "is of the fixed chain" if fixed else "does not exist"
+        raise UserError(f"{i}-{j} {why}: the nodes are 0 to {num_nodes - 1}")
+    edges = complete - set(pruned)
+    if fixed_chain:
+        return edges
+    reached, reaching = {0}, {num_nodes - 1}
     for i, j in sorted(edges):
-        if i in fed:
-            fed.add(j)
+        if i in reached:
+            reached.add(j)
     for i, j in sorted(edges, reverse=True):
-        if j in feeding:
-            feeding.add(i)
-    return {(i, j) for i, j in edges if i in fed and j in feeding}
+        if j in reaching:
+            reaching.add(i)
+    edges = {(i, j) for i, j in edges if i in reached and j in reaching}
+    if not edges:
+        raise UserError("nothing is left that feeds the output")
+    return edges

@@ -12,10 +12,10 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgnet_det.errors import UserError
-from dgnet_det.graph.routing import threshold_gate
+from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.modeling.backbone import DGNet
-from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs
 
 # Pixels of the image side that costs are counted for. Their shares are those at any size, but for
 # the rounding of odd ones.
@@ -36,19 +36,18 @@ def edge_costs(backbone: DGNet) -> dict[str, Tensor]:
     """
     costs = {}
     size = SIDE // backbone.stem.stride
-    for stage in backbone.stage_names:
-        for k, graph in enumerate(backbone.graphs(stage)):
-            in_size, size = size, size // graph.stride
-            if not graph.plain:
-                costs[f"{stage}.{k}"] = _costs_of_graph(graph, in_size, size)
+    for name, stage in backbone.stages().items():
+        in_size, size = size, size // stage.stride
+        if isinstance(stage, DynamicGraph):
+            costs[name] = _costs_of_graph(stage, in_size, size)
     return costs
 
 
-class SparsityLoss:
+class BudgetLoss:
     """``weight`` · max(0, share - ``budget``), where share is that of the multiply-adds of open
     edges in those of all edges, as :func:`edge_costs` counts them, averaged over the batch.
 
-    Differentiable in α and τ by Eq. 5's surrogate, see :func:`threshold_gate`.
+    Differentiable in α and τ by the surrogate of Eq. 5's step, see :func:`.apply_threshold`.
     """
 
     def __init__(self, backbone: DGNet, *, weight: float, budget: float = 0.0) -> None:
@@ -75,74 +74,48 @@ class SparsityLoss:
                 " (MODEL.DGNET.EDGE_WEIGHTS none): set it to 0"
             )
         self._shares: list[Tensor] = []
-        backbone.register_forward_pre_hook(self._start)
         for name, graph in dynamic_graphs(backbone).items():
-            pays = _GraphPays(graph, (costs[name] / total).float(), self._shares)
-            for i in graph.routed:
-                graph.routers[str(i)].register_forward_hook(partial(pays, i))
+            shares_of_edges = (costs[name] / total).float()
+            graph.observers.append(partial(self._add, graph, shares_of_edges))
 
     def __call__(self) -> Tensor:
-        """The loss of the latest forward pass in training mode, a scalar."""
-        return self.weight * F.relu(torch.stack(self._shares).sum() - self.budget)
-
-    def _start(self, backbone: nn.Module, args: Any) -> None:
+        """The loss of the forward pass in training mode since the last call, a scalar."""
+        share = torch.stack(self._shares).sum()
         self._shares.clear()
+        return self.weight * F.relu(share - self.budget)
+
+    def _add(self, graph: DynamicGraph, shares_of_edges: Tensor, weights: EdgeWeights) -> None:
+        if graph.training and torch.is_grad_enabled():
+            shares = weights.gate * shares_of_edges.to(weights.gate.device)
+            self._shares.append(shares.sum(dim=(1, 2)).mean())
 
 
-def sparsity_loss(cfg: CfgNode, model: nn.Module) -> SparsityLoss | None:
+def budget_loss(cfg: CfgNode, model: nn.Module) -> BudgetLoss | None:
     """What ``MODEL.DGNET.SPARSITY_WEIGHT`` and ``SPARSITY_BUDGET`` ask for; None if the weight is
     0.
 
     Raises:
-        UserError: as :class:`SparsityLoss`, or the model has no DG-Net backbone.
+        UserError: as :class:`BudgetLoss`, or the model has no DG-Net backbone.
     """
     dgnet = cfg.MODEL.DGNET
     if dgnet.SPARSITY_WEIGHT == 0:
         return None
-    backbone = next((m for m in model.modules() if isinstance(m, DGNet)), None)
-    if backbone is None:
-        raise UserError("MODEL.DGNET.SPARSITY_WEIGHT: the backbone is no DG-Net: set it to 0")
-    return SparsityLoss(backbone, weight=dgnet.SPARSITY_WEIGHT, budget=dgnet.SPARSITY_BUDGET)
+    return BudgetLoss(dgnet_of(model), weight=dgnet.SPARSITY_WEIGHT, budget=dgnet.SPARSITY_BUDGET)
 
 
-def add_sparsity_loss(model: nn.Module, loss: SparsityLoss) -> None:
-    """Make a detector of Detectron2 return ``loss_sparsity`` beside its own losses in training."""
+def add_budget_loss(model: nn.Module, loss: BudgetLoss) -> None:
+    """Make a detector of Detectron2 return ``loss_budget`` beside its own losses in training."""
 
     def add(model: nn.Module, args: Any, output: Any) -> Any:
-        return {**output, "loss_sparsity": loss()} if model.training else output
+        return {**output, "loss_budget": loss()} if model.training else output
 
     model.register_forward_hook(add)
 
 
-class _GraphPays:
-    """Called with every router's α in the order of the nodes, keeps each router's part of the
-    share."""
-
-    def __init__(self, graph: DynamicGraph, shares_of_edges: Tensor, shares: list[Tensor]) -> None:
-        self.graph = graph
-        self.shares_of_edges = shares_of_edges
-        self.shares = shares
-        self.open: dict[int, Tensor] = {}  # [B, number of targets]
-
-    def __call__(self, i: int, router: nn.Module, args: Any, alpha: Tensor) -> None:
-        graph = self.graph
-        if not (graph.training and torch.is_grad_enabled()):
-            return
-        nodes = list(graph.routed[i])
-        cost = self.shares_of_edges[nodes, i].to(alpha.device)
-        gate = threshold_gate(alpha, graph.threshold(i))
-        if i > 0 and not graph.residual:
-            # A node that is absent for a sample sends nothing.
-            gates = [self.open[k][:, graph.routed[k].index(i)] for k in graph.sources[i]]
-            gate = gate * torch.stack(gates).any(dim=0)[:, None]
-        self.open[i] = gate.detach()
-        self.shares.append((gate * cost).sum(dim=1).mean())
-
-
 def _costs_of_graph(graph: DynamicGraph, in_size: int, out_size: int) -> Tensor:
     carried = graph.out_channels * out_size**2
-    costs = graph.routed_edges().double() * carried
-    if graph.residual:
+    costs = graph.edges.double() * carried
+    if graph.fixed_chain:  # the blocks run in any case
         return costs
     raw = graph.in_channels * in_size**2
     costs[1, 0] *= raw / carried
@@ -151,7 +124,7 @@ def _costs_of_graph(graph: DynamicGraph, in_size: int, out_size: int) -> Tensor:
         router = sum(p.numel() for p in graph.routers[str(j)].parameters() if p.dim() == 2)
         # Pooling for the router reads every element once.
         node = _branch_macs(graph, j, *shape) + carried + router
-        costs[j, list(graph.sources[j])] += node / len(graph.sources[j])
+        costs[j, graph.edges[j]] += node / int(graph.edges[j].sum())
     return costs
 
 

@@ -15,6 +15,7 @@ from detectron2.modeling.backbone.regnet import (
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fuse_conv_bn_weights
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d)
 # Modules whose neighbouring children follow each other in the forward pass.
@@ -28,11 +29,33 @@ class FoldingConv2d(Conv2d):
     Parameters, buffers and their names are those of :class:`Conv2d`; results differ by rounding.
     """
 
+    @classmethod
+    def of(cls, conv: Conv2d) -> "FoldingConv2d":
+        """One with the parameters and the norm of ``conv``."""
+        with torch.device("meta"):
+            folding = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                stride=conv.stride,
+                padding=conv.padding,
+                dilation=conv.dilation,
+                groups=conv.groups,
+                bias=conv.bias is not None,
+                padding_mode=conv.padding_mode,
+                activation=conv.activation,
+            )
+        folding.weight, folding.bias, folding.norm = conv.weight, conv.bias, conv.norm
+        return folding.train(conv.training)
+
     def forward(self, x: Tensor) -> Tensor:
         """As :class:`Conv2d`."""
         if not isinstance(self.norm, FrozenBatchNorm2d) or self.bias is not None:
             return super().forward(x)
-        scale, bias = _scale_and_bias(self, self.norm)
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        scale = scale[:, None, None, None]
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         if torch.is_grad_enabled() and not torch.jit.is_tracing():
             x = _ScaledConv2d.apply(x, self.weight, scale, bias, geometry)
@@ -77,13 +100,13 @@ class _ScaledConv2d(torch.autograd.Function):
         return grad_x, grad_weight, None, None, None
 
 
-def fold_in_flight(model: nn.Module) -> None:
-    """Make every Detectron2 :class:`Conv2d` of ``model`` a :class:`FoldingConv2d`."""
-    for module in model.modules():
-        if type(module) is Conv2d:
-            # Detectron2's blocks make their convolutions themselves; a new module in their place
-            # would have to repeat its arguments.
-            module.__class__ = FoldingConv2d
+def fold_frozen_norms(model: nn.Module) -> None:
+    """Put a :class:`FoldingConv2d` in the place of every Detectron2 :class:`Conv2d` of ``model``
+    that has a frozen norm. Parameters stay the same objects."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is Conv2d and isinstance(child.norm, FrozenBatchNorm2d):
+                setattr(module, name, FoldingConv2d.of(child))
 
 
 @torch.no_grad()
@@ -102,15 +125,16 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     """
     model.eval()
     for parent, name, conv, norm in list(_convolutions_with_norm(model)):
-        scale, bias = _scale_and_bias(conv, norm)
-        conv.weight = nn.Parameter(conv.weight * scale, requires_grad=False)
-        conv.bias = nn.Parameter(bias, requires_grad=False)
-        if parent is conv:
-            setattr(parent, name, None)
-        else:
-            identity = nn.Identity().eval()
-            identity._forward_hooks = norm._forward_hooks  # what listens to the norm still hears it
-            setattr(parent, name, identity)
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        setattr(parent, name, None if parent is conv else nn.Identity().eval())
     if not any(parameter.is_cuda for parameter in model.parameters()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.requires_grad_(False)
@@ -118,7 +142,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
 def _convolutions_with_norm(
     model: nn.Module,
-) -> Iterator[tuple[nn.Module, str, nn.Conv2d, nn.Module]]:
+) -> Iterator[tuple[nn.Module, str, nn.Conv2d, Any]]:
     """Every norm behind a convolution: the norm's parent, its name there, convolution, norm."""
     for module in model.modules():
         if isinstance(module, Conv2d) and isinstance(module.norm, NORMS):
@@ -127,13 +151,3 @@ def _convolutions_with_norm(
             for (_, conv), (name, norm) in pairwise(module.named_children()):
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS):
                     yield module, name, conv, norm
-
-
-def _scale_and_bias(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
-    """What the weight of the convolution that does the work of both is multiplied with, [C_out, 1,
-    1, 1], and its bias, [C_out]."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    bias = norm.bias - norm.running_mean * scale
-    if conv.bias is not None:
-        bias = bias + conv.bias * scale
-    return scale[:, None, None, None], bias

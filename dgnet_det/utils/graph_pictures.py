@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dgnet_det.modeling.observation import RecordedWiring
+from dgnet_det.graph.routing import EdgeWeights
 
 # Inches. A graph is drawn at one of two sizes.
 SPACING, SMALL_SPACING = 0.56, 0.3  # of neighbouring nodes
@@ -90,14 +90,14 @@ class GraphPanel(NamedTuple):
         return CELL * self.spacing * (len(self.edges) - shortest + 1) + BOTTOM
 
 
-def largest_weight(wirings: Mapping[str, RecordedWiring]) -> float:
+def largest_weight(wirings: Mapping[str, EdgeWeights]) -> float:
     """The largest absolute weight of a routed edge: the limit of a scale that fits the wiring."""
-    return max(float(w.weight[:, w.routed()].abs().max()) for w in wirings.values())
+    return max(float(w.weight[:, w.edges].abs().max()) for w in wirings.values())
 
 
 def draw_wiring(
     image: np.ndarray,
-    wirings: Mapping[str, RecordedWiring],
+    wirings: Mapping[str, EdgeWeights],
     *,
     sample: int = 0,
     limit: float | None = None,
@@ -111,18 +111,18 @@ def draw_wiring(
 
     Args:
         image: [H, W, 3] RGB, uint8.
-        wirings: of one forward pass, by graph, as :func:`record_wiring` gives them.
+        wirings: of one forward pass, by graph, as :func:`record_edge_weights` gives them.
         sample: the image's place in the batch.
         limit: the largest weight of the residual wiring's scale; default: the largest there is.
     """
     panels = []
     for name, wiring in wirings.items():
-        edges = wiring.routed().cpu().numpy()
+        edges = wiring.edges.cpu().numpy()
         is_open = edges & (wiring.alpha[sample] != 0).cpu().numpy()
         weight = np.where(is_open, wiring.weight[sample].double().cpu().numpy(), np.nan)
         absent = wiring.absent()[sample].cpu().numpy()
         title = f"{name}: {is_open.sum()} of {edges.sum()} open"
-        panels.append(GraphPanel(title, edges, weight, weight, absent, wiring.residual))
+        panels.append(GraphPanel(title, edges, weight, weight, absent, wiring.fixed_chain))
     residual = any(panel.residual for panel in panels)
     scale = Scale.of_weights(residual, largest_weight(wirings) if limit is None else limit)
     return draw_graphs(panels, scale, scale, image=image)

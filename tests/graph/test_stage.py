@@ -1,13 +1,17 @@
 """The graph against the equations written out in float64 loops (reference.py)."""
 
+import gc
+import weakref
 from itertools import pairwise
 
 import pytest
 import torch
-from reference import reference_graph
+from reference import pooled, reference_graph
 from torch import nn
 
-from dgnet_det.graph.stage import DynamicGraph, Wiring
+from dgnet_det.graph.routing import EdgeWeights, ValidAverage
+from dgnet_det.graph.stage import DynamicGraph
+from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
 from dgnet_det.modeling.backbone.mobilenetv2 import InvertedResidualNode
 from dgnet_det.modeling.backbone.resnet import BasicNode, BottleneckNode
 
@@ -35,25 +39,26 @@ def make_graph(
 ) -> DynamicGraph:
     """A graph with random norms, routers and thresholds: α is spread around τ."""
     blocks = make_blocks(kind, [6] + [8] * n, stride, wiring)
-    graph = DynamicGraph(blocks, wiring=wiring, edge_weights=edge_weights, norm="BN")  # type: ignore[arg-type]
+    graph_of = {"paper": PaperGraph, "residual": ResidualGraph}[wiring]
+    graph = graph_of(blocks, edge_weights=edge_weights, norm="BN")
     for module in graph.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    if edge_weights != "none":
-        for parameter in [*graph.routers.parameters()]:
-            nn.init.normal_(parameter, std=2.0)
-        nn.init.uniform_(graph.thresholds, 0.3, 0.7)
-        if wiring == "residual":
-            for gamma in graph.gammas.values():
-                nn.init.normal_(gamma, std=0.5)
+    for parameter in graph.routers.parameters():
+        nn.init.normal_(parameter)
+    nn.init.uniform_(graph.thresholds, 0.3, 0.7)
+    if wiring == "residual":
+        for gamma in graph.gammas.values():
+            nn.init.normal_(gamma, std=0.5)
     return graph.double().eval()
 
 
 def random_batch(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(batch, 6, 9, 12, dtype=torch.float64) * 2
+    x = torch.randn(batch, 6, 9, 12, dtype=torch.float64)
+    x += 4 * torch.randn(batch, 6, 1, 1, dtype=torch.float64)  # samples route differently
     valid = torch.tensor([[5, 6], [3, 6], [5, 2], [2, 3]])[:batch]
     return x, valid
 
@@ -85,12 +90,12 @@ def test_equals_reference_in_forward_and_gradient(kind: str, wiring: str, trial:
     torch.testing.assert_close(skipping, expected, rtol=1e-9, atol=1e-9)
 
 
-def wiring_of(graph: DynamicGraph, x: torch.Tensor) -> Wiring:
-    seen: list[Wiring] = []
-    handle = graph.observer.register_forward_hook(lambda module, args, output: seen.append(output))
+def weights_of(graph: DynamicGraph, x: torch.Tensor) -> EdgeWeights:
+    seen: list[EdgeWeights] = []
+    graph.observers.append(seen.append)
     with torch.no_grad():
         graph(x)
-    handle.remove()
+    graph.observers.clear()
     return seen[0]
 
 
@@ -100,7 +105,7 @@ def test_the_random_graphs_close_edges_and_lose_nodes() -> None:
     for trial in range(4):
         torch.manual_seed(trial)
         graph = make_graph("basic", "paper")
-        opened = wiring_of(graph, random_batch()[0]).alpha != 0
+        opened = weights_of(graph, random_batch()[0]).alpha != 0
         closed_differently += bool((opened[0] != opened[1]).any())
         absent_somewhere += int((~opened[:, 1:].any(dim=2)).sum())
     assert closed_differently >= 2
@@ -153,7 +158,10 @@ class Counting(nn.Module):
 def chosen_alpha_graph(bias: dict[int, list[float]], n: int = 2) -> DynamicGraph:
     """A graph of counting nodes with given router biases, W = 0 and τ = 0.5."""
     blocks = [Counting() for _ in range(n)]
-    graph = DynamicGraph(blocks, wiring="paper", edge_weights="dynamic", norm="BN")  # type: ignore[arg-type]
+    graph = PaperGraph(blocks, edge_weights="dynamic", norm="BN")
+    for router in graph.routers.values():
+        nn.init.zeros_(router.linear.weight)
+        nn.init.zeros_(router.linear.bias)
     for i, values in bias.items():
         graph.routers[str(i)].linear.bias.data = torch.tensor(values)
     graph.thresholds.data.fill_(0.5)
@@ -184,7 +192,7 @@ def test_a_node_without_inputs_is_not_run() -> None:
 def test_the_output_keeps_its_strongest_input() -> None:
     graph = chosen_alpha_graph({0: [5.0, 5.0, -3.0], 1: [5.0, -1.0], 2: [-2.0]})
     x = torch.ones(1, 2, 3, 3)
-    alpha = wiring_of(graph, x).alpha[0]
+    alpha = weights_of(graph, x).alpha[0]
     assert alpha[3].ne(0).tolist() == [False, True, False, False]
     a = torch.sigmoid(torch.tensor(5.0))
     expected = torch.sigmoid(torch.tensor(-1.0)) * (a + 1)
@@ -202,7 +210,7 @@ def test_paper_wiring_with_alpha_one_unrolls_to_a_residual_network(kind: str) ->
     nn.init.zeros_(graph.thresholds)
     x, _ = random_batch(2)
     act = graph.node(1).activation
-    total = graph.projection(x) + graph.node(1).branch(act(x.clone()))
+    total = graph.projection(pooled(x, 2)) + graph.node(1).branch(act(x.clone()))
     for j in (2, 3):
         total = total + graph.node(j).branch(act(total.clone()))
     expected = act(total.clone())
@@ -215,7 +223,7 @@ def test_residual_wiring_starts_as_the_static_stage_and_everything_moves(
     kind: str, edge_weights: str
 ) -> None:
     blocks = make_blocks(kind, [6, 8, 8, 8], 2, "residual")
-    graph = DynamicGraph(blocks, wiring="residual", edge_weights=edge_weights, norm="BN").eval()  # type: ignore[arg-type]
+    graph = ResidualGraph(blocks, edge_weights=edge_weights, norm="BN").eval()
     x = torch.randn(2, 6, 8, 8)
     static = nn.Sequential(*blocks)
     for enabled in (False, True):
@@ -236,16 +244,111 @@ def test_residual_wiring_starts_as_the_static_stage_and_everything_moves(
         assert moved.all() if graph_only else moved.any(), name
 
 
-def test_a_sample_whose_alpha_underflows_stays_in_the_batch() -> None:
-    graph = chosen_alpha_graph({0: [5.0, 5.0, -300.0], 1: [5.0, -300.0], 2: [-300.0]})
-    x = torch.ones(2, 2, 3, 3)
-    with torch.no_grad():
-        assert graph(x).shape == x.shape
-
-
 def test_edge_counts() -> None:
     for n, edges in {1: 3, 2: 6, 3: 10, 4: 15, 6: 28, 23: 300}.items():
         graph = make_graph("basic", "paper", n=n)
         assert sum(r.linear.out_features for r in graph.routers.values()) == edges
         residual = make_graph("basic", "residual", n=n)
         assert sum(g.numel() for g in residual.gammas.values()) == edges - (n + 1)
+
+
+@pytest.mark.parametrize("wiring", ["paper", "residual"])
+def test_a_forward_pass_without_a_backward_pass_leaves_no_memory_behind(wiring: str) -> None:
+    graph = make_graph("bottleneck", wiring)
+    seen = []
+    for module in graph.nodes.modules():
+        module.register_forward_hook(lambda module, args, y: seen.append(weakref.ref(y)))
+    graph(*random_batch())
+    gc.collect()
+    assert len(seen) > 10
+    assert not any(output() is not None for output in seen)
+
+
+def test_inference_mode_and_no_grad_in_one_thread() -> None:
+    graph = make_graph("basic", "paper")
+    x, valid = random_batch()
+    with torch.inference_mode():
+        first = graph(x, valid)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x, valid), first.clone())
+
+
+def test_output_of_a_pruned_graph_whose_last_edges_close_is_the_empty_sum() -> None:
+    """0 → 3 and 1 → 3 are pruned, so that only node 2 feeds the output, and all edges into node 2
+    close."""
+    blocks = make_blocks("basic", [8, 8, 8], 1, "paper")
+    graph = PaperGraph(blocks, edge_weights="static", norm="BN", pruned=[(0, 3), (1, 3)]).eval()
+    for router in graph.routers.values():
+        nn.init.constant_(router.bias, -3.0)
+    nn.init.constant_(graph.thresholds, 0.5)
+    x = torch.randn(2, 8, 4, 4)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            torch.testing.assert_close(graph(x), torch.zeros(2, 8, 4, 4))
+
+
+def test_half_precision_averages_as_single_precision_does() -> None:
+    x = torch.rand(1, 4, 300, 300)
+    average = ValidAverage(x.half(), None)(x.half())
+    assert average.dtype == torch.float32
+    torch.testing.assert_close(average, x.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("wiring", ["paper", "residual"])
+def test_compiled_graph_gives_the_same_output_and_gradients(wiring: str) -> None:
+    graph = make_graph("inverted", wiring, n=2)
+    x, valid = random_batch()
+    compiled = torch.compile(graph, backend="aot_eager", fullgraph=True)
+    results = []
+    for run in (graph, compiled):
+        graph.zero_grad()
+        output = run(x, valid)
+        output.square().sum().backward()
+        results.append([output, *(p.grad for p in graph.parameters() if p.grad is not None)])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-8, atol=1e-8)
+
+
+def closing_graph() -> PaperGraph:
+    """A graph in training mode in which node 2 is fed by the samples with a positive channel 0."""
+    graph = PaperGraph(
+        make_blocks("basic", [8, 8, 8], 1, "paper"), edge_weights="dynamic", norm="BN"
+    )
+    for router in graph.routers.values():
+        nn.init.zeros_(router.linear.weight)
+        nn.init.constant_(router.linear.bias, 3.0)
+    for i in ("0", "1"):  # the edge into node 2 is the last but one
+        nn.init.constant_(graph.routers[i].linear.bias[-2:-1].detach(), -3.0)
+    graph.routers["0"].linear.weight.data[-2, 0] = 100.0
+    nn.init.constant_(graph.thresholds, 0.5)
+    return graph.train()
+
+
+def test_batch_statistics_are_those_of_the_samples_that_feed_the_node() -> None:
+    graph = closing_graph()
+    x = torch.randn(4, 8, 5, 5)
+    x[:2, 0], x[2:, 0] = x[:2, 0].abs(), -x[2:, 0].abs()
+    seen = []
+    graph.node(2).conv1.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    weights = []
+    graph.observers.append(weights.append)
+    graph(x).sum().backward()
+    assert weights[0].absent()[:, 2].tolist() == [False, False, True, True]
+    assert seen[0].shape[0] == 2
+    norm = graph.node(2).conv1.norm
+    conv = nn.functional.conv2d(seen[0], graph.node(2).conv1.weight, padding=1)
+    torch.testing.assert_close(norm.running_mean, 0.1 * conv.mean(dim=(0, 2, 3)))
+
+
+def test_a_node_that_no_sample_feeds_still_learns() -> None:
+    graph = closing_graph()
+    x = torch.randn(3, 8, 5, 5)
+    x[:, 0] = -x[:, 0].abs()
+    graph(x).square().sum().backward()
+    assert all(p.grad is not None for p in graph.parameters())
+    assert graph.node(2).conv2.weight.grad.any()
+    assert graph.routers["1"].linear.bias.grad[-2] != 0  # of edge 1 → 2, the strongest
+    graph.eval()
+    with torch.no_grad():
+        absent = weights_of(graph, x).absent()
+    assert absent[:, 2].all()

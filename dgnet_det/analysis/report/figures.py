@@ -25,7 +25,7 @@ def draw_mean_and_spread(survey: Survey) -> Figure:
             survey.graphs, survey.matrices(survey.is_open.mean(axis=0)), strict=True
         )
     ]
-    residual = any(graph.residual for graph in survey.graphs)
+    residual = any(graph.fixed_chain for graph in survey.graphs)
     arcs = Scale.of_weights(residual, float(np.abs(survey.weight).max()))
     arcs = arcs._replace(label=f"mean {arcs.label}")
     largest = float(np.nanmax(std, initial=0)) or 1.0
@@ -82,7 +82,12 @@ def _panels(
 ) -> list[GraphPanel]:
     return [
         GraphPanel(
-            title, graph.edges, arc, cell, np.all(survey.absent[graph.name], axis=0), graph.residual
+            title,
+            graph.edges,
+            arc,
+            cell,
+            np.all(survey.absent[graph.name], axis=0),
+            graph.fixed_chain,
         )
         for title, graph, arc, cell in zip(
             titles, survey.graphs, survey.matrices(arcs), survey.matrices(cells), strict=True

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from dgnet_det.analysis.counts import Size, backbone_counts, backbone_of, record_counts
 from dgnet_det.data import read_image
 from dgnet_det.export.predictor import Detections, Predictor, detector_of
-from dgnet_det.modeling.observation import RecordedWiring, record_wiring
+from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.modeling.observation import record_edge_weights
 
 
 class Graph(NamedTuple):
@@ -84,9 +85,9 @@ def survey_images(
         class_names: of the annotations; None to take an image's class from its detections.
     """
     detector = detector_of(predictor)
-    wirings: list[dict[str, RecordedWiring]] = []
+    wirings: list[dict[str, EdgeWeights]] = []
     seen: list[tuple[str, Size, str, int]] = []
-    with record_wiring(predictor.model) as latest, record_counts(predictor.model) as counts:
+    with record_edge_weights(predictor.model) as latest, record_counts(predictor.model) as counts:
         for record in tqdm(images, desc="images", unit="image"):
             pixels = read_image(record["file_name"], "BGR")
             detections = detector(pixels)
@@ -101,9 +102,9 @@ def survey_images(
     backbone = backbone_of(predictor.model)
     all_open = {size: backbone_counts(backbone, size).macs for size, _ in dict.fromkeys(counts)}
     first = wirings[0]
-    edges = {name: wiring.routed() for name, wiring in first.items()}
+    edges = {name: wiring.edges for name, wiring in first.items()}
     return Survey(
-        graphs=[Graph(name, edges[name].numpy(), w.residual) for name, w in first.items()],
+        graphs=[Graph(name, edges[name].numpy(), w.fixed_chain) for name, w in first.items()],
         images=[
             SurveyedImage(*facts, ran.macs, all_open[size])
             for facts, (size, ran) in zip(seen, counts, strict=True)
@@ -141,7 +142,7 @@ def _largest(areas: Counter[str]) -> str:
     return max(areas, key=lambda name: areas[name], default="")
 
 
-def _on_cpu(wiring: RecordedWiring) -> RecordedWiring:
+def _on_cpu(wiring: EdgeWeights) -> EdgeWeights:
     return wiring._replace(alpha=wiring.alpha.cpu(), weight=wiring.weight.cpu())
 
 

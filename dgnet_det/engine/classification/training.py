@@ -29,7 +29,7 @@ from dgnet_det.engine.classification.loading import (
 )
 from dgnet_det.engine.classification.schedule import lr_multiplier
 from dgnet_det.errors import UserError, one_line_in_training_loop
-from dgnet_det.modeling.budget import SparsityLoss, sparsity_loss
+from dgnet_det.modeling.budget import BudgetLoss, budget_loss
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
 
 CHECKPOINTS_KEPT = 3
@@ -50,7 +50,7 @@ class ClassifierTrainer(SimpleTrainer):
         label_smoothing: float = 0.0,
         mixed_precision: bool = False,
         seed: int = 0,
-        sparsity: SparsityLoss | None = None,
+        budget: BudgetLoss | None = None,
     ) -> None:
         """
         Args:
@@ -62,7 +62,7 @@ class ClassifierTrainer(SimpleTrainer):
             label_smoothing: share of the target spread over all classes.
             mixed_precision: whether to autocast.
             seed: of what the model draws, such as dropout.
-            sparsity: a loss of the model's edges to add.
+            budget: a loss of the model's edges to add.
         """
         super().__init__(model, loader, optimizer)
         self.device = device
@@ -70,7 +70,7 @@ class ClassifierTrainer(SimpleTrainer):
         self.label_smoothing = label_smoothing
         self.mixed_precision = mixed_precision
         self.seed = seed
-        self.sparsity = sparsity
+        self.budget = budget
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=mixed_precision and device.type == "cuda"
         )
@@ -94,8 +94,8 @@ class ClassifierTrainer(SimpleTrainer):
                 with torch.autocast(self.device.type, enabled=self.mixed_precision):
                     logits = self.model(images)
                     loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-                    if self.sparsity is not None:
-                        loss = loss + self.sparsity()
+                    if self.budget is not None:
+                        loss = loss + self.budget()
                     loss = loss / self.accumulation
                 self.scaler.scale(loss).backward()
             mean_loss += loss.detach()
@@ -178,7 +178,7 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
         label_smoothing=options.LABEL_SMOOTHING,
         mixed_precision=cfg.SOLVER.AMP.ENABLED,
         seed=seed,
-        sparsity=sparsity_loss(cfg, classifier),
+        budget=budget_loss(cfg, classifier),
     )
     checkpointer = DGNetCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(trainer))
     test_loader = build_test_loader(cfg, test_set)

@@ -9,16 +9,20 @@ from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dgnet_det.errors import UserError
 from dgnet_det.graph.routing import valid_sizes
-from dgnet_det.graph.stage import EDGE_WEIGHTS, WIRINGS, Block, DynamicGraph, Network
+from dgnet_det.graph.stage import Block, DynamicGraph, Network, PlainStage
 from dgnet_det.graph.topology import KEY, parse_edges
+from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
 from dgnet_det.modeling.backbone.mobilenetv2 import mobilenetv2
 from dgnet_det.modeling.backbone.regnet import regnet
 from dgnet_det.modeling.backbone.resnet import resnet, resnet_arguments
-from dgnet_det.modeling.folding import fold_in_flight
+from dgnet_det.modeling.folding import fold_frozen_norms
+
+LEVELS = ("res2", "res3", "res4", "res5")
+WIRINGS: dict[str, type[DynamicGraph]] = {"paper": PaperGraph, "residual": ResidualGraph}
+EDGE_WEIGHTS = ("dynamic", "static", "none")
 
 
 class Family(NamedTuple):
@@ -38,29 +42,23 @@ FAMILIES = {
 
 
 class DGNet(Backbone):
-    """Stem, then res2..res5, each one or more :class:`DynamicGraph` in a row (``res4.0``,
-    ``res4.1``, …)."""
+    """Stem, then res2..res5, each one or more stages in a row (``res4.0``, ``res4.1``, …)."""
 
     def __init__(
         self,
         stem: CNNBlockBase,
-        stages: Sequence[Sequence[DynamicGraph]],
+        stages: Sequence[Sequence[PlainStage]],
         *,
         out_features: Sequence[str],
         freeze_at: int = 0,
-        freeze_routers: bool = False,
-        checkpoint_stages: bool = False,
     ) -> None:
         """
         Args:
             stem: the layers before the first stage.
-            stages: the graphs of res2, res3, …. Those after the last of ``out_features`` are
+            stages: those of res2, res3, …. What comes after the last of ``out_features`` is
                 dropped.
             out_features: names of the outputs, out of ``stem``, ``res2``, ….
             freeze_at: number of leading parts to freeze: 1 the stem, 2 also res2, and so on.
-            freeze_routers: whether the routers, thresholds and γ of frozen stages are frozen too.
-            checkpoint_stages: recompute each graph in the backward pass instead of keeping its
-                activations.
 
         Raises:
             UserError: an unknown name in ``out_features``.
@@ -75,32 +73,35 @@ class DGNet(Backbone):
         last = max((names.index(name) + 1 for name in out_features if name in names), default=0)
         self.stem = stem
         self.stage_names = names[:last]
-        self.checkpoint_stages = checkpoint_stages
         self._out_features = list(out_features)
         self._out_feature_channels = {"stem": stem.out_channels}
         self._out_feature_strides = {"stem": stem.stride}
         stride = stem.stride
-        for name, graphs in zip(self.stage_names, stages, strict=False):
-            self.add_module(name, nn.ModuleList(graphs))
-            for graph in graphs:
-                stride *= graph.stride
-            self._out_feature_channels[name] = graphs[-1].out_channels
+        for name, level in zip(self.stage_names, stages, strict=False):
+            self.add_module(name, nn.ModuleList(level))
+            for stage in level:
+                stride *= stage.stride
+            self._out_feature_channels[name] = level[-1].out_channels
             self._out_feature_strides[name] = stride
-        self.freeze(freeze_at, routers=freeze_routers)
-        fold_in_flight(self)
+        self.freeze(freeze_at)
 
-    def graphs(self, name: str) -> list[DynamicGraph]:
-        """The graphs of stage ``name``, in order."""
-        return cast(list[DynamicGraph], list(getattr(self, name)))
+    def stages(self) -> dict[str, PlainStage]:
+        """All stages in order, by name: ``res2.0``, …."""
+        return {
+            f"{name}.{k}": cast(PlainStage, stage)
+            for name in self.stage_names
+            for k, stage in enumerate(getattr(self, name))
+        }
 
-    def freeze(self, freeze_at: int, *, routers: bool) -> None:
-        """Freeze the first ``freeze_at`` parts (1: the stem, 2: also res2, …); their routers only
-        if ``routers``."""
+    def freeze(self, freeze_at: int) -> None:
+        """Freeze the first ``freeze_at`` parts (1: the stem, 2: also res2, …), each whole."""
         if freeze_at >= 1:
             self.stem.freeze()
-        for name in self.stage_names[: max(freeze_at - 1, 0)]:
-            for graph in self.graphs(name):
-                graph.freeze(routers=routers)
+        frozen = self.stage_names[: max(freeze_at - 1, 0)]
+        for name, stage in self.stages().items():
+            if name.split(".")[0] in frozen:
+                stage.freeze()
+        fold_frozen_norms(self)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
@@ -118,19 +119,9 @@ class DGNet(Backbone):
         if "stem" in self._out_features:
             outputs["stem"] = x
         for name in self.stage_names:
-            for graph in self.graphs(name):
-                stride *= graph.stride
-                valid_here = torch.div(valid + stride - 1, stride, rounding_mode="floor")
-                if self.checkpoint_stages and self.training:
-                    x = checkpoint(
-                        graph,
-                        x,
-                        valid_here,
-                        keep_sums=True,
-                        use_reentrant=False,
-                    )
-                else:
-                    x = graph(x, valid_here)
+            for stage in getattr(self, name):
+                stride *= stage.stride
+                x = stage(x, torch.div(valid + stride - 1, stride, rounding_mode="floor"))
             if name in self._out_features:
                 outputs[name] = x
         return outputs
@@ -143,10 +134,9 @@ def make_dgnet(
     norm: str,
     out_features: Sequence[str],
     edge_weights: str = "dynamic",
+    graph_stages: Sequence[str] = ("res2", "res3", "res4", "res5"),
     pruned_edges: Sequence[str] = (),
     freeze_at: int = 0,
-    freeze_routers: bool = False,
-    checkpoint_stages: bool = False,
     in_channels: int = 3,
     **network: Any,
 ) -> DGNet:
@@ -154,8 +144,9 @@ def make_dgnet(
 
     Args:
         family, wiring, edge_weights, pruned_edges: as the keys of ``MODEL.DGNET``.
+        graph_stages: as ``MODEL.DGNET.STAGES``.
         norm: of all layers, as for :func:`detectron2.layers.get_norm`.
-        out_features, freeze_at, freeze_routers, checkpoint_stages: as for :class:`DGNet`.
+        out_features, freeze_at: as for :class:`DGNet`.
         in_channels: channels of the image.
         network: which network of the family: arguments of :func:`.resnet.resnet`,
             :func:`.mobilenetv2.mobilenetv2` or :func:`.regnet.regnet`.
@@ -164,45 +155,42 @@ def make_dgnet(
         UserError: a value that is not supported, with the config key's name.
     """
     for key, value, choices in (
-        ("FAMILY", family, tuple(FAMILIES)),
+        ("FAMILY", family, FAMILIES),
         ("WIRING", wiring, WIRINGS),
         ("EDGE_WEIGHTS", edge_weights, EDGE_WEIGHTS),
     ):
         if value not in choices:
             raise UserError(f"MODEL.DGNET.{key} {value!r}: choose from {', '.join(choices)}")
-    # Without weighted edges there is nothing to wire: the plain network, whose shortcuts are its
-    # blocks' own.
-    wiring = "residual" if edge_weights == "none" else wiring
-    stem, stages = FAMILIES[family].network(
-        in_channels, norm=norm, shortcuts=wiring == "residual", **network
+    plain = edge_weights == "none"
+    graph_of = WIRINGS["residual" if plain else wiring]
+    if not set(graph_stages) <= set(LEVELS):
+        raise UserError(f"MODEL.DGNET.STAGES {list(graph_stages)}: choose from {', '.join(LEVELS)}")
+    if set(graph_stages) != set(LEVELS) and not graph_of.fixed_chain:
+        raise UserError(
+            f"MODEL.DGNET.STAGES {list(graph_stages)}: in the paper wiring all stages are graphs;"
+            " set MODEL.DGNET.WIRING to residual"
+        )
+    stem, levels = FAMILIES[family].network(
+        in_channels, norm=norm, shortcuts=graph_of.fixed_chain, **network
     )
     pruned = parse_edges(pruned_edges)
-    if pruned and edge_weights == "none":
-        raise UserError(f"{KEY}: with MODEL.DGNET.EDGE_WEIGHTS none there are none: empty it")
 
-    def graph(name: str, blocks: Sequence[Block]) -> DynamicGraph:
-        edges = pruned.pop(name, ())
+    def stage(level: str, name: str, blocks: Sequence[Block]) -> PlainStage:
+        if plain or level not in graph_stages:
+            return PlainStage(blocks)
         try:
-            return DynamicGraph(
-                blocks, wiring=wiring, edge_weights=edge_weights, norm=norm, pruned=edges
-            )
+            edges = pruned.pop(name, ())
+            return graph_of(blocks, edge_weights=edge_weights, norm=norm, pruned=edges)
         except UserError as error:
             raise UserError(f"{KEY}: {name}: {error}") from error
 
-    graphs = [
-        [graph(f"res{k}.{i}", blocks) for i, blocks in enumerate(stage)]
-        for k, stage in enumerate(stages, start=2)
+    stages = [
+        [stage(level, f"{level}.{k}", blocks) for k, blocks in enumerate(of_level)]
+        for level, of_level in zip(LEVELS, levels, strict=True)
     ]
     if pruned:
         raise UserError(f"{KEY}: there is no graph {', '.join(pruned)}")
-    return DGNet(
-        stem,
-        graphs,
-        out_features=out_features,
-        freeze_at=freeze_at,
-        freeze_routers=freeze_routers,
-        checkpoint_stages=checkpoint_stages,
-    )
+    return DGNet(stem, stages, out_features=out_features, freeze_at=freeze_at)
 
 
 @BACKBONE_REGISTRY.register()
@@ -220,10 +208,9 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
         norm=resnets.NORM,
         out_features=resnets.OUT_FEATURES,
         edge_weights=dgnet.EDGE_WEIGHTS,
+        graph_stages=dgnet.STAGES,
         pruned_edges=dgnet.PRUNED_EDGES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        freeze_routers=dgnet.FREEZE_ROUTERS,
-        checkpoint_stages=dgnet.CHECKPOINT_STAGES,
         in_channels=input_shape.channels,
         **network,
     )
