@@ -27,5 +27,6 @@ setup(
         "matplotlib",
         "tabulate",
         "jinja2",
+        "pydantic",
     ],
 )

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from dgnet_det.data.catalog import SPLITS, TREE_CROWNS
-from dgnet_det.data.voc import read_voc_file
+from dgnet_det.data.formats import read_voc
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import folder_written_whole
 
@@ -88,9 +88,10 @@ def read_voc_boxes(path: Path) -> np.ndarray:
     the top left corner.
 
     Raises:
-        UserError: as :func:`read_voc_file`, or a box is empty.
+        UserError: as :func:`read_voc`, or a box is empty.
     """
-    boxes = np.array(read_voc_file(path).corners, float).reshape(-1, 4)
+    (entry,) = read_voc(path)
+    boxes = np.array([box.ltrb for box in entry.boxes], float).reshape(-1, 4)
     if not (boxes[:, :2] < boxes[:, 2:]).all():
         raise UserError(f"{path}: holds a box without an area")
     return boxes

@@ -21,7 +21,7 @@ from typing import Any
 from tabulate import tabulate
 
 from dgnet_det.config import load_cfg
-from dgnet_det.data.findings import some
+from dgnet_det.data.findings import first_few
 from dgnet_det.data.inspection import ENOUGH_MET, LARGE, SMALL, inspect
 from dgnet_det.errors import UserError, run_tool
 from dgnet_det.utils.files import write_json
@@ -39,7 +39,7 @@ def print_findings(report: dict[str, Any]) -> None:
         for finding in found:
             print(f"  {finding['line']}")
             if len(finding["cases"]) > 1:
-                print(f"      also {some(finding['cases'][1:])}")
+                print(f"      also {first_few(finding['cases'][1:])}")
         print()
 
 

@@ -1,17 +1,23 @@
 #!/usr/bin/env python
-"""Convert a dataset in Pascal VOC's or YOLO's format to COCO JSON, one file for each split.
+"""Convert a dataset of a labelling tool's to COCO JSON, one file for each split.
 
-Images stay where they are. Nothing is written unless all of it can be read. Layouts:
-  Pascal VOC  Annotations/*.xml and JPEGImages/ (or images/), split by ImageSets/Main/*.txt;
-              or XML files beside the images; or that in a folder for each split
-  YOLO        data.yaml; or images/ and labels/, with or without a folder for each split, and
-              classes.txt or --classes; or label files beside the images
-Boxes that are marked difficult become COCO's crowds: training and evaluation leave them out.
-Polygons become the boxes around them. Needs the package globox (pip install globox).
+Images stay where they are. Nothing is written unless all of it can be read. Formats:
+  voc      Pascal VOC: Annotations/*.xml and JPEGImages/ (or images/), split by
+           ImageSets/Main/*.txt; or XML files beside the images
+  labelme  JSON files beside the images, or as above
+  cvat     "CVAT for images": annotations.xml and images/
+  csv      a row for each box: filename, class, xmin, ymin, xmax, ymax, in pixels or, as in Open
+           Images, fractions; a file for each split (train.csv), or one
+  yolo     data.yaml; or images/ and labels/, with or without a folder for each split, and
+           classes.txt or --classes; or label files beside the images
+Each may be in a folder for each split (train/, val/). Boxes that are marked difficult, or as
+groups, become COCO's crowds: training and evaluation leave them out. Polygons and turned boxes
+become the upright boxes around them.
 
 Examples:
     tools/import_dataset.py mine/VOC2012 mine/coco
     tools/import_dataset.py mine/photos mine/coco --val-share 0.2
+    tools/import_dataset.py mine/frames mine/coco --val-share 0.2 --group-by '^(.+)_frame'
     tools/import_dataset.py mine/yolo/data.yaml mine/coco --json summary.json
 """
 
@@ -20,16 +26,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+import arguments
 
-from dgnet_det.data.findings import Findings
-from dgnet_det.data.importing import FORMATS, read_raw, split_off, summary, write_coco
-from dgnet_det.errors import run_tool
-from dgnet_det.utils.files import write_json
+FORMATS = ("voc", "labelme", "cvat", "csv", "yolo")
 
 
 def print_summary(report: dict[str, Any]) -> None:
     """What was written, what may be wrong with it, and how to go on."""
+    from tabulate import tabulate
+
     splits = report["splits"]
     rows = [
         [label, *(split[key] for split in splits.values())]
@@ -62,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", type=Path, metavar="FOLDER", help="the dataset, or a data.yaml")
+    parser.add_argument(
+        "dataset", type=Path, metavar="FOLDER", help="the dataset, or its data.yaml, XML or CSV"
+    )
     parser.add_argument(
         "output", type=Path, help="folder for train.json and so on, which are replaced if there"
     )
@@ -72,34 +79,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="the classes in order, 1 to K in the JSON (default: data.yaml's, classes.txt's, or for"
-        " Pascal VOC all that are there, by name)",
+        help="the classes in order, 1 to K in the JSON (default: YOLO's own; else all, by name)",
     )
-    parser.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="Pascal VOC: images that are elsewhere"
-    )
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where images are elsewhere")
     parser.add_argument(
         "--origin",
         type=int,
         choices=(0, 1),
-        help="Pascal VOC: 1: coordinates are numbers of pixels from 1, as Pascal VOC says; 0: edges"
-        " from 0, as some tools write (default: 0 if a coordinate is 0, else 1)",
+        help="1: coordinates are numbers of pixels from 1, as Pascal VOC says; 0: edges from 0"
+        " (default: 0, but 1 for voc without a coordinate of 0)",
     )
     parser.add_argument(
         "--val-share",
         type=float,
         metavar="SHARE",
-        help="for data without splits: take so many images, such as 0.2, at random for validation."
-        " Frames of one video or tiles of one photograph need splits by hand",
+        help="for data without splits: take so many images, such as 0.2, at random for validation",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of --val-share: the same seed, the same images"
     )
+    parser.add_argument(
+        "--group-by",
+        metavar="REGEX",
+        help="of --val-share: images whose paths agree in what the regular expression's (groups)"
+        " match stay together, as frames of one video and tiles of one photograph must:"
+        " '^(.+)_frame', or '^(.+)/' for folders",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the summary here as well")
     args = parser.parse_args(argv)
+    if args.group_by is not None and args.val_share is None:
+        parser.error("--group-by goes with --val-share")
+
+    from dgnet_det.data.findings import Findings
+    from dgnet_det.data.importing import read_dataset, split_off, summary, write_coco
+    from dgnet_det.utils.files import write_json
 
     findings = Findings()
-    dataset = read_raw(
+    dataset = read_dataset(
         args.dataset,
         findings,
         layout=args.format,
@@ -108,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         origin=args.origin,
     )
     if args.val_share is not None:
-        dataset = split_off(dataset, args.val_share, args.seed)
-    files = write_coco(dataset, args.output, f"imported from {args.dataset.name}")
-    report = summary(dataset, files)
+        dataset = split_off(dataset, args.val_share, args.seed, args.group_by)
+    write_coco(dataset, args.output, f"imported from {args.dataset.name}")
+    report = summary(dataset, args.output)
     report["warnings"] = [finding.line() for finding in findings.of("warning")]
     print_summary(report)
     if args.json:
@@ -118,4 +134,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

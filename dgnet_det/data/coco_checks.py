@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
-from dgnet_det.data.findings import Findings, some
+from dgnet_det.data.findings import Findings, first_few
 from dgnet_det.errors import UserError
 
 IMPORT = "convert it with tools/import_dataset.py"
@@ -143,7 +143,7 @@ def compare_categories(
     if train == val:
         return
     only = [
-        f"{some(sorted(set(a) - set(b)))} only in {path}"
+        f"{first_few(sorted(set(a) - set(b)))} only in {path}"
         for path, a, b in ((train_path, train, val), (val_path, val, train))
         if set(a) - set(b)
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partialmethod
 from typing import Any
 
 from dgnet_det.errors import UserError
@@ -30,8 +31,7 @@ class Finding:
 
     def line(self) -> str:
         """The message, with the number of further cases."""
-        more = self.count - 1
-        return self.message if more < 1 else f"{self.message} (and {more} more)"
+        return self.message + (f" (and {self.count - 1} more)" if self.count > 1 else "")
 
 
 class Findings:
@@ -40,37 +40,34 @@ class Findings:
     def __init__(self) -> None:
         self._by_kind: dict[tuple[str, str], Finding] = {}
 
-    def error(
-        self, kind: str, file: str, problem: str, case: Any = "", where: str | None = None
+    def add(
+        self,
+        severity: str,
+        kind: str,
+        file: str,
+        problem: str | UserError,
+        case: Any = "",
+        where: str | None = None,
     ) -> None:
-        """Add a case that makes training or evaluation fail or its figures wrong.
+        """Add a case.
 
         Args:
-            kind: as in :class:`Finding`.
-            file: the JSON file that is checked.
-            problem: what is wrong and how to mend it. Of a kind's cases, only the first's is kept.
+            severity, kind: as in :class:`Finding`.
+            file: the JSON file or dataset that is checked.
+            problem: what is wrong and how to mend it, or an exception that says this and where. Of
+                a kind's cases, only the first's is kept.
             case: the name of the image, class or annotation.
-            where: the file to look at, if it is not the JSON file.
+            where: the file to look at, if it is another.
         """
-        self._add("error", kind, file, f"{where or file}: {problem}", case)
-
-    def raised(self, kind: str, file: str, error: UserError, case: Any = "") -> None:
-        """Add a case as :meth:`error`, with the message of an exception."""
-        self._add("error", kind, file, str(error), case)
-
-    def warning(
-        self, kind: str, file: str, problem: str, case: Any = "", where: str | None = None
-    ) -> None:
-        """Add a case that may be meant; arguments as :meth:`error`."""
-        self._add("warning", kind, file, f"{where or file}: {problem}", case)
-
-    def _add(self, severity: str, kind: str, file: str, message: str, case: Any) -> None:
-        finding = self._by_kind.setdefault(
-            (file, kind), Finding(severity, kind, " ".join(message.split()))
-        )
+        told = str(problem) if isinstance(problem, UserError) else f"{where or file}: {problem}"
+        first = Finding(severity, kind, " ".join(told.split()))
+        finding = self._by_kind.setdefault((file, kind), first)
         finding.count += 1
         if len(finding.cases) < NUM_CASES_NAMED and str(case):
             finding.cases.append(str(case))
+
+    error = partialmethod(add, "error")
+    warning = partialmethod(add, "warning")
 
     def of(self, severity: str) -> list[Finding]:
         """Those of one severity, in the order in which they were found."""
@@ -82,7 +79,7 @@ class Findings:
             raise UserError(finding.line())
 
 
-def some(names: Iterable[Any], limit: int = 3) -> str:
+def first_few(names: Iterable[Any], limit: int = 3) -> str:
     """The first few names as text, and how many more there are."""
     names = [str(name) for name in names]
     more = len(names) - limit

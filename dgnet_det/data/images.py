@@ -1,14 +1,18 @@
 """Images given by the user: which files, and their pixels."""
 
 import glob
+import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, detection_utils
-from PIL import Image
+from detectron2.utils.file_io import PathManager
+from PIL import ExifTags, Image
 
 from dgnet_det.errors import UserError
 
@@ -57,17 +61,81 @@ def spread_images(dataset: str, num: int) -> list[dict[str, Any]]:
 
 
 def read_image(path: str | os.PathLike[str], image_format: str) -> np.ndarray:
-    """The pixels of an image, [H, W, C] uint8, upright by its EXIF tag.
+    """The pixels of an image, [H, W, C] uint8, upright by its EXIF tag; of an animation, its first
+    picture, which is logged.
 
     Args:
         path: the file.
         image_format: ``BGR``, ``RGB`` or another that ``INPUT.FORMAT`` takes.
 
     Raises:
-        UserError: there is no such file, or it does not decode.
+        UserError: as :func:`check_header`, or it does not decode.
     """
-    try:
+    check_header(path)
+    with _naming(path):
         return detection_utils.read_image(os.fspath(path), format=image_format)
+
+
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Check what can be told of an image without decoding it. That an animation's first picture
+    alone is read, is logged once.
+
+    Raises:
+        UserError: there is no such file, it is no image, or its pixels are integers of more than 8
+            bits or floats. Those would be cut off at 255, and no scale suits all of them: a
+            microscope's 12 bits in a range of 16 would become nearly black.
+    """
+    with _naming(path), PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+        if problem := wide_pixels(image):
+            raise UserError(f"{path}: {problem}")
+        if is_animation(image):
+            _log_once(f"{path}: holds several pictures: only the first is read")
+
+
+def wide_pixels(image: Image.Image) -> str:
+    """What is wrong with pixels that have more than 8 bits; empty if they have not. Pillow itself
+    takes the upper 8 bits of each colour of 16."""
+    if not image.mode.startswith(("I", "F")):
+        return ""
+    return (
+        f"pixels of more than 8 bits (Pillow's mode {image.mode}): convert all images to 8 bits by"
+        " one scale: (pixels - low) * 255 / (high - low), with the same low and high for all"
+    )
+
+
+def is_animation(image: Image.Image) -> bool:
+    """Whether a file holds several pictures of equal rank, not a photograph with its preview."""
+    return getattr(image, "is_animated", False) and image.format != "MPO"
+
+
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of an image, turned as its EXIF tag says: as Detectron2 reads it.
+
+    Raises:
+        UserError: it is no image. Its pixels are not decoded.
+    """
+    with _naming(path), Image.open(path) as image:
+        return turned_size(image)
+
+
+def turned_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height after turning by the EXIF tag."""
+    sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return image.size[::-1] if sideways else image.size
+
+
+@lru_cache
+def _log_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make other libraries' errors name the image."""
+    try:
+        yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image") from error
     except Exception as error:  # Pillow raises half a dozen kinds

@@ -1,161 +1,224 @@
-"""Datasets in Pascal VOC's or YOLO's format become COCO JSON; images stay where they are."""
+"""Datasets in the formats of labelling tools become COCO JSON; images stay where they are."""
 
-import contextlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgnet_det.data.findings import Findings
-from dgnet_det.data.raw import RawDataset, RawSplit
-from dgnet_det.data.voc import has_voc, read_voc
-from dgnet_det.data.yolo import has_yolo, read_yolo
+from dgnet_det.data.findings import Findings, first_few
+from dgnet_det.data.formats import Box, Entry
+from dgnet_det.data.images import upright_size
+from dgnet_det.data.layouts import detect_format, find_labelled, find_yolo
 from dgnet_det.errors import UserError
-from dgnet_det.utils.files import written_whole
-
-FORMATS = ("voc", "yolo")
+from dgnet_det.utils.files import files_written_whole
 
 
-def read_raw(
-    folder: Path,
+class LabelledImage(NamedTuple):
+    """An image: its file, width and height in pixels, and COCO's annotations of its objects, which
+    lack ids."""
+
+    path: Path
+    size: tuple[int, int]
+    objects: list[dict[str, Any]]
+
+
+class Dataset(NamedTuple):
+    """The classes in order, and the images of each split."""
+
+    classes: list[str]
+    splits: dict[str, list[LabelledImage]]
+
+
+def read_dataset(
+    path: Path,
     findings: Findings,
     *,
     layout: str | None = None,
     images: Path | None = None,
     classes: Sequence[str] = (),
     origin: int | None = None,
-) -> RawDataset:
-    """Read a dataset in Pascal VOC's or YOLO's format.
+) -> Dataset:
+    """Read a dataset in the format of a labelling tool.
+
+    Boxes that are marked difficult get COCO's ``iscrowd`` 1: training leaves them out, and
+    evaluation neither asks for them nor counts a detection there as false.
 
     Args:
-        folder: of the dataset; for YOLO also its ``data.yaml``.
+        path: its folder, or the file that has its annotations or describes it.
         findings: what may be wrong is added to these.
-        layout: ``voc`` or ``yolo``; None: what the folder looks like.
-        images, origin: as in :func:`read_voc`.
-        classes: the classes in order, where the data do not say.
+        layout: one of ``FORMATS``; None: what the folder looks like.
+        images: the folder of the images, where the layout does not tell.
+        classes: the classes in order, where the data do not say; empty: those of the data, by name.
+        origin: 1 where coordinates count pixels from 1, both ends in the box, as Pascal VOC says; 0
+            where they are edges. None: 0, but 1 for Pascal VOC without any coordinate below 1,
+            since many tools write edges under its names.
 
     Raises:
         UserError: the first thing that is wrong, and how many more files have it.
     """
-    if not folder.exists():
-        raise UserError(f"{folder}: no such folder")
-    if folder.is_file():
-        if folder.suffix not in (".yaml", ".yml") or layout == "voc":
-            raise UserError(f"{folder}: no folder: name the folder of the dataset")
-        layout = "yolo"
-    if layout is None:
-        found = [n for n, has in zip(FORMATS, (has_voc, has_yolo), strict=True) if has(folder)]
-        if len(found) != 1:
-            what = "both Pascal VOC and YOLO" if found else "neither Pascal VOC nor YOLO"
-            raise UserError(f"{folder}: looks like {what}: say which it is with --format")
-        layout = found[0]
-    if layout == "yolo" and (images is not None or origin is not None):
-        raise UserError("--images, --origin: these are of Pascal VOC, and the format is yolo")
-    if layout == "voc":
-        dataset = read_voc(folder, findings, images, classes, origin)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder")
+    layout = layout or detect_format(path)
+    if layout == "yolo":
+        if images is not None or origin is not None:
+            raise UserError(f"{path}: YOLO tells the images and has no origin: leave both out")
+        names, labelled = find_yolo(path, findings, classes)
     else:
-        dataset = read_yolo(folder, findings, classes)
-    if not dataset.classes:
-        raise UserError(f"{folder}: no object in any file: there is nothing to learn")
-    repeated = [name for name, count in Counter(dataset.classes).items() if count > 1]
+        labelled = list(find_labelled(path, layout, findings, images))
+        found = {box.name for each in labelled for box in each.entry.boxes}
+        names = list(classes) or sorted(found)
+        for name in sorted(found - set(names)):
+            findings.error("class", str(path), f"class {name!r} is not among those given", name)
+    findings.raise_first_error()
+    if not names:
+        raise UserError(f"{path}: no object in any file: there is nothing to learn")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise UserError(f"{folder}: the class {repeated[0]!r} is given twice")
+        raise UserError(f"{path}: the class {repeated[0]!r} is given twice")
+    if origin is None:
+        boxes = [box.ltrb for each in labelled for box in each.entry.boxes]
+        origin = int(layout == "voc" and all(min(ltrb) >= 1 for ltrb in boxes))
+    dataset = Dataset(names, {})
+    for split, image, entry in labelled:
+        try:
+            size = upright_size(image)
+        except UserError as error:
+            findings.error("image", str(path), error, image.name)
+            continue
+        _check_entry(str(path), image, size, entry, findings)
+        scale = size if entry.fractions else (1, 1)
+        objects = [_annotation(box, names, scale, origin) for box in entry.boxes]
+        dataset.splits.setdefault(split, []).append(LabelledImage(image, size, objects))
     findings.raise_first_error()
     return dataset
 
 
-def split_off(dataset: RawDataset, share: float, seed: int) -> RawDataset:
-    """A dataset of one split with a random share of its images as the split ``val``.
-
-    Raises:
-        UserError: it has splits, too few images, or ``share`` is not between 0 and 1.
-    """
-    if len(dataset.splits) > 1:
-        names = ", ".join(dataset.splits)
-        raise UserError(f"--val-share {share}: the data have splits, {names}: leave it out")
-    (split,) = dataset.splits.values()
-    number = round(share * len(split.images))
-    if not 0 < number < len(split.images):
-        raise UserError(
-            f"--val-share {share}: gives {number} of {len(split.images)} images for validation, and"
-            " each split needs one"
+def _check_entry(
+    path: str, image: Path, size: tuple[int, int], entry: Entry, findings: Findings
+) -> None:
+    if entry.size not in (None, size):
+        problem = (
+            f"the image has {size[0]} × {size[1]} pixels, {entry.file.name} says {entry.size[0]} ×"
+            f" {entry.size[1]}: see that the boxes fit"
         )
-    order = np.random.default_rng(seed).permutation(len(split.images))
-    val = {int(k) for k in order[:number]}
-    parts: dict[str, RawSplit] = {}
-    for name, inside in (("train", False), ("val", True)):
-        images = [image for k, image in enumerate(split.images) if (k in val) is inside]
-        parts[name] = split._replace(images=images)
-    return dataset._replace(splits=parts)
+        findings.warning("size", path, problem, image.name, str(image))
+    if entry.others:
+        problem = f"has {first_few(entry.others)}: left out, as all that is no box or polygon"
+        findings.warning("shape", path, problem, image.name, str(entry.file))
 
 
-def coco_of(split: RawSplit, classes: Sequence[str], description: str) -> dict[str, Any]:
-    """A split in COCO's format: classes are 1 to K, file names start from the split's folder.
-
-    Boxes that are marked difficult get ``iscrowd`` 1: training leaves them out, and evaluation
-    neither asks for them nor counts a detection there as false.
-    """
-    ids = {name: k for k, name in enumerate(classes, 1)}
-    annotations: list[dict[str, Any]] = []
-    for image_id, image in enumerate(split.images, 1):
-        for box in image.boxes:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": ids[box.name],
-                    "bbox": list(box.xywh),
-                    "area": box.xywh[2] * box.xywh[3],
-                    "iscrowd": int(box.crowd),
-                }
-            )
+def _annotation(
+    box: Box, names: Sequence[str], scale: tuple[int, int], origin: int
+) -> dict[str, Any]:
+    (left, top, right, bottom), (x, y) = box.ltrb, scale
+    width, height = (right - left + origin) * x, (bottom - top + origin) * y
     return {
-        "info": {"description": description},
-        "images": [
-            {
-                "id": k,
-                "file_name": image.path.relative_to(split.folder).as_posix(),
-                "width": image.size[0],
-                "height": image.size[1],
-            }
-            for k, image in enumerate(split.images, 1)
-        ],
-        "annotations": annotations,
-        "categories": [{"id": k, "name": name} for name, k in ids.items()],
+        "category_id": names.index(box.name) + 1,
+        "bbox": [(left - origin) * x, (top - origin) * y, width, height],
+        "area": width * height,
+        "iscrowd": int(box.crowd),
     }
 
 
-def write_coco(dataset: RawDataset, output: Path, description: str) -> dict[str, Path]:
-    """Write ``train.json`` and so on into a folder, all of them or none.
+def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = None) -> Dataset:
+    """A dataset of one split with about a share of its images, drawn at random, as the split
+    ``val``.
 
-    Returns:
-        The file of each split.
+    Args:
+        dataset: the dataset.
+        share: of the images, between 0 and 1.
+        seed: the same draws the same images.
+        group_by: a regular expression for the paths of images from their folder. Images that agree
+            in what its groups match, or all of it where it has none, stay together.
+
+    Raises:
+        UserError: the dataset has splits, a split would be empty, or the expression is none or does
+            not match an image.
     """
-    files = {split: output / f"{split}.json" for split in dataset.splits}
-    with contextlib.ExitStack() as stack:
-        for split, path in files.items():
-            temporary = stack.enter_context(written_whole(path))
-            coco = coco_of(dataset.splits[split], dataset.classes, description)
-            temporary.write_text(json.dumps(coco), encoding="utf-8")
-    return files
+    if len(dataset.splits) > 1:
+        raise UserError(f"the data have splits already: {', '.join(dataset.splits)}")
+    (images,) = dataset.splits.values()
+    folder = image_folder(images)
+    groups: dict[Any, list[LabelledImage]] = {}
+    for image in images:
+        groups.setdefault(_group_of(image.path.relative_to(folder), group_by), []).append(image)
+    keys, val = list(groups), set()
+    target, number = round(share * len(images)), 0
+    for k in np.random.default_rng(seed).permutation(len(keys)):
+        size = len(groups[keys[k]])
+        if abs(number + size - target) < abs(number - target):
+            val.add(keys[k])
+            number += size
+    if not 0 < number < len(images):
+        raise UserError(
+            f"a share of {share} gives {number} of {len(images)} images in {len(keys)} groups for"
+            " validation, and each split needs one"
+        )
+    parts: dict[str, list[LabelledImage]] = {"train": [], "val": []}
+    for key, group in groups.items():
+        parts["val" if key in val else "train"] += group
+    return dataset._replace(splits=parts)
 
 
-def summary(dataset: RawDataset, files: dict[str, Path]) -> dict[str, Any]:
+def _group_of(path: Path, pattern: str | None) -> Any:
+    if pattern is None:
+        return path
+    try:
+        found = re.search(pattern, path.as_posix())
+    except re.error as error:
+        raise UserError(f"{pattern}: no regular expression: {error}") from error
+    if found is None:
+        raise UserError(f"{pattern}: does not match {path.as_posix()}, so that it has no group")
+    return found.groups() or found[0]
+
+
+def image_folder(images: Sequence[LabelledImage]) -> Path:
+    """The folder that all of some images are in."""
+    return Path(os.path.commonpath([image.path.parent for image in images]))
+
+
+def write_coco(dataset: Dataset, output: Path, description: str) -> None:
+    """Write ``train.json`` and so on into a folder, all of them or none. Classes are 1 to K; file
+    names start from the split's :func:`image_folder`."""
+    categories = [{"id": k, "name": name} for k, name in enumerate(dataset.classes, 1)]
+    with files_written_whole(output) as temporary:
+        for split, images in dataset.splits.items():
+            folder, entries = image_folder(images), []
+            annotations: list[dict[str, Any]] = []
+            for image_id, (path, (width, height), objects) in enumerate(images, 1):
+                name = path.relative_to(folder).as_posix()
+                entries.append(
+                    {"id": image_id, "file_name": name, "width": width, "height": height}
+                )
+                for each in objects:  # COCO's evaluation miscounts an annotation with id 0
+                    annotations.append({"id": len(annotations) + 1, "image_id": image_id, **each})
+            coco = {
+                "info": {"description": description},
+                "images": entries,
+                "annotations": annotations,
+                "categories": categories,
+            }
+            (temporary / f"{split}.json").write_text(json.dumps(coco), encoding="utf-8")
+
+
+def summary(dataset: Dataset, output: Path) -> dict[str, Any]:
     """What was written: for each split its file, image folder, and numbers of images and boxes."""
     splits = {}
-    for name, split in dataset.splits.items():
-        boxes = [box for image in split.images for box in image.boxes]
-        counts = Counter(box.name for box in boxes)
+    for name, images in dataset.splits.items():
+        objects = [each for image in images for each in image.objects]
+        counts = Counter(each["category_id"] for each in objects)
         splits[name] = {
-            "json": str(files[name]),
-            "image_folder": str(split.folder),
-            "images": len(split.images),
-            "images_without_boxes": sum(not image.boxes for image in split.images),
-            "boxes": len(boxes),
-            "difficult_boxes": sum(box.crowd for box in boxes),
-            "classes": {name: counts[name] for name in dataset.classes},
+            "json": str(output / f"{name}.json"),
+            "image_folder": str(image_folder(images)),
+            "images": len(images),
+            "images_without_boxes": sum(not image.objects for image in images),
+            "boxes": len(objects),
+            "difficult_boxes": sum(each["iscrowd"] for each in objects),
+            "classes": {name: counts[k] for k, name in enumerate(dataset.classes, 1)},
         }
     return {"classes": dataset.classes, "splits": splits}

@@ -101,7 +101,7 @@ def _look(
             raise UserError(f"{image_root}: no such image folder")
         coco = read_coco(json_file)
     except UserError as error:
-        findings.raised("unreadable", json_file, error)
+        findings.error("unreadable", json_file, error)
         return None
     images, boxes = check_coco(json_file, coco, findings, trained=trained, evaluated=evaluated)
     present = check_presence(json_file, list(images.values()), image_root, findings)

@@ -3,9 +3,6 @@
 import json
 import runpy
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from detectron2.data.datasets.coco import load_coco_json
 from PIL import Image
 
 from configs import ROOT
+from dgnet_det.data.layouts import FORMATS
 from dgnet_det.errors import UserError
 from studies.tree_crowns import find_photographs, read_voc_boxes
 
@@ -25,6 +23,7 @@ SIZE = (80, 60)
 def convert(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
     """The COCO JSON of each split, by the tool, which must write nothing else."""
     output = folder.parent / "coco"
+    shutil.rmtree(output, ignore_errors=True)
     TOOL["main"]([str(folder), str(output), *arguments])
     return {path.stem: json.loads(path.read_text()) for path in sorted(output.iterdir())}
 
@@ -40,9 +39,16 @@ def boxes_by_file(coco: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
     return found
 
 
-def draw(path: Path, size: tuple[int, int] = SIZE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (len(path.name), 50, 90)).save(path)
+def fill(folder: Path, files: dict[str, str | bytes | None]) -> Path:
+    """Write files; those of images, whose content is None, of ``SIZE``."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            Image.new("RGB", SIZE, (len(path.name), 50, 90)).save(path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
 
 
 def voc(*objects: tuple[Any, ...], filename: str = "a.jpg", size: tuple[int, int] = SIZE) -> str:
@@ -61,43 +67,33 @@ def voc(*objects: tuple[Any, ...], filename: str = "a.jpg", size: tuple[int, int
 @pytest.fixture
 def devkit(tmp_path: Path) -> Path:
     """Pascal VOC's own layout: train a, val b (without objects), test c."""
-    folder = tmp_path / "VOC2007"
-    (folder / "Annotations").mkdir(parents=True)
-    (folder / "ImageSets/Main").mkdir(parents=True)
-    texts = {
+    files = {f"JPEGImages/{name}.jpg": None for name in "abc"}
+    files |= {
         # The whole image, then pixels 11 to 20 of columns 1 to 5
-        "a": voc(("dog", 1, 1, 80, 60, 0), ("cat", 1, 11, 5, 20, 1)),
-        "b": voc(),
-        "c": voc(("dog", 30, 20, 30, 20, 0)),  # one pixel
+        "Annotations/a.xml": voc(("dog", 1, 1, 80, 60, 0), ("cat", 1, 11, 5, 20, 1)),
+        "Annotations/b.xml": voc(),
+        "Annotations/c.xml": voc(("dog", 30, 20, 30, 20, 0)),  # one pixel
     }
-    for name, text in texts.items():
-        draw(folder / "JPEGImages" / f"{name}.jpg")
-        (folder / f"Annotations/{name}.xml").write_text(text)
-    lists = {"train": "a\n", "val": "b\n", "test": "c\n", "trainval": "a\nb\n"}
-    lists["dog_train"] = "a  1\n"
-    for name, text in lists.items():
-        (folder / f"ImageSets/Main/{name}.txt").write_text(text)
-    return folder
+    lists = {"train": "a\n", "val": "b\n", "test": "c\n", "trainval": "a\nb\n", "x_train": "a 1\n"}
+    files |= {f"ImageSets/Main/{name}.txt": text for name, text in lists.items()}
+    return fill(tmp_path / "VOC2007", files)
 
 
-def yolo_yaml(folder: Path, text: str = "names: [cat, dog]\n") -> None:
-    (folder / "data.yaml").write_text("train: images/train\nval: images/val\n" + text)
+YAML = "train: images/train\nval: images/val\n"
 
 
 @pytest.fixture
 def yolo(tmp_path: Path) -> Path:
     """The usual YOLO layout with a data.yaml: train a and b (without labels), val c."""
-    folder = tmp_path / "yolo"
-    for name in ("train/a.jpg", "train/b.png", "val/c.jpg"):
-        draw(folder / "images" / name)
-    (folder / "labels/train").mkdir(parents=True)
-    (folder / "labels/val").mkdir()
-    # Centre (40, 30), 20 × 30 pixels; then the whole image, with a confidence
-    (folder / "labels/train/a.txt").write_text("1 0.5 0.5 0.25 0.5\n\n0 0.5 0.5 1 1 0.9\n")
-    # A triangle between x 0.125 and 0.75, y 0.25 and 0.5
-    (folder / "labels/val/c.txt").write_text("0 0.125 0.25 0.75 0.25 0.5 0.5\n")
-    yolo_yaml(folder)
-    return folder
+    files = dict.fromkeys(("images/train/a.jpg", "images/train/b.png", "images/val/c.jpg"))
+    files |= {
+        # Centre (40, 30), 20 × 30 pixels; then the whole image, with a confidence
+        "labels/train/a.txt": "\ufeff1 0.5 0.5 0.25 0.5\n\n0 0.5 0.5 1 1 0.9\n",
+        # A triangle between x 0.125 and 0.75, y 0.25 and 0.5
+        "labels/val/c.txt": "0 0.125 0.25 0.75 0.25 0.5 0.5\n",
+        "data.yaml": YAML + "names: [cat, dog]\n",
+    }
+    return fill(tmp_path / "yolo", files)
 
 
 def test_voc(devkit: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,77 +107,73 @@ def test_voc(devkit: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for coco in splits.values():
         assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
         assert (coco["images"][0]["width"], coco["images"][0]["height"]) == SIZE
+    assert splits["train"]["annotations"][0]["id"] == 1
     assert "tools/check_dataset.py" in capsys.readouterr().out
 
 
 def test_voc_edges_from_0(devkit: Path) -> None:
     """A coordinate of 0 in one file tells that none of them counts from 1."""
-    (devkit / "Annotations/c.xml").write_text(voc(("dog", 0, 2.5, 80, 60, 0)))
+    fill(devkit, {"Annotations/c.xml": voc(("dog", 0, 2.5, 80, 60, 0))})
     assert boxes_by_file(convert(devkit)["train"])["a.jpg"][1][1] == [1, 11, 4, 9]
     assert boxes_by_file(convert(devkit)["test"])["c.jpg"][0][1] == [0, 2.5, 80, 57.5]
     one = boxes_by_file(convert(devkit, "--origin", "1")["train"])
     assert one["a.jpg"][1][1] == [0, 10, 5, 10]
 
 
-def test_voc_classes_in_order(devkit: Path) -> None:
+def test_classes_in_order(devkit: Path) -> None:
     splits = convert(devkit, "--classes", "dog", "cat", "bird")
     assert [c["name"] for c in splits["train"]["categories"]] == ["dog", "cat", "bird"]
     assert boxes_by_file(splits["train"])["a.jpg"][1][0] == "cat"
 
 
-def test_voc_images_elsewhere(devkit: Path) -> None:
-    elsewhere = devkit.parent / "photos"
+def test_images_elsewhere(devkit: Path) -> None:
+    elsewhere, summary = devkit.parent / "photos", devkit.parent / "summary.json"
     (devkit / "JPEGImages").rename(elsewhere)
-    summary = devkit.parent / "summary.json"
     convert(devkit, "--images", str(elsewhere), "--json", str(summary))
     assert json.loads(summary.read_text())["splits"]["val"]["image_folder"] == str(elsewhere)
 
 
-def test_voc_folder_for_each_split(tmp_path: Path) -> None:
-    folder = tmp_path / "export"
-    for split in ("train", "valid"):
-        draw(folder / split / "a.jpg")
-        (folder / split / "a.xml").write_text(voc((split, 2, 3, 4, 5, 0)))
-    splits = convert(folder)
+@pytest.mark.parametrize("annotations", ["", "Annotations/"])
+def test_folder_for_each_split(tmp_path: Path, annotations: str) -> None:
+    images = "JPEGImages/" if annotations else ""
+    files: dict[str, str | None] = {}
+    for part in ("train", "valid"):
+        files[f"{part}/{images}a.jpg"] = None
+        files[f"{part}/{annotations}a.xml"] = voc((part, 2, 3, 4, 5, 0))
+    splits = convert(fill(tmp_path / "export", files))
     assert boxes_by_file(splits["train"]) == {"a.jpg": [("train", [1, 2, 3, 3], 0)]}
     assert boxes_by_file(splits["val"]) == {"a.jpg": [("valid", [1, 2, 3, 3], 0)]}
 
 
-def test_voc_image_of_an_xml(tmp_path: Path) -> None:
-    """The image has the XML's name; of two such, or without one, <filename> tells."""
-    folder = tmp_path / "flat"
-    for name in ("a.png", "b.png", "b.jpg", "photo.png", "unused.png"):
-        draw(folder / name)
-    (folder / "a.xml").write_text(voc(("x", 2, 2, 9, 9, 0), filename="photo.png"))
-    (folder / "b.xml").write_text(voc(filename="C:\\data\\b.jpg"))
-    (folder / "c.xml").write_text(voc(filename="photo.png"))
-    summary = tmp_path / "summary.json"
-    splits = convert(folder, "--json", str(summary))
-    assert [i["file_name"] for i in splits["train"]["images"]] == ["a.png", "b.jpg", "photo.png"]
-    (warning,) = json.loads(summary.read_text())["warnings"]
-    assert warning.startswith(f"{folder / 'unused.png'}: no XML file: left out")
-
-
-def test_voc_turned_image(tmp_path: Path) -> None:
-    """Sizes are those of the image as Detectron2 reads it, which the XML may contradict."""
-    folder = tmp_path / "flat"
-    folder.mkdir()
+def test_image_of_an_xml(tmp_path: Path) -> None:
+    """The image has the XML's name; of two such, or without one, <filename> tells. Sizes are those
+    of the image as Detectron2 reads it, which the XML may contradict."""
+    names = ("a.png", "b.png", "b.jpg", "photo.png", "unused.png")
+    folder = fill(tmp_path / "flat", dict.fromkeys(names))
+    texts = {
+        "a.xml": voc(("x", 2, 2, 9, 9, 0), filename="photo.png"),
+        "b.xml": voc(filename="C:\\data\\b.jpg"),
+        "c.xml": voc(filename="photo.png"),
+    }
+    fill(folder, texts)
     picture = Image.new("RGB", SIZE)
     exif = picture.getexif()
     exif[0x112] = 6
-    picture.save(folder / "a.jpg", exif=exif)
-    (folder / "a.xml").write_text(voc(("x", 2, 2, 9, 9, 0)))
+    picture.save(folder / "b.jpg", exif=exif)
     summary = tmp_path / "summary.json"
-    (image,) = convert(folder, "--json", str(summary))["train"]["images"]
-    assert (image["width"], image["height"]) == (60, 80)
-    (warning,) = json.loads(summary.read_text())["warnings"]
-    assert "the image has 60 × 80 pixels, its XML says 80 × 60" in warning
+    images = convert(folder, "--json", str(summary))["train"]["images"]
+    assert [i["file_name"] for i in images] == ["a.png", "b.jpg", "photo.png"]
+    assert (images[1]["width"], images[1]["height"]) == (60, 80)
+    unused, size = json.loads(summary.read_text())["warnings"]
+    assert unused.startswith(f"{folder / 'b.png'}: no annotation: left out")
+    assert unused.endswith("(and 1 more)")
+    assert size.startswith(f"{folder / 'b.jpg'}: the image has 60 × 80 pixels, b.xml says 80 × 60")
 
 
 def test_tree_crowns(tmp_path: Path) -> None:
     """The photographs of the wheel, which are Pascal VOC beside their images."""
     photographs = find_photographs()
-    folder = tmp_path / "photos"
+    folder = fill(tmp_path / "photos", {})
     folder.mkdir()
     for photograph in photographs:
         for path in photograph:
@@ -200,6 +192,78 @@ def test_tree_crowns(tmp_path: Path) -> None:
     assert len(load_coco_json(str(tmp_path / "coco/train.json"), str(folder))) == 2
 
 
+def test_labelme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = [
+        {"label": "cat", "points": [[50, 40], [10, 20.5]], "shape_type": "rectangle"},
+        {"label": "dog", "points": [[1, 2], [9, 4], [5, 8]], "flags": {"difficult": True}},
+        {"label": "dog", "points": [[1, 2], [9, 4]], "shape_type": "line"},
+    ]
+    text = {"imagePath": "..\\photos\\a.png", "imageWidth": 80, "imageHeight": 60}
+    files = {"a.png": None, "b.png": None, "b.json": '{"shapes": []}'}
+    files["label_1.json"] = json.dumps({**text, "shapes": shapes})
+    splits = convert(fill(tmp_path / "labelme", files))
+    assert boxes_by_file(splits["train"]) == {
+        "b.png": [],
+        "a.png": [("cat", [10, 20.5, 40, 19.5], 0), ("dog", [1, 2, 8, 6], 1)],
+    }
+    assert "label_1.json: has line: left out" in capsys.readouterr().out
+
+
+CVAT = """<annotations><version>1.1</version>
+<image id="0" name="one/a.jpg" subset="Train" width="80" height="60">
+<box label="cat" xtl="10" ytl="20" xbr="50" ybr="40" rotation="90.0"/>
+<polygon label="dog" points="1.5,2;9,4;5,8"/><tag label="night"/></image>
+<image id="1" name="two/a.jpg" subset="Validation" width="80" height="60">
+<box label="dog" xtl="0" ytl="0.5" xbr="80" ybr="60"/><points label="cat" points="1,1"/></image>
+</annotations>"""
+
+
+def test_cvat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"annotations.xml": CVAT, "images/one/a.jpg": None, "images/two/a.jpg": None}
+    folder = fill(tmp_path / "cvat", files)
+    splits = convert(folder)
+    (boxes,) = boxes_by_file(splits["train"]).values()
+    # 40 × 20 pixels around (30, 30), turned by 90°
+    assert boxes[0][:1] == ("cat",)
+    assert boxes[0][1] == pytest.approx([20, 10, 20, 40])
+    assert boxes[1] == ("dog", [1.5, 2, 7.5, 6], 0)
+    assert list(boxes_by_file(splits["val"]).values()) == [[("dog", [0, 0.5, 80, 59.5], 0)]]
+    assert "has points: left out" in capsys.readouterr().out
+    by_file = convert(folder / "annotations.xml")
+    assert by_file["val"]["annotations"] == splits["val"]["annotations"]
+    fill(folder, {"annotations.xml": CVAT.replace("two/", "")})
+    with pytest.raises(UserError, match=r"image a.jpg may be .*one/a.jpg or .*two/a.jpg"):
+        convert(folder)
+
+
+CSV = """filename,width,height,class,xmin,ymin,xmax,ymax,difficult
+a.jpg,80,60,dog,10,20,50,40,0
+a.jpg,80,60,cat,1.5,2,9,8,1
+b.jpg,80,60,,,,,,
+"""
+OPEN_IMAGES = """ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf
+a,x,dog,1,0.125,0.625,0.25,0.5,0,0
+a,x,cat,1,0,1,0,1,0,1
+"""
+
+
+def test_csv(tmp_path: Path) -> None:
+    files = {"train_labels.csv": CSV, "valid.csv": CSV.replace("a.jpg", "images/c.png")}
+    files |= {"classes.csv": "LabelName,DisplayName\n", "images/c.png": None}
+    folder = fill(tmp_path / "csv", {**files, "images/a.jpg": None, "images/b.jpg": None})
+    splits = convert(folder)
+    boxes = [("dog", [10, 20, 40, 20], 0), ("cat", [1.5, 2, 7.5, 6], 1)]
+    assert boxes_by_file(splits["train"]) == {"a.jpg": boxes, "b.jpg": []}
+    assert boxes_by_file(splits["val"]) == {"c.png": boxes, "b.jpg": []}
+    fill(folder, {"train_labels.csv": CSV.replace(",", ";")})
+    assert convert(folder) == splits
+    lines = "/data/images/a.jpg,10,20,50,40,dog\na.jpg,1.5,2,9,8,cat\nb.jpg,,,,,\n"
+    (found,) = map(boxes_by_file, convert(fill(folder, {"x.csv": lines}) / "x.csv").values())
+    assert found == {"a.jpg": [boxes[0], ("cat", boxes[1][1], 0)], "b.jpg": []}
+    (found,) = map(boxes_by_file, convert(fill(folder, {"x.csv": OPEN_IMAGES}) / "x.csv").values())
+    assert found == {"a.jpg": [("dog", [10, 15, 40, 15], 0), ("cat", [0, 0, 80, 60], 1)]}
+
+
 def test_yolo(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     splits = convert(yolo)
     assert boxes_by_file(splits["train"]) == {
@@ -214,22 +278,24 @@ def test_yolo(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
+    "text",
     [
         "names:\n  1: dog\n  0: cat\n",
         "names:\n  '0': cat\n  '1': dog\n",
-        "names: [cat, dog]\nnc: 2\npath: /not/here\n",
-        "names: [cat, dog]\npath: .\ntest: images/none\n",
+        "names: [cat, dog]\nnc: 2\npath: /not/here\ntest: images/none\n",
+        None,
     ],
 )
-def test_yolo_data_yaml(yolo: Path, names: str) -> None:
-    expected = convert(yolo)
-    yolo_yaml(yolo, names)
-    assert convert(yolo) == expected
-    by_file = convert(yolo / "data.yaml")
-    for split, coco in by_file.items():
-        assert coco["annotations"] == expected[split]["annotations"]
-        assert coco["categories"] == expected[split]["categories"]
+def test_yolo_classes(yolo: Path, text: str | None) -> None:
+    expected = [coco["annotations"] for coco in convert(yolo).values()]
+    if text is None:
+        (yolo / "data.yaml").unlink()
+        fill(yolo, {"labels/classes.txt": "cat\ndog\n"})
+    else:
+        fill(yolo, {"data.yaml": YAML + text})
+    assert [coco["annotations"] for coco in convert(yolo).values()] == expected
+    if text:
+        assert len(convert(yolo / "data.yaml")) == 2
 
 
 def test_yolo_export_with_folder_for_each_split(yolo: Path) -> None:
@@ -242,34 +308,21 @@ def test_yolo_export_with_folder_for_each_split(yolo: Path) -> None:
     for part in ("images", "labels"):
         (yolo / part).rmdir()
     text = "train: ../train/images\nval: ../valid/images\nnames: [cat, dog]\n"
-    (yolo / "data.yaml").write_text(text)
-    assert convert(yolo) == expected
+    assert convert(fill(yolo, {"data.yaml": text})) == expected
     (yolo / "data.yaml").unlink()
     assert convert(yolo, "--format", "yolo", "--classes", "cat", "dog") == expected
 
 
-def test_yolo_list_of_images(yolo: Path) -> None:
-    (yolo / "train.txt").write_text("./images/train/a.jpg\n")
-    (yolo / "data.yaml").write_text("train: [train.txt, images/val]\nnames: [cat, dog]\n")
-    found = boxes_by_file(convert(yolo)["train"])
-    assert set(found) == {"train/a.jpg", "val/c.jpg"}
-    assert found["train/a.jpg"][0] == ("dog", [30, 15, 20, 30], 0)
-
-
-def test_yolo_key_points(yolo: Path) -> None:
-    """Of a label with key points, the box."""
-    (yolo / "labels/train/a.txt").write_text("1 0.5 0.5 0.25 0.5 0.1 0.1 0.9 0.9\n")
-    yolo_yaml(yolo, "names: [cat, dog]\nkpt_shape: [2, 2]\n")
-    assert boxes_by_file(convert(yolo)["train"])["a.jpg"] == [("dog", [30, 15, 20, 30], 0)]
-
-
-def test_yolo_with_classes_txt(yolo: Path) -> None:
-    expected = convert(yolo)
-    (yolo / "data.yaml").unlink()
-    (yolo / "labels/classes.txt").write_text("cat\ndog\n")
-    assert convert(yolo) == expected
-    (yolo / "labels/classes.txt").rename(yolo / "classes.txt")
-    assert convert(yolo) == expected
+def test_yolo_lists_and_key_points(yolo: Path) -> None:
+    """A list of images for a split; of a label with key points, the box."""
+    text = "train: [train.txt, images/val]\nnames: [cat, dog]\nkpt_shape: [2, 2]\n"
+    label = "1 0.5 0.5 0.25 0.5 0.1 0.1 0.9 0.9\n"
+    files = {"train.txt": "./images/train/a.jpg\n", "data.yaml": text}
+    for name in ("train/a", "val/c"):
+        files[f"labels/{name}.txt"] = label
+    found = boxes_by_file(convert(fill(yolo, files))["train"])
+    boxes = [("dog", [30, 15, 20, 30], 0)]
+    assert found == {"train/a.jpg": boxes, "val/c.jpg": boxes}
 
 
 def test_yolo_flat(yolo: Path) -> None:
@@ -277,111 +330,92 @@ def test_yolo_flat(yolo: Path) -> None:
     flat.mkdir(parents=True)
     for path in (yolo / "images/train/a.jpg", yolo / "labels/train/a.txt"):
         shutil.copy(path, flat)
-    (flat / "classes.txt").write_text("cat\ndog\n")
-    TOOL["main"]([str(flat), str(yolo.parent / "coco")])
-    coco = json.loads((yolo.parent / "coco/train.json").read_text())
-    assert boxes_by_file(coco)["a.jpg"][0] == ("dog", [30, 15, 20, 30], 0)
+    fill(flat, {"classes.txt": "cat\ndog\n"})
+    found = boxes_by_file(convert(flat)["train"])
+    assert found["a.jpg"][0] == ("dog", [30, 15, 20, 30], 0)
+
+
+def file_names(splits: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
+    return {split: {i["file_name"] for i in coco["images"]} for split, coco in splits.items()}
 
 
 def test_val_share(tmp_path: Path) -> None:
-    folder = tmp_path / "flat"
-    for k in range(10):
-        draw(folder / f"{k}.jpg")
-        (folder / f"{k}.xml").write_text(voc(("x", 2, 2, 9, 9, 0)))
+    files = {f"{video}_{k}{end}": None if end == ".jpg" else voc(("x", 2, 2, 9, 9, 0))
+             for video in "abcde" for k in range(2) for end in (".jpg", ".xml")}  # fmt: skip
+    folder = fill(tmp_path / "flat", files)
     splits = convert(folder, "--val-share", "0.3")
-    names = {split: {i["file_name"] for i in c["images"]} for split, c in splits.items()}
+    names = file_names(splits)
     assert {split: len(files) for split, files in names.items()} == {"train": 7, "val": 3}
     assert len(names["train"] | names["val"]) == 10
     assert convert(folder, "--val-share", "0.3") == splits
     assert convert(folder, "--val-share", "0.3", "--seed", "1") != splits
+    # By video: two or four of ten images
+    for seed in "0123":
+        options = ["--val-share", "0.4", "--group-by", "^(.+)_", "--seed", seed]
+        names = file_names(convert(folder, *options))
+        assert len(names["val"]) == 4
+        assert not {name[0] for name in names["train"]} & {name[0] for name in names["val"]}
+    for pattern, message in (("^(b)", "does not match a_0.jpg"), ("(", "no regular expression")):
+        with pytest.raises(UserError, match=message):
+            convert(folder, "--val-share", "0.3", "--group-by", pattern)
+    with pytest.raises(UserError, match="gives 0 of 10 images in 1 groups"):
+        convert(folder, "--val-share", "0.3", "--group-by", "jpg")
 
 
-def write(path: str, text: str | bytes) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        content = text.encode() if isinstance(text, str) else text
-        (folder / path).write_bytes(content)
-
-    return spoil
-
-
+XML, A = "Annotations/a.xml", "labels/train/a.txt"
 BAD_VOC = {
-    # id: (spoil, arguments, file in the message, message)
-    "no xml": (
-        write("Annotations/a.xml", "<annotation>"), "", "Annotations/a.xml", "cannot be read as"
-    ),
-    "other xml": (write("Annotations/a.xml", "<svg/>"), "", "Annotations/a.xml", "it holds <svg>"),
-    "reversed": (
-        write("Annotations/a.xml", voc(("dog", 9, 2, 5, 8, 0))), "",
-        "Annotations/a.xml", "object 1: not xmin ≤ xmax",
-    ),
+    # id: (what is written over the layout, arguments, file in the message, message)
+    "no xml": ({XML: "<annotation>"}, "", XML, "no valid XML"),
+    "other xml": ({XML: "<svg/>"}, "--format voc", XML, "it holds <svg>, not <annotation>"),
+    "reversed": ({XML: voc(("dog", 9, 2, 5, 8, 0))}, "", XML, "object 1: not left ≤ right"),
     "no box": (
-        write("Annotations/a.xml", "<annotation><object><name>x</name></object></annotation>"), "",
-        "Annotations/a.xml", "object 1: no name, or no bndbox",
+        {XML: "<annotation><object><name>x</name></object></annotation>"}, "", XML,
+        "object 1: has no box of finite numbers",
     ),
-    "text": (
-        write("Annotations/a.xml", voc(("dog", "left", 2, 5, 8, 0))), "",
-        "Annotations/a.xml", "object 1: no name, or no bndbox",
-    ),
-    "nan": (
-        write("Annotations/a.xml", voc(("dog", "nan", 2, 5, 8, 0))), "",
-        "Annotations/a.xml", "object 1: not xmin ≤ xmax",
-    ),
-    "no name": (
-        write("Annotations/a.xml", voc((" ", 1, 2, 5, 8, 0))), "",
-        "Annotations/a.xml", "object 1: its name is empty",
-    ),
+    "text": ({XML: voc(("dog", "left", 2, 5, 8, 0))}, "", XML, "object 1: has no box of finite"),
+    "nan": ({XML: voc(("dog", "nan", 2, 5, 8, 0))}, "", XML, "object 1: has no box of finite"),
+    "no name": ({XML: voc((" ", 1, 2, 5, 8, 0))}, "", XML, "object 1: has no class: name it"),
+    "size": ({XML: voc(size=("?", 3))}, "", XML, "the size is no number"),  # type: ignore[arg-type]
     "no image": (
-        lambda f: (f / "JPEGImages/a.jpg").unlink(), "", "Annotations/a.xml", "no image a or a.jpg"
+        {XML: voc(filename="z.png"), "Annotations/q.xml": voc(filename="z.png")}, "",
+        "Annotations/q.xml", "no image q or z.png in",
     ),
-    "broken image": (
-        write("JPEGImages/a.jpg", b"x"), "", "JPEGImages/a.jpg", "the image cannot be read"
-    ),
+    "broken image": ({"JPEGImages/a.jpg": b"x"}, "", "JPEGImages/a.jpg", "does not decode"),
     "split": (
-        write("ImageSets/Main/val.txt", "b\nz\n"), "", "ImageSets/Main/val.txt",
-        "lists z, which has no XML file",
+        {"ImageSets/Main/val.txt": "b\nz\n"}, "", "ImageSets/Main/val.txt",
+        "lists z, which has no annotation file",
     ),
-    "class": (lambda f: None, "--classes cat", "", "class 'dog' is not among --classes"),
-    "has splits": (lambda f: None, "--val-share 0.5", None, "the data have splits, test, train,"),
-    "yolo too": (write("data.yaml", "names: [a]"), "", "", "looks like both Pascal VOC and YOLO"),
-    "twice": (lambda f: None, "--classes cat dog cat", "", "the class 'cat' is given twice"),
+    "class": ({}, "--classes cat", "", "class 'dog' is not among those given"),
+    "has splits": ({}, "--val-share 0.5", None, "the data have splits already: train, val, test"),
+    "yolo too": ({"data.yaml": "names: [a]"}, "", "", "looks like yolo and voc: say which"),
+    "twice": ({}, "--classes cat dog cat", "", "the class 'cat' is given twice"),
 }  # fmt: skip
-A = "labels/train/a.txt"
 BAD_YOLO = {
-    "four numbers": (write(A, "0 0.5 0.5 0.1"), "", A, "line 1, '0 0.5 0.5 0.1': no class number"),
-    "text": (write(A, "cat 0.5 0.5 0.1 0.1"), "", A, "line 1, 'cat 0.5 0.5 0.1 0.1': no class"),
-    "pixels": (write(A, "0 40 30 20 30"), "", A, "not fractions of the image"),
-    "negative": (write(A, "0 0.5 0.5 -0.1 0.1"), "", A, "must be numbers of at least 0"),
-    "nan": (write(A, "0 nan 0.5 0.1 0.1"), "", A, "must be numbers of at least 0"),
-    "class": (write(A, "0 .5 .5 .1 .1\n2 .5 .5 .1 .1"), "", A, "line 2, '2 .5 .5 .1 .1': class 2:"),
-    "half a class": (write(A, "0.5 .5 .5 .1 .1"), "", A, "class 0.5: there are 2 classes"),
-    "no text": (write(A, b"\xff\xfe\x00"), "", A, "no text file"),
-    "no image": (
-        write("labels/train/z.txt", "0 .5 .5 .1 .1"), "", "labels/train/z.txt", "no image of this"
-    ),
-    "broken image": (write("images/val/c.jpg", b"x"), "", "images/val/c.jpg", "cannot be read"),
-    "no labels": (
-        lambda f: shutil.rmtree(f / "labels"), "", "", "no image has a label file: looked for"
-    ),
-    "broken yaml": (write("data.yaml", "names: ["), "", "data.yaml", "no valid YAML"),
-    "no split": (write("data.yaml", "names: [a]"), "", "data.yaml", "neither train nor val"),
+    "four numbers": ({A: "0 0.5 0.5 0.1"}, "", A, "line 1, '0 0.5 0.5 0.1': has no box of"),
+    "text": ({A: "cat 0.5 0.5 0.1 0.1"}, "", A, "line 1, 'cat 0.5 0.5 0.1 0.1': there are 2"),
+    "pixels": ({A: "0 40 30 20 30"}, "", A, "not fractions of the image"),
+    "negative": ({A: "0 0.5 0.5 -0.1 0.1"}, "", A, "not left ≤ right"),
+    "nan": ({A: "0 nan 0.5 0.1 0.1"}, "", A, "has no box of finite numbers"),
+    "odd polygon": ({A: "0 .1 .1 .2 .2 .3 .3 .4"}, "", A, "has no points of two numbers"),
+    "class": ({A: "0 .5 .5 .1 .1\n2 .5 .5 .1 .1"}, "", A, "line 2, '2 .5 .5 .1 .1': there are 2"),
+    "no text": ({A: b"\xff\xfe\x00"}, "", A, "no text in UTF-8"),
+    "no image": ({"labels/train/z.txt": ""}, "", "labels/train/z.txt", "no image of this name"),
+    "broken image": ({"images/val/c.jpg": b"x"}, "", "images/val/c.jpg", "does not decode"),
+    "broken yaml": ({"data.yaml": "names: ["}, "", "data.yaml", "no valid YAML"),
+    "no split": ({"data.yaml": "names: [a]"}, "", "data.yaml", "neither train nor val"),
     "no folder": (
-        write("data.yaml", "names: [a]\ntrain: gone"), "", "data.yaml", "train: no such folder"
+        {"data.yaml": "names: [a]\ntrain: gone"}, "", "data.yaml", "train: no such folder"
     ),
-    "gap in names": (
-        write("data.yaml", "names: {0: cat, 2: dog}"), "", "data.yaml", "without gaps"
-    ),
-    "yes": (write("data.yaml", "names: [yes, no]"), "", "data.yaml", "put it in quotes"),
-    "names": (write("data.yaml", "names: cat"), "", "data.yaml", "no list of class names"),
-    "classes twice": (lambda f: None, "--classes cat", "data.yaml", "leave out --classes"),
-    "no classes": (
-        lambda f: (f / "data.yaml").unlink(), "", "", "neither a data.yaml with names nor"
-    ),
-    "voc's options": (lambda f: None, "--origin 1", None, "--images, --origin: these are of"),
+    "gap in names": ({"data.yaml": "names: {0: a, 2: b}"}, "", "data.yaml", "class 1 is None"),
+    "yes": ({"data.yaml": "names: [yes, no]"}, "", "data.yaml", "class 0 is True: give a text"),
+    "names": ({"data.yaml": "names: cat"}, "", "data.yaml", "no list of class names"),
+    "classes twice": ({}, "--classes cat", "data.yaml", "has the classes"),
+    "voc's options": ({}, "--origin 1", "", "has no origin: leave both out"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("layout", "spoil", "arguments", "file", "part"),
+    ("layout", "files", "arguments", "file", "part"),
     [("devkit", *case) for case in BAD_VOC.values()]
     + [("yolo", *case) for case in BAD_YOLO.values()],
     ids=[f"voc-{name}" for name in BAD_VOC] + [f"yolo-{name}" for name in BAD_YOLO],
@@ -389,13 +423,12 @@ BAD_YOLO = {
 def test_bad_dataset(
     request: pytest.FixtureRequest,
     layout: str,
-    spoil: Callable[[Path], object],
+    files: dict[str, str | bytes | None],
     arguments: str,
     file: str | None,
     part: str,
 ) -> None:
-    folder = request.getfixturevalue(layout)
-    spoil(folder)
+    folder = fill(request.getfixturevalue(layout), files)
     before = sorted(folder.parent.rglob("*"))
     with pytest.raises(UserError) as caught:
         convert(folder, *arguments.split())
@@ -407,10 +440,31 @@ def test_bad_dataset(
     assert sorted(folder.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("x.json", "{", "x.json: no valid JSON"),
+        ("x.json", '{"version": 1}', "x.json: no LabelMe JSON: it has no list 'shapes'"),
+        ("x.csv", "image,class,xmin,ymin,xmax\n", "x.csv: no column ymax or y_max or y2 or bottom"),
+        ("x.csv", "", "x.csv: no column filename"),
+        ("x.csv", CSV.replace(",50,", ",wide,"), "x.csv: line 2: has no box of finite numbers"),
+        ("x.xml", "<annotations><track/></annotations>", "x.xml: is in the format CVAT for video"),
+        ("x.xml", CVAT.replace('"90.0"', '"?"'), "image one/a.jpg: object 1: has no box"),
+        ("x.xml", CVAT.replace("9,4;", "9;"), "object 2: has no points of two numbers"),
+    ],
+)
+def test_bad_file(tmp_path: Path, file: str, content: str, message: str) -> None:
+    layout = {".json": "labelme", ".csv": "csv", ".xml": "cvat"}[Path(file).suffix]
+    folder = fill(tmp_path / "set", {file: content})
+    with pytest.raises(UserError) as caught:
+        convert(folder / file, "--format", layout)
+    assert message in str(caught.value)
+    assert not (tmp_path / "coco").exists()
+
+
 def test_all_bad_files_are_counted(yolo: Path) -> None:
-    (yolo / "labels/train/a.txt").write_text("0 1 1\n7 0.5 0.5 0.1 0.1\n")
-    (yolo / "labels/val/c.txt").write_text("0 40 30 20 30\n")
-    with pytest.raises(UserError, match=r"a\.txt: line 1, .* \(and 2 more\)$"):
+    fill(yolo, {A: "0 1 1\n7 0.5 0.5 0.1 0.1\n", "labels/val/c.txt": "0 40 30 20 30\n"})
+    with pytest.raises(UserError, match=r"a\.txt: line 1, .* \(and 1 more\)$"):
         convert(yolo)
 
 
@@ -419,41 +473,23 @@ def test_failure_leaves_what_was_there(
 ) -> None:
     convert(yolo)
     before = {path.name: path.read_text() for path in (tmp_path / "coco").iterdir()}
-    (yolo / "labels/train/a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    calls = []
+    fill(yolo, {A: "0 0.5 0.5 0.1 0.1\n"})
+    write = Path.write_text
 
-    def fails_at_second(*args: Any) -> dict[str, Any]:
-        calls.append(args)
-        if len(calls) == 2:
+    def fails_at_val(path: Path, *args: Any, **kwargs: Any) -> int:
+        if path.name == "val.json":
             raise OSError("no space left on device")
-        return {}
+        return write(path, *args, **kwargs)
 
-    monkeypatch.setattr("dgnet_det.data.importing.coco_of", fails_at_second)
+    monkeypatch.setattr(Path, "write_text", fails_at_val)
     with pytest.raises(OSError, match="no space"):
-        convert(yolo)
+        TOOL["main"]([str(yolo), str(tmp_path / "coco")])
     assert {path.name: path.read_text() for path in (tmp_path / "coco").iterdir()} == before
 
 
-def test_neither(tmp_path: Path) -> None:
+def test_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gone: no such folder"):
         convert(tmp_path / "gone")
-    with pytest.raises(UserError, match="looks like neither Pascal VOC nor YOLO: say which"):
+    with pytest.raises(UserError, match="looks like none of voc, labelme, cvat, csv, yolo: say"):
         convert(tmp_path)
-    (tmp_path / "train.json").write_text("{}")
-    with pytest.raises(UserError, match=r"train\.json: no folder: name the folder"):
-        convert(tmp_path / "train.json")
-
-
-def test_without_the_parser(devkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "globox", None)
-    with pytest.raises(UserError, match="not installed: pip install globox"):
-        convert(devkit)
-
-
-def test_exit_code(devkit: Path) -> None:
-    (devkit / "Annotations/a.xml").write_text("<")
-    command = [sys.executable, "tools/import_dataset.py", str(devkit), str(devkit.parent / "out")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert f"error: {devkit / 'Annotations/a.xml'}: cannot be read" in result.stderr
+    assert TOOL["FORMATS"] == FORMATS

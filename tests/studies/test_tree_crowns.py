@@ -127,7 +127,7 @@ def test_failure_leaves_what_was_there(photograph: Photograph, tmp_path: Path) -
     root = tmp_path / "data"
     write_tree_crowns(root, [photograph])
     photograph.annotation.write_text("<annotation>")
-    with pytest.raises(UserError, match=r"photo\.xml: cannot be read as Pascal VOC XML"):
+    with pytest.raises(UserError, match=r"photo\.xml: no valid XML"):
         write_tree_crowns(root, [photograph])
     assert [path.name for path in root.iterdir()] == ["tree_crowns"]
     assert json.loads((root / "tree_crowns/annotations/train.json").read_text())["images"]
