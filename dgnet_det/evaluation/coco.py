@@ -1,10 +1,17 @@
 """COCO's metrics, computed by faster-coco-eval where it is installed."""
 
+import json
 from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from detectron2.evaluation import COCOEvaluator, coco_evaluation
+import numpy as np
+from detectron2.evaluation import COCOEvaluator
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from dgnet_det.errors import UserError
 
 try:
     from faster_coco_eval import COCOeval_faster
@@ -12,44 +19,77 @@ except ImportError:
     COCOeval_faster = None
 
 
-def fast_coco_eval(truth: Any, found: Any, task: str) -> Any:
-    """faster-coco-eval's counterpart of pycocotools' ``COCOeval``, for boxes and masks.
-
-    Its metrics are equal to rounding: it leaves out the 2e-16 that pycocotools adds to a
-    denominator. For keypoints, ``COCOeval`` itself: the counterpart wants annotations read by its
-    own library.
-    """
-    if task == "keypoints":
-        return COCOeval(truth, found, task)
-    return COCOeval_faster(truth, found, task, print_function=print)
-
-
-# Where Detectron2 puts its own compiled implementation, if it has one.
-if COCOeval_faster is not None and coco_evaluation.COCOeval_opt is COCOeval:
-    coco_evaluation.COCOeval_opt = fast_coco_eval
-
-
 class Evaluator(COCOEvaluator):
     """Detectron2's evaluator, which also keeps what it compared.
 
+    It evaluates boxes and masks by faster-coco-eval, whose metrics are pycocotools' to rounding: it
+    leaves out the 2e-16 that pycocotools adds to a denominator. Keypoints are left to pycocotools:
+    the other wants annotations read by its own library.
+
     Attributes:
-        truth: the ground truth, a ``pycocotools.coco.COCO``.
+        truth: the ground truth.
         found: the detections in COCO's result format, after :meth:`evaluate` in the main process.
     """
 
     def __init__(
-        self, dataset_name: str, output_dir: str, keypoint_sigmas: Sequence[float] = ()
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        keypoint_sigmas: Sequence[float] = (),
     ) -> None:
         """
         Args:
-            dataset_name: in Detectron2's catalog.
-            output_dir: for the detections.
+            dataset_name: in Detectron2's catalog, in COCO's format.
+            output_dir: for the detections; default: they are not written.
             keypoint_sigmas: ``TEST.KEYPOINT_OKS_SIGMAS``; COCO's if empty.
         """
-        super().__init__(dataset_name, output_dir=output_dir, kpt_oks_sigmas=keypoint_sigmas)
-        self.truth = self._coco_api
+        super().__init__(dataset_name, output_dir=output_dir, use_fast_impl=False)
+        self.dataset_name = dataset_name
+        self.keypoint_sigmas = keypoint_sigmas
+        self.truth: COCO = self._coco_api
         self.found: list[dict[str, Any]] = []
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
-        super()._eval_predictions(predictions, img_ids)
-        self.found = [box for image in predictions for box in image["instances"]]
+        """As Detectron2's, which does not let one choose the implementation.
+
+        Raises:
+            UserError: the model has more classes than the dataset.
+        """
+        self.found = list(chain.from_iterable(image["instances"] for image in predictions))
+        categories = {k: i for i, k in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        for result in self.found:
+            if result["category_id"] not in categories:
+                raise UserError(
+                    f"{self.dataset_name}: the model found an object of its class number"
+                    f" {result['category_id']} (from 0), but the dataset has {len(categories)}"
+                    " classes: evaluate on data with the classes that the model was trained for"
+                )
+            result["category_id"] = categories[result["category_id"]]
+        if self._output_dir:
+            file = Path(self._output_dir) / "coco_instances_results.json"
+            file.write_text(json.dumps(self.found))
+        if "annotations" not in self.truth.dataset:
+            return  # a test set whose annotations are not public
+        for task in self._tasks_from_predictions(self.found):
+            evaluation = self._evaluation(task, img_ids) if self.found else None
+            names = self._metadata.get("thing_classes")
+            self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
+
+    def _evaluation(self, task: str, img_ids: Any) -> Any:
+        """A summarized ``COCOeval``, or faster-coco-eval's counterpart."""
+        results = self.found
+        if task == "segm":  # with a box, COCO would take the box's area for the mask's
+            results = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
+        found = self.truth.loadRes(results)
+        if COCOeval_faster is None or task == "keypoints":
+            evaluation = COCOeval(self.truth, found, task)
+        else:
+            evaluation = COCOeval_faster(self.truth, found, task, print_function=print)
+        if img_ids is not None:
+            evaluation.params.imgIds = img_ids
+        if task == "keypoints" and self.keypoint_sigmas:
+            evaluation.params.kpt_oks_sigmas = np.array(self.keypoint_sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation

@@ -1,5 +1,8 @@
 """Likely causes of an AP of 0, as far as a run's own evidence tells."""
 
+import contextlib
+import copy
+import io
 import logging
 import math
 from collections import Counter
@@ -9,12 +12,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import get_event_storage
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from dgnet_det.checkpoint.pixels import IMAGENET_MEAN_RGB
@@ -33,30 +37,22 @@ WRONG_SCALE = 4.0  # between the sides of detected and true boxes
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a run when it has been evaluated.
-
-    Attributes:
-        cfg: its config.
-        model: as evaluated.
-        truth: the content of the annotation file.
-        found: detections in COCO's result format.
-        top_score: the highest score of a few images without a threshold, None if nothing at all
-            came out. Looked at only where there are no detections.
-        losses: ``total_loss`` of this run's iterations; empty where a checkpoint is evaluated.
-        iterations: that the model was trained for; None where a checkpoint is evaluated.
-    """
+    """What is known of a run when it has been evaluated."""
 
     cfg: CfgNode
-    model: nn.Module
-    truth: Mapping[str, Any]
-    found: list[dict[str, Any]]
+    model: nn.Module  # as evaluated
+    truth: COCO
+    found: list[dict[str, Any]]  # detections in COCO's result format
+    # The highest score of a few images without a threshold, None if nothing at all came out. Looked
+    # at only where there are no detections.
     top_score: float | None = None
-    losses: tuple[float, ...] = ()
+    # Of this run; empty and None where a checkpoint is evaluated.
+    losses: tuple[float, ...] = ()  # ``total_loss`` of the iterations
     iterations: int | None = None
 
     def objects(self) -> list[dict[str, Any]]:
         """The annotations that count: not the crowds."""
-        return [a for a in self.truth.get("annotations", ()) if not a.get("iscrowd")]
+        return [a for a in self.truth.dataset.get("annotations", ()) if not a.get("iscrowd")]
 
 
 def explain_zero(
@@ -77,16 +73,9 @@ def explain_zero(
     """
     if metrics.get("bbox", {}).get("AP", math.inf) >= ZERO_AP:
         return
-    losses, iterations = _training_so_far()
-    evidence = Evidence(
-        cfg,
-        model,
-        evaluator.truth.dataset,
-        evaluator.found,
-        top_score=None if evaluator.found else top_score(model, make_loader()),
-        losses=losses,
-        iterations=iterations,
-    )
+    score = None if evaluator.found else top_score(model, make_loader())
+    found = evaluator.found
+    evidence = Evidence(cfg, model, evaluator.truth, found, score, *_training_so_far())
     causes = likely_causes(evidence) or [
         "none of the usual causes shows: look at tools/visualize_detections.py --threshold 0.05"
     ]
@@ -111,17 +100,14 @@ def top_score(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) -> float
     heads: list[Any] = [m for m in model.modules() if hasattr(m, "test_score_thresh")]
     thresholds = [head.test_score_thresh for head in heads]
     scores: list[float] = []
-    # A loader and its resizing draw random numbers, which must not change how training goes on.
-    numpy_state = np.random.get_state()
     try:
         for head in heads:
             head.test_score_thresh = 0.0
-        with inference_context(model), torch.random.fork_rng(devices=()):
+        with inference_context(model):
             for batch in islice(loader, NUM_PROBED):
                 for output in model(batch):
                     scores += output["instances"].scores.tolist()
     finally:
-        np.random.set_state(numpy_state)
         for head, threshold in zip(heads, thresholds, strict=True):
             head.test_score_thresh = threshold
     return max(scores, default=None)
@@ -150,20 +136,23 @@ def _not_finite(e: Evidence) -> str | None:
     )
 
 
-def _warm_up(e: Evidence) -> str | None:
+def _short_training(e: Evidence) -> str | None:
+    if e.iterations is None:
+        return None
     warm_up = e.cfg.SOLVER.WARMUP_ITERS
-    if e.iterations is None or e.iterations >= warm_up:
-        return None
-    return (
-        f"the learning rate was still warming up: SOLVER.WARMUP_ITERS is {warm_up}, and"
-        f" {e.iterations} iterations were done"
-    )
-
-
-def _short(e: Evidence) -> str | None:
-    if e.iterations is None or e.iterations >= FEW_ITERATIONS:
-        return None
-    return f"only {e.iterations} iterations were done: see SOLVER.EPOCHS"
+    if e.iterations < warm_up:
+        return (
+            f"the learning rate was still warming up: SOLVER.WARMUP_ITERS is {warm_up}, and"
+            f" {e.iterations} iterations were done"
+        )
+    if e.iterations < FEW_ITERATIONS:
+        return f"only {e.iterations} iterations were done: see SOLVER.EPOCHS"
+    if not e.cfg.MODEL.WEIGHTS and e.iterations < FEW_ITERATIONS_FROM_NOTHING:
+        return (
+            "MODEL.WEIGHTS is empty: a detector that starts from nothing takes tens of thousands of"
+            f" iterations, and {e.iterations} were done"
+        )
+    return None
 
 
 def _loss(e: Evidence) -> str | None:
@@ -176,16 +165,6 @@ def _loss(e: Evidence) -> str | None:
     return (
         f"the loss did not fall: {first:.3g} in the first {tenth} iterations, {last:.3g} in the"
         f" last: SOLVER.BASE_LR {e.cfg.SOLVER.BASE_LR:g} may be too high, or the boxes are wrong"
-    )
-
-
-def _no_weights(e: Evidence) -> str | None:
-    few = e.iterations is not None and e.iterations < FEW_ITERATIONS_FROM_NOTHING
-    if e.cfg.MODEL.WEIGHTS or not few:
-        return None
-    return (
-        "MODEL.WEIGHTS is empty: a detector that starts from nothing takes tens of thousands of"
-        f" iterations, and {e.iterations} were done"
     )
 
 
@@ -239,12 +218,11 @@ def _threshold(e: Evidence) -> str | None:
 
 
 def _classes(e: Evidence) -> str | None:
-    any_class, own_class = _shares_found(e)
+    any_class, own_class = (_share_found(e, use_classes) for use_classes in (False, True))
     if any_class < 0.2 or own_class > any_class / 4:
         return None
-    names = {c["id"]: c["name"] for c in e.truth["categories"]}
     objects, found = (
-        Counter(names.get(a["category_id"], a["category_id"]) for a in boxes).most_common(1)[0]
+        Counter(e.truth.cats[box["category_id"]]["name"] for box in boxes).most_common(1)[0]
         for boxes in (e.objects(), e.found)
     )
     return (
@@ -255,26 +233,19 @@ def _classes(e: Evidence) -> str | None:
     )
 
 
-def _shares_found(e: Evidence) -> tuple[float, float]:
-    """The shares of the objects that some detection meets, of any class and of its own."""
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for box in e.found:
-        found.setdefault(box["image_id"], []).append(box)
-    truth: dict[Any, list[dict[str, Any]]] = {}
-    for box in e.objects():
-        truth.setdefault(box["image_id"], []).append(box)
-    any_class, own_class = 0, 0
-    for image, objects in truth.items():
-        boxes = found.get(image)
-        if not boxes:
-            continue
-        d, t = ([b["bbox"] for b in group] for group in (boxes, objects))
-        meets = np.asarray(pycocotools.mask.iou(d, t, [0] * len(t))) >= MATCH_IOU
-        labels = [np.array([b["category_id"] for b in group]) for group in (boxes, objects)]
-        any_class += int(meets.any(axis=0).sum())
-        own_class += int((meets & (labels[0][:, None] == labels[1])).any(axis=0).sum())
-    number = len(e.objects())
-    return any_class / number, own_class / number
+def _share_found(e: Evidence, use_classes: bool) -> float:
+    """The share of the objects that detections meet, of their own class or of any."""
+    if not e.found:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        matching = COCOeval(e.truth, e.truth.loadRes(copy.deepcopy(e.found)), "bbox")
+        matching.params.useCats = int(use_classes)
+        matching.params.iouThrs = np.array([MATCH_IOU])
+        matching.params.areaRng = matching.params.areaRng[:1]
+        matching.evaluate()
+    images = [image for image in matching.evalImgs if image]
+    met = sum(np.sum((i["gtMatches"][0] > 0) & (i["gtIgnore"] == 0)) for i in images)
+    return met / len(e.objects())
 
 
 def _scale(e: Evidence) -> str | None:
@@ -293,7 +264,7 @@ def _scale(e: Evidence) -> str | None:
 
 
 def _anchors(e: Evidence) -> str | None:
-    sizes = {image["id"]: (image["width"], image["height"]) for image in e.truth["images"]}
+    sizes = {image["id"]: (image["width"], image["height"]) for image in e.truth.dataset["images"]}
     objects = [a for a in e.objects() if a["bbox"][2] > 0 and a["bbox"][3] > 0]
     if not objects:
         return None
@@ -312,10 +283,8 @@ CAUSES: tuple[Callable[[Evidence], str | None], ...] = (
     _not_finite,
     _classes,
     _scale,
-    _warm_up,
-    _short,
+    _short_training,
     _loss,
-    _no_weights,
     _frozen_norm,
     _pixels,
     _anchors,

@@ -1,8 +1,6 @@
-"""faster-coco-eval gives pycocotools' figures, through Detectron2's evaluator and its absence."""
+"""The evaluator's figures are those of Detectron2's with pycocotools, whatever computes them."""
 
 import json
-import runpy
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,12 @@ import pytest
 from coco_sets import random_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
-from detectron2.evaluation import COCOEvaluator, coco_evaluation
-from pycocotools.cocoeval import COCOeval
+from detectron2.evaluation import COCOEvaluator
 
-import dgnet_det.evaluation.coco
+from dgnet_det.errors import UserError
+from dgnet_det.evaluation import coco
 from dgnet_det.evaluation.coco import Evaluator
-from studies.tree_crowns import find_photographs, write_tree_crowns
 
-DETECTIONS = Path(__file__).parent / "data" / "tree_crown_detections.json"
 Register = Callable[[Path], str]
 
 
@@ -58,7 +54,6 @@ def assert_equal(name: str, results: list[dict[str, Any]], folder: Path) -> dict
     """Both implementations' figures of every task and class agree to the last bit but one."""
     expected = metrics(COCOEvaluator(name, output_dir=None, use_fast_impl=False), results)
     evaluator = Evaluator(name, str(folder))
-    assert evaluator._use_fast_impl
     got = metrics(evaluator, results)
     assert expected.keys() == got.keys()
     for task in expected:
@@ -89,28 +84,32 @@ def test_random_sets(
     assert 1 < got["bbox"]["AP"] < 99
 
 
-def test_a_trained_detector_on_tree_crowns(tmp_path: Path, register: Register) -> None:
-    """The detections are those of `make demo` above a score of 0.3: rows of image, x, y, width,
-    height and score."""
-    write_tree_crowns(tmp_path, find_photographs())
-    name = register(tmp_path / "tree_crowns" / "annotations" / "val.json")
-    results = [
-        {"image_id": image, "category_id": 1, "bbox": box, "score": score}
-        for image, *box, score in json.loads(DETECTIONS.read_text())
-    ]
-    got = assert_equal(name, results, tmp_path)
-    assert got["bbox"]["AP50"] > 50
-
-
-def test_without_faster_coco_eval_pycocotools_evaluates(
-    tmp_path: Path, register: Register, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small(tmp_path: Path, register: Register) -> tuple[str, list[dict[str, Any]]]:
+    """A set of few images, and detections on it."""
     truth, results = random_coco(np.random.default_rng(0), images=4, categories=2)
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps(truth))
-    name = register(path)
-    monkeypatch.setattr(coco_evaluation, "COCOeval_opt", COCOeval)
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    evaluator = runpy.run_path(dgnet_det.evaluation.__file__)["Evaluator"](name, str(tmp_path))
-    assert not evaluator._use_fast_impl
-    assert metrics(evaluator, results)["bbox"]["AP"] > 1
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    return register(tmp_path / "truth.json"), results
+
+
+def test_pycocotools_evaluates_without_faster_coco_eval(
+    tmp_path: Path, small: tuple[str, list], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coco, "COCOeval_faster", None)
+    assert assert_equal(*small, tmp_path)["bbox"]["AP"] > 1
+
+
+def test_a_class_that_the_dataset_does_not_have(small: tuple[str, list]) -> None:
+    evaluator = Evaluator(small[0])
+    evaluator.reset()
+    found = {"image_id": 1, "category_id": 2, "bbox": [1, 1, 9, 9], "score": 0.5}
+    evaluator._predictions = [{"image_id": 1, "instances": [found]}]
+    with pytest.raises(UserError, match=r"number 2 \(from 0\), but the dataset has 2"):
+        evaluator.evaluate()
+
+
+def test_nothing_found_has_no_ap(small: tuple[str, list]) -> None:
+    evaluator = Evaluator(small[0])
+    evaluator.reset()
+    evaluator._predictions = [{"image_id": 1, "instances": []}]
+    assert np.isnan(evaluator.evaluate()["bbox"]["AP"])

@@ -1,0 +1,217 @@
+"""Does a detector use what its routers decide? It is evaluated with edge weights that are not the
+image's own."""
+
+import contextlib
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pycocotools.mask
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.evaluation.evaluator import inference_context
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dgnet_det.data import CheckedDatasetMapper
+from dgnet_det.errors import UserError
+from dgnet_det.evaluation.coco import Evaluator
+from dgnet_det.evaluation.resampling import ResampledAP
+from dgnet_det.modeling.observation import dynamic_graphs
+
+RESAMPLES = 1000  # of the bootstrap
+INTERVAL = (2.5, 97.5)  # per cent
+MATCH_IOU = 0.5
+SEED = 0
+
+
+class Difference(NamedTuple):
+    """A difference of AP, and its interval of 95 % over resampled images."""
+
+    value: float
+    low: float
+    high: float
+
+
+class InterventionResult(NamedTuple):
+    """A detector with its own and with other edge weights.
+
+    The keys are ``own``, each image's own weights; ``mean``, those of all images on average; and
+    ``other``, those of another image.
+    """
+
+    num_images: int
+    ap: dict[str, float]  # box AP, per cent
+    own_minus: dict[str, Difference]  # own AP - that of ``mean`` and of ``other``
+    # By how much the score of a detection changes on average, by ``mean`` and by ``other``. It is
+    # looked for in the same image and class, and counts as 0 where none overlaps it by half.
+    score_change: dict[str, float]
+    alpha_std: float  # standard deviation of α over the images, mean over the edges
+    largest_alpha_std: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON takes it."""
+        own_minus = {name: difference._asdict() for name, difference in self.own_minus.items()}
+        return {**self._asdict(), "own_minus": own_minus}
+
+
+@torch.no_grad()
+def intervene(
+    model: nn.Module,
+    cfg: CfgNode,
+    dataset_name: str,
+    images: Sequence[dict[str, Any]] | None = None,
+) -> InterventionResult:
+    """Evaluate a detector with each image's own edge weights, with the mean of all images', and
+    with another image's, images alone. The other image is drawn once, from a fixed seed.
+
+    What is replaced is the routers' output (Eq. 4), before the threshold (Eq. 5). A router of a
+    node that is absent in an image gives none there: the mean is that over the other images, and
+    stands in where the other image has none.
+
+    Args:
+        model: a detector with edge weights.
+        cfg: its config.
+        dataset_name: in Detectron2's catalog, in COCO's format.
+        images: of the dataset, in Detectron2's format; default: all.
+
+    Raises:
+        UserError: there are no edge weights or fewer than two images, or nothing is found.
+    """
+    if not dynamic_graphs(model):
+        raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: the plain network has no edge weights")
+    images = DatasetCatalog.get(dataset_name) if images is None else images
+    if len(images) < 2:
+        raise UserError(f"{dataset_name}: one image has no other's edge weights: give at least two")
+    mapper = CheckedDatasetMapper(cfg, is_train=False)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    loader: Any = build_detection_test_loader(images, mapper=mapper, num_workers=workers)
+    evaluators = {name: Evaluator(dataset_name) for name in ("own", "mean", "other")}
+    with inference_context(model):
+        alpha = _stacked(_detect(model, loader, evaluators["own"]))
+        mean = {name: values.nanmean(dim=0, keepdim=True) for name, values in alpha.items()}
+        _detect(model, loader, evaluators["mean"], lambda name, k: mean.get(name))
+        rows = torch.as_tensor(another_of_each(len(images)))
+        other = {n: torch.where(v[rows].isnan(), mean[n], v[rows]) for n, v in alpha.items()}
+        _detect(
+            model,
+            loader,
+            evaluators["other"],
+            lambda name, k: other[name][k : k + 1] if name in other else None,
+        )
+    std = torch.cat([(v - mean[n]).square().nanmean(dim=0).sqrt() for n, v in alpha.items()])
+    ids = [image["image_id"] for image in images]
+    return InterventionResult(
+        len(images),
+        *_average_precisions(evaluators, ids),
+        score_change={
+            name: mean_score_change(evaluators["own"].found, evaluators[name].found)
+            for name in ("mean", "other")
+        },
+        alpha_std=std.mean().item(),
+        largest_alpha_std=std.max().item(),
+    )
+
+
+@contextmanager
+def router_hooks(model: nn.Module, hook: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """Call ``hook(name, output)`` whenever a router of ``model`` has run, with its name
+    (``res4.0.routers.1``) and its output, α before the threshold, [B, K]. What the hook returns,
+    unless None, takes the output's place."""
+
+    def answer(name: str, router: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        return hook(name, output)
+
+    with ExitStack() as handles:
+        for graph_name, graph in dynamic_graphs(model).items():
+            for i, router in graph.routers.items():
+                name = f"{graph_name}.routers.{i}"
+                handles.enter_context(router.register_forward_hook(partial(answer, name)))
+        yield
+
+
+def another_of_each(count: int) -> np.ndarray:
+    """A permutation of ``range(count)`` that leaves nothing in its place, [count]."""
+    circle = np.random.default_rng(SEED).permutation(count)
+    another = np.empty(count, dtype=int)
+    another[circle] = np.roll(circle, 1)
+    return another
+
+
+def mean_score_change(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float:
+    """By how much the scores of detections in COCO's result format change on average, see
+    :class:`InterventionResult`."""
+    candidates = defaultdict(list)
+    for box in after:
+        candidates[box["image_id"], box["category_id"]].append(box)
+    changes = []
+    for box in before:
+        others = candidates[box["image_id"], box["category_id"]]
+        score = 0.0
+        if others:
+            boxes = [other["bbox"] for other in others]
+            overlap = pycocotools.mask.iou([box["bbox"]], boxes, [0] * len(boxes))[0]
+            if overlap.max() >= MATCH_IOU:
+                score = others[overlap.argmax()]["score"]
+        changes.append(abs(box["score"] - score))
+    return float(np.mean(changes))
+
+
+def _detect(
+    model: nn.Module,
+    loader: Iterable[list[dict[str, Any]]],
+    evaluator: Evaluator,
+    instead: Callable[[str, int], Tensor | None] = lambda name, k: None,
+) -> list[dict[str, Tensor]]:
+    """Detect in images with ``instead(name, k)`` in place of what router ``name`` returns for image
+    k, and evaluate.
+
+    Returns:
+        For each image what the routers returned, [1, K] each by the router's name.
+    """
+    returned: list[dict[str, Tensor]] = []
+
+    def hook(name: str, output: Tensor) -> Tensor | None:
+        returned[-1][name] = output
+        return instead(name, len(returned) - 1)
+
+    evaluator.reset()
+    with router_hooks(model, hook):
+        for inputs in tqdm(loader, desc="images", unit="image"):
+            returned.append({})
+            evaluator.process(inputs, model(inputs))
+    return returned
+
+
+def _stacked(returned: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What the routers returned for n images, [n, K] for every router that ran for any; NaN where
+    it did not."""
+    unknown = {n: torch.full_like(x, torch.nan) for outputs in returned for n, x in outputs.items()}
+    return {n: torch.cat([row.get(n, x) for row in returned]) for n, x in unknown.items()}
+
+
+def _average_precisions(
+    evaluators: Mapping[str, Evaluator], image_ids: list[int]
+) -> tuple[dict[str, float], dict[str, Difference]]:
+    """``ap`` and ``own_minus`` of the result."""
+    number = len(image_ids)
+    draws = np.random.default_rng(SEED).multinomial(number, [1 / number] * number, size=RESAMPLES)
+    ap, resampled = {}, {}
+    for name, evaluator in evaluators.items():
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluator.evaluate(img_ids=image_ids)
+        if name == "own" and not evaluator.found:
+            raise UserError(f"{evaluator.dataset_name}: the detector finds nothing in its images")
+        ap_of = ResampledAP(evaluator.truth, evaluator.found, image_ids)
+        ap[name] = ap_of(np.ones(number))
+        resampled[name] = np.array([ap_of(counts) for counts in draws])
+    own_minus = {}
+    for name in ("mean", "other"):
+        low, high = np.nanpercentile(resampled["own"] - resampled[name], INTERVAL)
+        own_minus[name] = Difference(ap["own"] - ap[name], float(low), float(high))
+    return ap, own_minus
