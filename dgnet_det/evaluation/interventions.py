@@ -22,7 +22,7 @@ from dgnet_det.data import CheckedDatasetMapper
 from dgnet_det.errors import UserError
 from dgnet_det.evaluation.coco import Evaluator
 from dgnet_det.evaluation.resampling import ResampledAP
-from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.modeling.observation import AlphaSpread, dynamic_graphs, record_edge_weights
 
 RESAMPLES = 1000  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # per cent
@@ -51,8 +51,9 @@ class InterventionResult(NamedTuple):
     # By how much the score of a detection changes on average, by ``mean`` and by ``other``. It is
     # looked for in the same image and class, and counts as 0 where none overlaps it by half.
     score_change: dict[str, float]
-    alpha_std: float  # standard deviation of α over the images, mean over the edges
-    largest_alpha_std: float
+    # Standard deviation of an edge's α over the images: mean and largest of all edges.
+    alpha_std: float
+    alpha_std_max: float
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON takes it."""
@@ -93,7 +94,8 @@ def intervene(
     loader: Any = build_detection_test_loader(images, mapper=mapper, num_workers=workers)
     evaluators = {name: Evaluator(dataset_name) for name in ("own", "mean", "other")}
     with inference_context(model):
-        alpha = _stacked(_detect(model, loader, evaluators["own"]))
+        returned, spread = _detect(model, loader, evaluators["own"])
+        alpha = _stacked(returned)
         mean = {name: values.nanmean(dim=0, keepdim=True) for name, values in alpha.items()}
         _detect(model, loader, evaluators["mean"], lambda name, k: mean.get(name))
         rows = torch.as_tensor(another_of_each(len(images)))
@@ -104,17 +106,15 @@ def intervene(
             evaluators["other"],
             lambda name, k: other[name][k : k + 1] if name in other else None,
         )
-    std = torch.cat([(v - mean[n]).square().nanmean(dim=0).sqrt() for n, v in alpha.items()])
-    ids = [image["image_id"] for image in images]
+    ap, own_minus = _average_precisions(evaluators, [image["image_id"] for image in images])
+    found = {name: evaluator.found for name, evaluator in evaluators.items()}
     return InterventionResult(
-        len(images),
-        *_average_precisions(evaluators, ids),
-        score_change={
-            name: mean_score_change(evaluators["own"].found, evaluators[name].found)
-            for name in ("mean", "other")
-        },
-        alpha_std=std.mean().item(),
-        largest_alpha_std=std.max().item(),
+        num_images=len(images),
+        ap=ap,
+        own_minus=own_minus,
+        score_change={n: mean_score_change(found["own"], found[n]) for n in own_minus},
+        alpha_std=spread["alpha_std"],
+        alpha_std_max=spread["alpha_std_max"],
     )
 
 
@@ -167,25 +167,28 @@ def _detect(
     loader: Iterable[list[dict[str, Any]]],
     evaluator: Evaluator,
     instead: Callable[[str, int], Tensor | None] = lambda name, k: None,
-) -> list[dict[str, Tensor]]:
+) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
     """Detect in images with ``instead(name, k)`` in place of what router ``name`` returns for image
     k, and evaluate.
 
     Returns:
-        For each image what the routers returned, [1, K] each by the router's name.
+        For each image what the routers returned, [1, K] each by the router's name; and the
+        spread of α.
     """
     returned: list[dict[str, Tensor]] = []
+    spread = AlphaSpread()
 
     def hook(name: str, output: Tensor) -> Tensor | None:
         returned[-1][name] = output
         return instead(name, len(returned) - 1)
 
     evaluator.reset()
-    with router_hooks(model, hook):
+    with router_hooks(model, hook), record_edge_weights(model) as edge_weights:
         for inputs in tqdm(loader, desc="images", unit="image"):
             returned.append({})
             evaluator.process(inputs, model(inputs))
-    return returned
+            spread.add(edge_weights)
+    return returned, spread.pop()
 
 
 def _stacked(returned: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
