@@ -10,29 +10,18 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
+from narrow import NARROW, R_18, close_edges, narrow_r18
 from PIL import Image
-from torch import nn
 
 from configs import ROOT
 from dgnet_det import analysis
 from dgnet_det.analysis.counts import backbone_counts, backbone_of, build_for_analysis
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.backbone import DGNet
 
 # By path: Detectron2's wheel has a package named tools too.
 main = runpy.run_path(str(ROOT / "tools/analyze_model.py"))["main"]
 COCO = ROOT / "configs/COCO-Detection"
-R_18 = str(COCO / "faster_rcnn_DG_R_18_FPN_1x.yaml")
-# Enough of a detector for the tests, with few channels.
-NARROW = [
-    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.NORM", "BN",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8",
-    "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
-    "INPUT.MIN_SIZE_TEST", "64",
-]  # fmt: skip
-
 # Parameters and convolutions of the whole classifiers at 224 x 224, in millions, as DG-Net's Table
 # 1 is met by the paper wiring; the edges of each graph; and the parameters and multiply-adds of the
 # heads, which a detector does not have.
@@ -81,11 +70,6 @@ def test_detection_backbones_are_table_1_less_the_head(name: str, tmp_path: Path
     assert parts["backbone"] == backbone
     for count in ("params", "macs"):
         assert report["model"][count] == sum(part[count] for part in parts.values())
-
-
-def narrow_r18(*opts: str) -> nn.Module:
-    """DG-ResNet-18 with 8, 16, 32, 64 channels, under FPN and Faster R-CNN."""
-    return build_for_analysis(load_cfg(R_18, [*NARROW, *opts]))
 
 
 def test_counts_by_hand() -> None:
@@ -146,16 +130,6 @@ def test_static_resnet_50_has_its_published_activations() -> None:
     assert counts.activations / 1e6 == pytest.approx(11.1, abs=0.05)
 
 
-def close(backbone: DGNet, stage: str, edges: list[tuple[int, int]], *, residual: bool) -> None:
-    """Close edges i → j of a stage for every image."""
-    graph = backbone.graphs(stage)[0]
-    for i, j in edges:
-        router = graph.routers[str(i)]
-        first_target = i + (2 if residual else 1)
-        router.linear.bias.data[j - first_target] = -10.0
-        graph.thresholds.data[i] = 0.01
-
-
 def test_closed_edges_save_their_sums_and_absent_nodes_their_blocks_and_routers() -> None:
     model = narrow_r18()
     image = torch.randint(0, 256, (3, 64, 64))
@@ -164,7 +138,7 @@ def test_closed_edges_save_their_sums_and_absent_nodes_their_blocks_and_routers(
     assert everything.ran == everything.all_open
 
     # res4: 32 channels, 4 x 4. Node 2 loses all its inputs, so 2 -> 3 is closed with it.
-    close(backbone_of(model), "res4", [(0, 2), (1, 2)], residual=False)
+    close_edges(model, "res4.0", (0, 2), (1, 2))
     counts = analysis.image_counts(model, image)
     block = 2 * 9 * 32**2 * 16
     router = 32 * 16 + 32
@@ -174,7 +148,7 @@ def test_closed_edges_save_their_sums_and_absent_nodes_their_blocks_and_routers(
     assert everything.ran.macs - counts.ran.macs == block + router + edges
 
     # res3: 0 -> 1 carries the raw input, 8 channels, 16 x 16. Node 1 is absent.
-    close(backbone_of(model), "res3", [(0, 1)], residual=False)
+    close_edges(model, "res3.0", (0, 1))
     before, counts = counts, analysis.image_counts(model, image)
     block = 9 * (8 * 16 + 16 * 16) * 64
     router = 16 * 64 + 2 * 16
@@ -189,7 +163,7 @@ def test_residual_wiring_saves_edges_alone() -> None:
         parameter.data.fill_(0.1)
     everything = analysis.image_counts(model, image)
     assert everything.ran == everything.all_open
-    close(backbone, "res3", [(0, 2), (1, 3)], residual=True)
+    close_edges(backbone, "res3.0", (0, 2), (1, 3))
     counts = analysis.image_counts(model, image)
     assert everything.ran.conv_macs == counts.ran.conv_macs
     assert everything.ran.macs - counts.ran.macs == 2 * 16 * 8 * 8
@@ -197,7 +171,7 @@ def test_residual_wiring_saves_edges_alone() -> None:
 
 def test_every_image_that_is_detected_in_is_counted() -> None:
     model = narrow_r18()
-    close(backbone_of(model), "res3", [(0, 2)], residual=False)
+    close_edges(model, "res3.0", (0, 2))
     images = [torch.randint(0, 256, (3, *size)) for size in ((64, 64), (60, 90))]
     with torch.no_grad(), analysis.record_counts(model) as found:
         outputs = [model([{"image": image}])[0]["instances"] for image in images]
@@ -241,7 +215,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_images_of_a_folder(tmp_path: Path, images: Path) -> None:
     model = narrow_r18()
-    close(backbone_of(model), "res3", [(0, 2)], residual=False)
+    close_edges(model, "res3.0", (0, 2))
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     report = analyze(
         tmp_path,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from detectors import config, route_at_random, small_predictor
 from fvcore.nn import parameter_count
+from graphs import KINDS, make_blocks, make_graph, random_batch, weights_of
 from PIL import Image
-from test_graph import KINDS, make_blocks, make_graph, random_batch, wiring_of
 from torch import nn
 
 from configs import ROOT
@@ -49,7 +49,7 @@ def pruned_graph(
 
 
 def closed_edges(graph: DynamicGraph, x: torch.Tensor) -> set[Edge]:
-    opened = wiring_of(graph, x).alpha.ne(0).any(dim=0)
+    opened = weights_of(graph, x).alpha.ne(0).any(dim=0)
     return {(i, j) for j, i in (graph.routed_edges() & ~opened).nonzero().tolist()}
 
 
@@ -72,7 +72,7 @@ def test_a_graph_without_its_closed_edges_computes_the_same(
                 whole, left = graph(x), smaller(x)
                 torch.testing.assert_close(left, whole, rtol=1e-12, atol=1e-12)
         if not smaller.plain:
-            whole_alpha, alpha = wiring_of(graph, x).alpha, wiring_of(smaller, x).alpha
+            whole_alpha, alpha = weights_of(graph, x).alpha, weights_of(smaller, x).alpha
             routed = smaller.routed_edges()
             torch.testing.assert_close(alpha[:, routed], whole_alpha[:, routed], rtol=1e-12, atol=0)
             assert not alpha[:, graph.routed_edges() & ~routed].any()
