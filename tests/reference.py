@@ -42,6 +42,8 @@ def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
         if not targets:
             return
         gap = x_i[0, :, :height, :width].mean(dim=(1, 2))
+        if graph.fixed_chain:  # normalised
+            gap = (gap - gap.mean()) / (gap.var(unbiased=False) + 1e-5).sqrt()
         linear = graph.routers[str(i)].linear
         for k, j in enumerate(targets):
             alpha = torch.sigmoid((linear.weight[k] * gap).sum() + linear.bias[k])

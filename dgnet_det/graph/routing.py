@@ -14,15 +14,18 @@ class Router(nn.Module):
     step on: from W = 0 it hardly ever begins to.
     """
 
-    def __init__(self, channels: int, num_edges: int, *, start: float) -> None:
+    def __init__(self, channels: int, num_edges: int, *, start: float, normalised: bool) -> None:
         """
         Args:
             channels: of the node's output.
             num_edges: number of edges out of the node.
             start: α at the start for an average of zeros, 0 < start < 1.
+            normalised: whether the average's channels are brought to mean 0 and variance 1 first,
+                without parameters. Not in Eq. 4.
         """
         super().__init__()
         self.linear = nn.Linear(channels, num_edges)
+        self.normalised = normalised
         nn.init.constant_(self.linear.bias, _logit(start))
 
     def forward(self, average: Tensor) -> Tensor:
@@ -34,14 +37,16 @@ class Router(nn.Module):
             α, [B, num_edges], in the dtype of the parameters also under autocast.
         """
         with torch.autocast(average.device.type, enabled=False):
+            if self.normalised:
+                average = F.layer_norm(average, average.shape[1:])
             return torch.sigmoid(self.linear(average.to(self.linear.weight.dtype)))
 
 
 class StaticRouter(nn.Module):
     """One learned α per edge, the same for every image: the ablation of Table 6."""
 
-    def __init__(self, channels: int, num_edges: int, *, start: float) -> None:
-        """As :class:`Router`."""
+    def __init__(self, channels: int, num_edges: int, *, start: float, normalised: bool) -> None:
+        """As :class:`Router`; only the number of edges and the start are looked at."""
         super().__init__()
         self.bias = nn.Parameter(torch.full((num_edges,), _logit(start)))
 

@@ -98,6 +98,7 @@ class DynamicGraph(PlainStage):
 
     fixed_chain: bool  # whether the edges j-1 → j are fixed at 1
     router_start: float  # α where the routers start
+    normalised_routers: bool  # whether routers normalise the average that they read
 
     def __init__(
         self,
@@ -135,7 +136,12 @@ class DynamicGraph(PlainStage):
         router = {"dynamic": Router, "static": StaticRouter}[edge_weights]
         self.routers = nn.ModuleDict(
             {
-                str(i): router(self.out_channels, len(nodes), start=self.router_start)
+                str(i): router(
+                    self.out_channels,
+                    len(nodes),
+                    start=self.router_start,
+                    normalised=self.normalised_routers,
+                )
                 for i, nodes in self.targets.items()
             }
         )

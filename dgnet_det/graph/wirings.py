@@ -27,6 +27,7 @@ class PaperGraph(DynamicGraph):
 
     fixed_chain = False
     router_start = 0.98
+    normalised_routers = False
 
     def _make_projection(self, block: Block, norm: str | Callable) -> nn.Module | None:
         changes_shape = block.stride != 1 or block.in_channels != block.out_channels
@@ -68,10 +69,16 @@ class ResidualGraph(DynamicGraph):
 
     γ is learnable and starts at 0, so that the graph starts equal to the static stage, and every γ
     has a gradient. The chain keeps every node present.
+
+    The routers' gradient has the factor γ, so in a fine-tuning they move little: what varies with
+    the image is what varies at the start. So they start where the sigmoid is steepest, and read a
+    normalised average: the averages of a trained network differ little between images beside their
+    size.
     """
 
     fixed_chain = True
     router_start = 0.5
+    normalised_routers = True
 
     def __init__(self, blocks: Sequence[Block], **arguments: Any) -> None:
         """As :class:`DynamicGraph`."""
