@@ -4,6 +4,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 CONFIGS := configs/Tree-Crowns
 DEMO := output/demo
+TREES := datasets/tree_crowns
 
 .PHONY: help install demo demo-plain study test lint clean
 .DELETE_ON_ERROR:
@@ -46,20 +47,19 @@ demo: demo-data
 		MODEL.WEIGHTS $(WEIGHTS) OUTPUT_DIR $(DEMO)/training
 	$(PY) tools/visualize_detections.py --num 4 --output $(DEMO)/detections --config-file $(DG) \
 		MODEL.WEIGHTS $(DEMO)/training/model_final.pth
-	$(PY) tools/visualize_wiring.py --dataset tree_crowns_val --num 4 --output $(DEMO)/wiring \
-		--json $(DEMO)/wiring.json --config-file $(DG) MODEL.WEIGHTS $(DEMO)/training/model_final.pth
-	$(PY) tools/show_metrics.py $(DEMO)/metrics.json
+	$(PY) tools/visualize_wiring.py --dataset $(TREES)/annotations/val.json --num 4 \
+		--output $(DEMO)/wiring --json $(DEMO)/wiring.json \
+		--config-file $(DG) MODEL.WEIGHTS $(DEMO)/training/model_final.pth
 	@echo "Detections beside ground truth: $(DEMO)/detections/"
-	@echo "The wiring of the same tiles:   $(DEMO)/wiring/"
+	@echo "The graphs of the same tiles:   $(DEMO)/wiring/"
 
 demo-plain: demo-data
 	$(PY) tools/train_net.py --config-file $(PLAIN) --json $(DEMO)/metrics-plain.json \
 		MODEL.WEIGHTS $(WEIGHTS) OUTPUT_DIR $(DEMO)/training-plain
-	$(PY) tools/show_metrics.py $(DEMO)/metrics-plain.json
 
 .PHONY: demo-data
 demo-data: $(VENV)/.data
-	$(PY) studies/prepare_tree_crowns.py
+	$(PY) -m studies.prepare_tree_crowns --output $(TREES)
 	$(PY) tools/convert_checkpoint.py "$(MOBILENETV2)" $(WEIGHTS) --config-file $(DG)
 
 test: $(VENV)/.data

@@ -1,1 +1,11 @@
-"""The miniature study: does dynamic wiring help, under identical conditions, on a small scale?"""
+"""Scripts that make this repository's own pages and demo data: ``python -m studies.NAME`` in its
+root. No part of the package.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The scripts call the tools as modules.
+sys.path.append(str(ROOT / "tools"))

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Rewrite the table of docs/paper.md: this project's parameters and multiply-adds beside the
 paper's.
 
@@ -6,7 +5,7 @@ Each number of this project is counted on the network that its YAML under
 configs/ImageNet-Classification builds. The text around the table is left as it is.
 
 Example:
-    studies/make_paper_table.py
+    python -m studies.make_paper_table
 """
 
 import argparse
@@ -15,16 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import arguments
 from tabulate import tabulate
 
-from dgnet_det import analysis
+from dgnet_det.analysis.counts import (
+    backbone_counts,
+    backbone_of,
+    build_for_analysis,
+    model_counts,
+    params_by_part,
+)
 from dgnet_det.config import load_cfg
-from dgnet_det.errors import UserError, run_tool
+from dgnet_det.errors import UserError
 from dgnet_det.utils.files import written_whole
+from studies import ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs/ImageNet-Classification"
-BEGIN = "<!-- begin: written by studies/make_paper_table.py -->\n"
+BEGIN = "<!-- begin: written by studies.make_paper_table -->\n"
 END = "<!-- end -->\n"
 
 
@@ -72,12 +78,12 @@ def make_table() -> str:
 def make_cells(config: str, printed: Printed) -> list[str]:
     """The cells of one network, after its name."""
     cfg = load_cfg(str(CONFIGS / f"{config}.yaml"), ["MODEL.DEVICE", "cpu"])
-    model = analysis.build_for_analysis(cfg)
-    params = analysis.params_by_part(model)["total"] / 1e6
-    counts = analysis.model_counts(model, (224, 224))
+    model = build_for_analysis(cfg)
+    params = params_by_part(model)["total"] / 1e6
+    counts = model_counts(model, (224, 224))
     macs = counts["total"].conv_macs / 1e6
     routing = (counts["backbone"].macs - counts["backbone"].conv_macs) / 1e6
-    at_800 = analysis.backbone_counts(analysis.backbone_of(model), (800, 1333))
+    at_800 = backbone_counts(backbone_of(model), (800, 1333))
     gflops = 2 * at_800.conv_macs / 1e9
     cells = [
         *(f"{params:.3f}", f"{printed.params:.2f}", f"{params - printed.params:+.3f}"),
@@ -110,4 +116,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

@@ -10,7 +10,6 @@ the right and at the bottom is not used. A box is in a tile, clipped to it, wher
 ``MIN_REMAINING`` of its area remains. Tiles without a box are kept.
 """
 
-import json
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dgnet_det.data.catalog import SPLITS, TREE_CROWNS
 from dgnet_det.data.formats import read_voc
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import folder_written_whole
+from studies.coco import SplitWriter
 
+SPLITS = ("train", "val")
 TILE = 256
 TRAIN_STRIDE = 128
 GAP = 64
@@ -127,8 +127,8 @@ def cut_tiles(width: int, height: int, boxes: np.ndarray, split: str) -> list[Ti
     return tiles
 
 
-def write_tree_crowns(root: Path, photographs: Sequence[Photograph]) -> dict[str, SplitCounts]:
-    """Write the tiles (PNG) and the COCO JSON of both splits under ``root/tree_crowns``, replacing
+def write_tree_crowns(target: Path, photographs: Sequence[Photograph]) -> dict[str, SplitCounts]:
+    """Write the tiles (PNG) and the COCO JSON of both splits to the folder ``target``, replacing
     what is there only when all of it is written.
 
     Returns:
@@ -137,15 +137,13 @@ def write_tree_crowns(root: Path, photographs: Sequence[Photograph]) -> dict[str
     Raises:
         UserError: a photograph or its XML cannot be read, or is too small to be split.
     """
-    with folder_written_whole(root / TREE_CROWNS) as folder:
+    with folder_written_whole(target) as folder:
         return {split: _write_split(folder, split, photographs) for split in SPLITS}
 
 
 def _write_split(folder: Path, split: str, photographs: Sequence[Photograph]) -> SplitCounts:
-    (folder / split).mkdir(parents=True)
-    (folder / "annotations").mkdir(exist_ok=True)
-    images: list[dict] = []
-    annotations: list[dict] = []
+    description = f"Tree crowns, {split}: tiles of photographs in {PACKAGE}"
+    writer = SplitWriter(folder, split, ("tree",), description)
     for photograph in photographs:
         try:
             pixels = Image.open(photograph.image).convert("RGB")
@@ -160,24 +158,6 @@ def _write_split(folder: Path, split: str, photographs: Sequence[Photograph]) ->
         for tile in tiles:
             name = f"{photograph.image.stem}_x{tile.left:04d}_y{tile.top:04d}.png"
             corners = (tile.left, tile.top, tile.left + TILE, tile.top + TILE)
-            pixels.crop(corners).save(folder / split / name)
-            images.append({"id": len(images) + 1, "file_name": name, "width": TILE, "height": TILE})
-            for box in tile.boxes.tolist():
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": len(images),
-                        "category_id": 1,
-                        "bbox": box,
-                        "area": box[2] * box[3],
-                        "iscrowd": 0,
-                    }
-                )
-    coco = {
-        "info": {"description": f"Tree crowns, {split}: tiles of photographs in {PACKAGE}"},
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "tree"}],
-    }
-    (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco))
-    return SplitCounts(len(images), len(annotations))
+            writer.add(name, pixels.crop(corners), [(0, box) for box in tile.boxes.tolist()])
+    writer.close()
+    return SplitCounts(len(writer.images), len(writer.annotations))

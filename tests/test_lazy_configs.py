@@ -1,5 +1,6 @@
 """LazyConfigs build what the YAMLs of the same names build, and Detectron2's tool trains them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 import torchvision
 from detectors import route_at_random, write_objects
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.solver import build_lr_scheduler
 
 from configs import ROOT
@@ -78,8 +80,11 @@ def test_detectron2s_tool_trains_from_a_converted_static_network(tmp_path: Path)
         pytest.skip(f"this Detectron2 comes without {TOOL}")
     config = "configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x"
     for split in ("train", "val"):
-        folder = tmp_path / "tree_crowns"
-        write_objects(folder / f"annotations/{split}.json", folder / split)
+        json_file = tmp_path / f"coco/annotations/instances_{split}2017.json"
+        write_objects(json_file, tmp_path / f"coco/{split}2017")
+        coco = json.loads(json_file.read_text())
+        coco["categories"] = [kind for kind in COCO_CATEGORIES if kind["isthing"]]
+        json_file.write_text(json.dumps(coco))
     static = torchvision.models.resnet50()
     torch.save(static.state_dict(), tmp_path / "resnet50.pth")
     environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -89,11 +94,10 @@ def test_detectron2s_tool_trains_from_a_converted_static_network(tmp_path: Path)
          "--config-file", f"{config}.yaml"],
         [str(TOOL), "--config-file", f"{config}.py", "train.device=cpu", "train.max_iter=1",
          f"train.init_checkpoint={weights}", f"train.output_dir={tmp_path}/output",
-         "dataloader.train.dataset.names=tree_crowns_train", "dataloader.train.num_workers=0",
+         "dataloader.train.num_workers=0", "dataloader.test.num_workers=0",
          "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
-         "dataloader.test.dataset.names=tree_crowns_val", "dataloader.test.num_workers=0",
          "dataloader.test.mapper.augmentations.0.short_edge_length=64",
-         "dataloader.train.total_batch_size=1", "model.roi_heads.num_classes=1",
+         "dataloader.train.total_batch_size=1",
          "model.backbone.out_channels=32", "model.roi_heads.box_head.fc_dims=[32,32]"],
     ):  # fmt: skip
         result = subprocess.run(

@@ -15,7 +15,7 @@ Writes FOLDER/model.pth and FOLDER/config.yaml, which names it: a config and a c
 other, for evaluation, export and further training.
 
 Examples:
-    tools/prune_model.py --dataset tree_crowns_train --output output/pruned \\
+    tools/prune_model.py --dataset coco_2017_train --output output/pruned \\
         --config-file output/sparse/config.yaml MODEL.WEIGHTS output/sparse/model_final.pth
     tools/prune_model.py --input photographs/ --threshold 0.2 --output output/pruned \\
         --config-file output/config.yaml MODEL.WEIGHTS output/model_final.pth

@@ -4,8 +4,6 @@ import os
 
 from detectron2.data.datasets import register_coco_instances
 
-TREE_CROWNS = "tree_crowns"  # written by studies/prepare_tree_crowns.py
-SPLITS = ("train", "val")
 COMPOSED_SCENES = "composed_scenes"  # written by studies/run_study.py
 SCENE_SPLITS = ("train", "test")
 
@@ -17,13 +15,11 @@ def datasets_root() -> str:
 
 
 def register_datasets(root: str) -> None:
-    """Register ``tree_crowns_train`` and so on: images in ``root/tree_crowns/train``, COCO JSON in
-    ``root/tree_crowns/annotations/train.json``."""
-    for name, splits in ((TREE_CROWNS, SPLITS), (COMPOSED_SCENES, SCENE_SPLITS)):
-        for split in splits:
-            register_coco_instances(
-                f"{name}_{split}",
-                {},
-                os.path.join(root, name, "annotations", f"{split}.json"),
-                os.path.join(root, name, split),
-            )
+    """Register ``composed_scenes_train`` and ``composed_scenes_test``."""
+    for split in SCENE_SPLITS:
+        register_coco_instances(
+            f"{COMPOSED_SCENES}_{split}",
+            {},
+            os.path.join(root, COMPOSED_SCENES, "annotations", f"{split}.json"),
+            os.path.join(root, COMPOSED_SCENES, split),
+        )

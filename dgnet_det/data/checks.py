@@ -9,7 +9,6 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathManager
 
-from dgnet_det.data.catalog import TREE_CROWNS
 from dgnet_det.data.coco_checks import category_names, check_coco, compare_categories, read_coco
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.image_checks import check_presence, compare_image_paths
@@ -59,8 +58,6 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
         mend = "set $DETECTRON2_DATASETS to the folder that holds your datasets (else: datasets)"
         if name == json_file:  # named by its file in the config
             mend = "correct DATASETS.TRAIN_JSON, TRAIN_IMAGES, VAL_JSON or VAL_IMAGES"
-        elif name.startswith(f"{TREE_CROWNS}_"):
-            mend = "run `python studies/prepare_tree_crowns.py`"
         if not PathManager.isfile(json_file):
             raise UserError(f"{json_file}: no such annotation file of {name} ({key}): {mend}")
         if not PathManager.isdir(image_root):

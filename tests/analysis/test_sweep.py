@@ -128,13 +128,13 @@ def test_a_line_for_each_detector() -> None:
     def points(ap: float) -> list[Point]:
         return [Point(t, ap * (1 - t), 2 * ap, 1 - t, t, 1e6, 0.01, 0.02) for t in (0.0, 0.5, 1.0)]
 
-    figure = draw_sweeps({"one": points(30.0), "another": points(20.0)}, "tree_crowns_val")
+    figure = draw_sweeps({"one": points(30.0), "another": points(20.0)}, "coco_2017_val")
     assert isinstance(figure, Figure)
     left, right = figure.axes
     for axes in (left, right):
         assert [list(line.get_ydata()) for line in axes.lines[::2]] == [[30, 15, 0], [20, 10, 0]]
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["one", "another"]
-    assert left.get_ylabel() == "box AP on tree_crowns_val, %"
+    assert left.get_ylabel() == "box AP on coco_2017_val, %"
 
 
 def test_errors(tmp_path: Path, detector: list[str]) -> None:

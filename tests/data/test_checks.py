@@ -23,7 +23,6 @@ from dgnet_det.config import get_cfg
 from dgnet_det.data import (
     CheckedDatasetMapper,
     check_datasets,
-    datasets_root,
     find_images,
     read_image,
     spread_images,
@@ -117,27 +116,6 @@ def test_missing_files(dataset: Dataset, cfg: CfgNode) -> None:
     assert message_of(cfg).startswith(f"{dataset.images}: no such image folder of {NAME}")
     dataset.json.unlink()
     assert message_of(cfg).startswith(f"{dataset.json}: no such annotation file of {NAME}")
-
-
-def test_tree_crowns_not_prepared(tmp_path: Path, cfg: CfgNode) -> None:
-    path = tmp_path / "tree_crowns/annotations/val.json"
-    name = "tree_crowns_elsewhere"
-    register_coco_instances(name, {}, str(path), str(tmp_path / "tree_crowns/val"))
-    try:
-        message = message_of(cfg, (name,))
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    assert message.startswith(f"{path}: no such annotation file of {name}")
-    assert "`python studies/prepare_tree_crowns.py`" in message
-
-
-def test_tree_crowns_are_registered() -> None:
-    for split in ("train", "val"):
-        metadata = MetadataCatalog.get(f"tree_crowns_{split}")
-        folder = Path(datasets_root()) / "tree_crowns"
-        assert Path(metadata.json_file) == folder / f"annotations/{split}.json"
-        assert Path(metadata.image_root) == folder / split
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_where_the_data_are_not_the_config_still_loads(tmp_path: Path) -> None:
     ("extra", "message"),
     [
         (["MODEL.ROI_HEADS.NUM_CLASSES", "4"], "NUM_CLASSES 4: .*train.json has 3 categories"),
-        (["DATASETS.TEST", "('tree_crowns_val',)"], "DATASETS.TEST .*tree_crowns_val.*VAL_JSON"),
+        (["DATASETS.TEST", "('coco_2017_val',)"], "DATASETS.TEST .*coco_2017_val.*VAL_JSON"),
         (["DATASETS.VAL_JSON", "x.json"], "DATASETS.VAL_IMAGES: empty: .*x.json"),
         (["DATASETS.VAL_IMAGES", "x"], "DATASETS.VAL_JSON: empty: .*in x"),
     ],

@@ -60,23 +60,35 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def command(output: Path, *arguments: str) -> list[str]:
+def overrides_of(datasets: Path) -> list[str]:
+    folder = datasets / "tree_crowns"
+    return [
+        word
+        for key, split in (("TRAIN", "train"), ("VAL", "val"))
+        for word in (
+            f"DATASETS.{key}_JSON", str(folder / f"annotations/{split}.json"),
+            f"DATASETS.{key}_IMAGES", str(folder / split),
+        )
+    ]  # fmt: skip
+
+
+def command(datasets: Path, output: Path, *arguments: str) -> list[str]:
     """tools/train_net.py with the small model; its options go before the KEY VALUE pairs."""
     options = [a for a in arguments if a.startswith("--") or "=" in a]
     return [
         sys.executable, "tools/train_net.py", "--config-file", CONFIG, *options, *SMALL,
-        "OUTPUT_DIR", str(output), *(a for a in arguments if a not in options),
+        *overrides_of(datasets), "OUTPUT_DIR", str(output),
+        *(a for a in arguments if a not in options),
     ]  # fmt: skip
 
 
-def environment(datasets: Path) -> dict[str, str]:
-    return os.environ | {"DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def run(datasets: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(output, *arguments),
-        cwd=ROOT, env=environment(datasets), capture_output=True, text=True, timeout=300,
+        command(datasets, output, *arguments),
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -88,8 +100,8 @@ def test_kill_resume_and_evaluate(datasets: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     schedule = ["SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.STEPS", "(20,)", "SOLVER.MAX_ITER"]
     process = subprocess.Popen(
-        command(killed, *schedule, "100000"),
-        cwd=ROOT, env=environment(datasets), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command(datasets, killed, *schedule, "100000"),
+        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while not (killed / "last_checkpoint").exists() and time.monotonic() < deadline:
@@ -127,15 +139,16 @@ def test_kill_resume_and_evaluate(datasets: Path, tmp_path: Path) -> None:
 
 def test_two_processes_train_one_model(datasets: Path, tmp_path: Path) -> None:
     """Each process trains on images of its own; averaged gradients keep their weights equal."""
+    opts = [*SMALL, *overrides_of(datasets)]
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from detectron2.engine import launch\n"
         "from test_train_net import compare_processes\n"
-        f"launch(compare_processes, 2, dist_url='auto', args={(CONFIG, SMALL, str(tmp_path))})\n"
+        f"launch(compare_processes, 2, dist_url='auto', args={(CONFIG, opts, str(tmp_path))})\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=ROOT, env=environment(datasets), capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("equal weights") == 2
@@ -224,4 +237,4 @@ def test_mistakes_are_named_in_one_line(
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
-    assert_one_line_error(run(tmp_path, tmp_path / "output"), "train.json", "prepare_tree_crowns")
+    assert_one_line_error(run(tmp_path, tmp_path / "output"), "train.json", "DATASETS.TRAIN_JSON")

@@ -1,14 +1,13 @@
 """docs/paper.md holds what the code counts, and that is the paper's Table 1."""
 
-import runpy
 from pathlib import Path
 
 import pytest
 
 from configs import ROOT
 from dgnet_det.errors import UserError
+from studies.make_paper_table import main
 
-main = runpy.run_path(str(ROOT / "studies/make_paper_table.py"))["main"]
 PAGE = (ROOT / "docs/paper.md").read_text(encoding="utf-8")
 
 # Millions of parameters and of multiply-adds that the paper wiring must have, and the backbone's

@@ -81,7 +81,7 @@ def test_boxes_of_tiles() -> None:
 
 def test_written_tiles_are_those_pixels(photograph: Photograph, tmp_path: Path) -> None:
     counts = write_tree_crowns(tmp_path / "data", [photograph])
-    folder = tmp_path / "data" / "tree_crowns"
+    folder = tmp_path / "data"
     source = np.asarray(Image.open(photograph.image))
     colours = {"train": {200}, "val": {0}}
     expected = {"train": 4 * 5, "val": 2}
@@ -113,24 +113,24 @@ def test_written_tiles_are_those_pixels(photograph: Photograph, tmp_path: Path) 
 
 
 def test_writing_again_replaces(photograph: Photograph, tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    write_tree_crowns(root, [photograph])
-    before = (root / "tree_crowns/annotations/train.json").read_text()
-    (root / "tree_crowns/val/left_over.png").touch()
-    write_tree_crowns(root, [photograph])
-    assert (root / "tree_crowns/annotations/train.json").read_text() == before
-    assert not (root / "tree_crowns/val/left_over.png").exists()
-    assert [path.name for path in root.iterdir()] == ["tree_crowns"]
+    folder = tmp_path / "data" / "trees"
+    write_tree_crowns(folder, [photograph])
+    before = (folder / "annotations/train.json").read_text()
+    (folder / "val/left_over.png").touch()
+    write_tree_crowns(folder, [photograph])
+    assert (folder / "annotations/train.json").read_text() == before
+    assert not (folder / "val/left_over.png").exists()
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_failure_leaves_what_was_there(photograph: Photograph, tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    write_tree_crowns(root, [photograph])
+    folder = tmp_path / "data" / "trees"
+    write_tree_crowns(folder, [photograph])
     photograph.annotation.write_text("<annotation>")
     with pytest.raises(UserError, match=r"photo\.xml: no valid XML"):
-        write_tree_crowns(root, [photograph])
-    assert [path.name for path in root.iterdir()] == ["tree_crowns"]
-    assert json.loads((root / "tree_crowns/annotations/train.json").read_text())["images"]
+        write_tree_crowns(folder, [photograph])
+    assert list(folder.parent.iterdir()) == [folder]
+    assert json.loads((folder / "annotations/train.json").read_text())["images"]
 
 
 def test_bad_photographs(photograph: Photograph, tmp_path: Path) -> None:
