@@ -223,7 +223,8 @@ class DynamicGraph(PlainStage):
         """x_j = block(activation(Σ_i row[b, i] · nodes[i][b])), 0 for samples that are not
         ``present``."""
         inputs, row = _there(nodes, row)
-        total = weighted_sum(inputs, row, out=_workspace.like(inputs[0]))
+        out = None if torch.is_grad_enabled() else _workspace.like(inputs[0])
+        total = weighted_sum(inputs, row, out=out)
         if present is not None:
             x_j = block(activation(total[present]))
             return x_j.new_zeros(len(present), *x_j.shape[1:]).index_put((present,), x_j)

@@ -55,6 +55,24 @@ def test_the_random_graphs_close_edges_and_lose_nodes() -> None:
 
 
 @pytest.mark.parametrize("wiring", ["paper", "residual"])
+def test_blocks_learn_beside_frozen_routers(wiring: str) -> None:
+    """Then a gathered sum has no gradient of its own, but the block reads it in the backward pass,
+    whatever ran in between."""
+    graph = make_graph("basic", wiring)
+    for name, parameter in graph.named_parameters():
+        parameter.requires_grad_(name.startswith("nodes.3"))
+    x, valid = random_batch()
+    parameters = [p for p in graph.parameters() if p.requires_grad]
+    expected = reference_graph(graph, x, valid.tolist())
+    want = torch.autograd.grad(expected.square().sum(), parameters)
+    output = graph(x, valid)
+    with torch.no_grad():
+        graph(3 * x, valid)
+    got = torch.autograd.grad(output.square().sum(), parameters)
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("wiring", ["paper", "residual"])
 def test_gradcheck(wiring: str) -> None:
     """With τ far below every α nothing is near the step, and the graph is smooth but for ReLU6."""
     graph = make_graph("inverted", wiring, n=2)
