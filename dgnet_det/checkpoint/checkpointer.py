@@ -1,25 +1,26 @@
-"""Detectron2's checkpointer, which also loads static networks into graphs."""
+"""Detectron2's checkpointer, strict about the backbone and about classes."""
 
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import nn
 
 from dgnet_det.checkpoint.reading import local_file, read_checkpoint
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
-from dgnet_det.modeling.backbone.matching import match_backbone, misfit
+from dgnet_det.modeling.backbone.matching import match_backbone
 from dgnet_det.utils.files import written_whole
 
 BEST = "model_best"  # the name that BestCheckpointer gives
 CLASS_NAMES = "class_names"  # the key under which a checkpoint keeps its data's class names
+LISTED = 6  # names in a message
 
 
 def saved_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
@@ -41,11 +42,11 @@ def class_names_in(weights: str) -> list[str]:
 
 
 class DGNetCheckpointer(DetectionCheckpointer):
-    """Loads what Detectron2's checkpointer loads, and static backbones into :class:`DGNet`.
+    """Detectron2's checkpointer, which also loads the file of a bare backbone into a detector or
+    classifier.
 
-    The backbone's tensors may have any names that :mod:`dgnet_det.checkpoints` knows, alone or in
-    a whole detector; everything else is loaded as by Detectron2. Unlike there, a backbone that gets
-    other tensors than the source should hold is an error, and no file is executed.
+    A :class:`DGNet` that gets other tensors than the source should hold is an error; Detectron2
+    only logs it. No file is executed, and class names are saved and compared.
     """
 
     def __init__(
@@ -60,43 +61,47 @@ class DGNetCheckpointer(DetectionCheckpointer):
         Args:
             model: to be loaded and saved.
             save_dir: where :meth:`save` writes.
-            class_names: of the data, in the order of the model's outputs. They are saved; a
-                checkpoint that was saved with others is told.
+            class_names: of the data, in the order of the model's outputs. :meth:`load` warns of a
+                checkpoint that was saved with others.
             checkpointables: as for :class:`DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.class_names = list(class_names)
-        self.misshaped: list[str] = []  # tensors that the last load left out for their shape
+        self.missing: list[str] = []  # tensors that the last load did not find
+        self.misshaped: list[str] = []  # those that it left out for their shape, with both shapes
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As :meth:`DetectionCheckpointer.load`. An empty path loads nothing.
 
         Raises:
             UserError: the file is missing, cannot be fetched or read, or does not fit the model's
-                backbone.
+                backbone; or it is to be resumed with data of other classes.
         """
         if not path:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
         # A checkpoint that training goes on from is not what MODEL.WEIGHTS names.
         own = bool(self.save_dir) and Path(path).parent == Path(self.save_dir)
-        self._source = path if own else f"MODEL.WEIGHTS {path}"
-        self._resumes = own and not args and not kwargs
-        # What a file does not say itself may stand after its name: "….pth?matching_heuristics=True"
-        query = parse_qs(urlparse(path).query)
-        self._heuristics = query.get("matching_heuristics") == ["True"]
+        # What a file does not say itself may stand after its name.
+        self._heuristics = urlparse(path).query == "matching_heuristics=True"
         try:
             if comm.is_main_process():  # the only one that needs to see the file
                 local_file(path)
-            return super().load(path, *args, **kwargs)
+            checkpoint = super().load(path, checkpointables)
+            differ = self._difference(saved_class_names(checkpoint))
+            warning = self._judge(differ, resumes=own and checkpointables is None)
         except UserError as error:
             message = str(error) if path in str(error) else f"{path}: {error}"
             raise UserError(message if own else f"MODEL.WEIGHTS {message}") from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
+        if warning:
+            source = path if own else f"MODEL.WEIGHTS {path}"
+            logging.getLogger(__name__).warning("%s: %s", source, warning)
+        return checkpoint
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As :meth:`Checkpointer.save`, but whole or not at all; the best checkpoint is not the one
-        that ``--resume`` goes on from."""
+        that training resumes from."""
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
@@ -117,62 +122,48 @@ class DGNetCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        self._compare_classes(saved_class_names(checkpoint))
-        tensors = checkpoint["model"]
-        folded_norm = checkpoint.pop("folded_norm", False)
-        kept = set(tensors)
-        renamed: dict[str, Tensor] = {}
         for name, backbone in self.model.named_modules():
-            if not isinstance(backbone, DGNet):
-                continue
-            prefix = f"{name}." if name else ""
-            match = match_backbone(tensors, backbone, prefix=prefix, folded_norm=folded_norm)
-            if not match.fits:
-                raise UserError(misfit(match, backbone))
-            kept &= {*match.others, *match.unknown}
-            renamed |= match.head
-            renamed |= {prefix + target: tensor for target, tensor in match.tensors.items()}
-            logging.getLogger(__name__).info(
-                "Backbone: %d tensors from %s, format %s; %d tensors of the graph start untrained",
-                len(match.tensors),
-                match.kind,
-                match.source.format.name,
-                len(match.untrained),
-            )
-        if renamed:
-            state = OrderedDict((name, x) for name, x in tensors.items() if name in kept)
-            state.update(renamed)
-            state._metadata = getattr(tensors, "_metadata", {})  # type: ignore[attr-defined]
-            checkpoint["model"] = state
+            if isinstance(backbone, DGNet):
+                prefix = f"{name}." if name else ""
+                match = match_backbone(checkpoint["model"], backbone, prefix)
+                if not match.fits:
+                    raise UserError(match.misfit())
+                state = OrderedDict(match.others | match.unknown | match.head)
+                state.update({prefix + target: x for target, x in match.tensors.items()})
+                state._metadata = getattr(checkpoint["model"], "_metadata", {})  # type: ignore[attr-defined]
+                checkpoint["model"] = state
         return super()._load_model(checkpoint)
-
-    def _compare_classes(self, saved: list[str]) -> None:
-        """Note what is to be told of a checkpoint of other classes than the data's."""
-        self._differ = ""
-        if saved and self.class_names and saved != self.class_names:
-            self._differ = (
-                f"trained for {_listed(saved)}, but the data have {_listed(self.class_names)}"
-            )
-        if self._differ and self._resumes:
-            raise UserError(
-                f"{self._differ}: --resume needs the same; else choose another OUTPUT_DIR"
-            )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         shapes = {name: (theirs, ours) for name, theirs, ours in incompatible.incorrect_shapes}
-        self.misshaped = list(shapes)
-        incompatible.incorrect_shapes.clear()
-        # They are among these too, and told once.
-        incompatible.missing_keys[:] = [n for n in incompatible.missing_keys if n not in shapes]
+        incompatible.incorrect_shapes.clear()  # they are told by load
+        incompatible.missing_keys[:] = [x for x in incompatible.missing_keys if x not in shapes]
         super()._log_incompatible_keys(incompatible)
-        outcome = "training starts from the other classes' layers"
-        if shapes:
-            outcome = "these start anew, being of another shape: " + ", ".join(
-                f"{name} {list(theirs)} → {list(ours)}" for name, (theirs, ours) in shapes.items()
-            )
-        if shapes or self._differ:
-            told = ": ".join(filter(None, (self._source, self._differ, outcome)))
-            logging.getLogger(__name__).warning(told)
+        self.missing = incompatible.missing_keys
+        self.misshaped = [
+            f"{x} {list(theirs)} → {list(ours)}" for x, (theirs, ours) in shapes.items()
+        ]
+
+    def _difference(self, saved: list[str]) -> str:
+        """How a checkpoint's classes differ from the data's; empty if they do not."""
+        if not saved or not self.class_names or saved == self.class_names:
+            return ""
+        return f"trained for {_listed(saved)}, but the data have {_listed(self.class_names)}"
+
+    def _judge(self, differ: str, *, resumes: bool) -> str:
+        """What to warn of after loading; empty for nothing.
+
+        Raises:
+            UserError: what was loaded is not to be gone on with.
+        """
+        if differ and resumes:
+            raise UserError(f"{differ}: resuming needs the same; else choose another OUTPUT_DIR")
+        outcome = ""
+        if self.misshaped:
+            outcome = f"these start anew, being of another shape: {', '.join(self.misshaped)}"
+        elif differ:
+            outcome = "training starts from the other classes' layers"
+        return ": ".join(filter(None, (differ, outcome)))
 
 
 class WholeCheckpointer(DGNetCheckpointer):
@@ -199,28 +190,17 @@ class WholeCheckpointer(DGNetCheckpointer):
             raise UserError(f"MODEL.WEIGHTS: empty: this needs {self.needed}")
         return super().resume_or_load(path, resume=resume)
 
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        graphs = tuple(f"{n}." for n, m in self.model.named_modules() if isinstance(m, DGNet))
-        misshaped = [name for name, *_ in incompatible.incorrect_shapes]
-        absent = sorted({*incompatible.missing_keys, *misshaped})
-        absent = [name for name in absent if not name.startswith(graphs)]
-        if absent:
-            listed = ", ".join(absent[:6]) + (", …" if len(absent) > 6 else "")
+    def _judge(self, differ: str, *, resumes: bool) -> str:
+        if differ:
+            raise UserError(f"{differ}: evaluate on data of the same classes in the same order")
+        if absent := sorted([*self.missing, *self.misshaped]):
+            listed = ", ".join(absent[:LISTED]) + (", …" if len(absent) > LISTED else "")
             raise UserError(f"{listed} missing or of another shape: this needs {self.needed}")
-        return incompatible
-
-    def _compare_classes(self, saved: list[str]) -> None:
-        self._resumes = False
-        super()._compare_classes(saved)
-        if self._differ:
-            raise UserError(
-                f"{self._differ}: evaluate on data of the same classes in the same order"
-            )
+        return ""
 
 
-def _listed(names: Sequence[str], limit: int = 6) -> str:
+def _listed(names: Sequence[str]) -> str:
     """A number of classes and the first names."""
-    more = ", …" if len(names) > limit else ""
+    more = ", …" if len(names) > LISTED else ""
     plural = "es" if len(names) > 1 else ""
-    return f"{len(names)} class{plural} ({', '.join(names[:limit])}{more})"
+    return f"{len(names)} class{plural} ({', '.join(names[:LISTED])}{more})"

@@ -1,6 +1,7 @@
 """From a classification checkpoint to the weights of a detection backbone, or of a classifier."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dgnet_det.checkpoint.reading import RENAMED_CAFFE2, local_file, read_checkp
 from dgnet_det.config import is_classifier
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
-from dgnet_det.modeling.backbone.matching import Match, match_backbone, misfit
+from dgnet_det.modeling.backbone.matching import Match, match_backbone
 from dgnet_det.modeling.build import config_errors_in_one_line
 
 LISTED = 10  # names of each kind in the printed report
@@ -38,37 +39,37 @@ class Conversion:
             "source": self.checkpoint["source"],
             "matched": list(match.tensors),
             "missing": match.missing,
-            "unexpected": match.unexpected + match.unknown,
+            "unexpected": [*match.unexpected, *match.unknown],
             "misshaped": [
                 {"name": name, "checkpoint": list(theirs), "backbone": list(ours)}
                 for name, theirs, ours in match.misshaped
             ],
             "untrained": match.untrained,
             "head": list(match.head),
-            "others": match.others,
+            "others": [*match.others, *match.left_out],
             "pixels": None if self.pixels is None else self.pixels.values,
         }
 
     def report(self) -> str:
         """The report for people: a line for each kind of tensors, and their first names."""
-        match = self.match
-        misshaped = [
-            f"{name} {theirs} in the checkpoint, {ours} in the backbone"
-            for name, theirs, ours in match.misshaped
-        ]
+        figures = self.figures()
         source = self.checkpoint["source"]
+        misshaped = [
+            f"{x['name']} {x['checkpoint']} in the checkpoint, {x['backbone']} in the backbone"
+            for x in figures["misshaped"]
+        ]
         return "\n".join(
             [
                 f"source: {source['file']}, sha256 {source['sha256']}",
-                f"holds: {source['family']}, {match.kind}, names of {source['format']}",
-                f"matched: {len(match.tensors)} tensors",
-                *_listed("missing", match.missing),
-                *_listed("unexpected", match.unexpected + match.unknown),
+                f"holds: {source['family']}, {self.match.kind}, names of {source['format']}",
+                f"matched: {len(figures['matched'])} tensors",
+                *_listed("missing", figures["missing"]),
+                *_listed("unexpected", figures["unexpected"]),
                 *_listed("mis-shaped", misshaped),
-                f"of the classifier head, for classifiers alone: {len(match.head)}",
-                f"left over, as expected: {len(match.others)} of other parts",
-                f"start untrained, as expected: {len(match.untrained)} of routers, thresholds, γ"
-                " and projections",
+                f"of the classifier head, for classifiers alone: {len(figures['head'])}",
+                f"left over, as expected: {len(figures['others'])} of other parts",
+                f"start untrained, as expected: {len(figures['untrained'])} of routers,"
+                " thresholds, γ and projections",
             ]
         )
 
@@ -77,7 +78,7 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
     """Name a checkpoint's tensors as in the detector, or the classifier, that ``cfg`` describes.
 
     Args:
-        path: the checkpoint, of any format that :mod:`dgnet_det.checkpoints` knows.
+        path: the checkpoint, in any of the formats of :data:`.families.FAMILIES`.
         cfg: the config; its backbone tells which tensors there should be, and their prefix.
         trust_pickle: as for :func:`read_checkpoint`.
 
@@ -91,19 +92,15 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
     author = content.get("__author__", "")
     prefix, backbone = _backbone(cfg)
     try:
-        match = match_backbone(
-            content["model"],
-            backbone,
-            prefix=prefix,
-            folded_norm=content.get("folded_norm", False),
-        )
+        match = match_backbone(content["model"], backbone, prefix)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    problem = "" if match.fits else misfit(match, backbone)
+    problem = "" if match.fits else match.misfit()
     if not match.tensors:
         raise UserError(f"{path}: {problem}")
     if match.unknown and not problem:
-        problem = f"holds tensors of neither backbone nor head: {', '.join(match.unknown[:LISTED])}"
+        first = ", ".join([*match.unknown][:LISTED])
+        problem = f"holds tensors of neither backbone nor head: {first}"
     source = {
         "file": Path(local).name,
         "sha256": hashlib.sha256(Path(local).read_bytes()).hexdigest(),
@@ -116,12 +113,8 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
     model = {prefix + name: tensor for name, tensor in match.tensors.items()}
     if is_classifier(cfg):
         model |= match.head
-    checkpoint = {
-        "model": model,
-        "__author__": "dgnet_det",
-        "source": source,
-    }
-    return Conversion(checkpoint, match, pixels_of(match, author, cfg), problem)
+    checkpoint = {"model": model, "__author__": "dgnet_det", "source": source}
+    return Conversion(checkpoint, match, pixels_of(match.source, author, cfg), problem)
 
 
 def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
@@ -134,6 +127,6 @@ def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
     raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: builds no DG-Net backbone")
 
 
-def _listed(kind: str, names: list[str]) -> list[str]:
+def _listed(kind: str, names: Sequence[str]) -> list[str]:
     more = [f"  … and {len(names) - LISTED} more"] if len(names) > LISTED else []
     return [f"{kind}: {len(names)}", *(f"  {name}" for name in names[:LISTED]), *more]

@@ -2,10 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import yaml
 from detectron2.config import CfgNode
 
 from dgnet_det.checkpoint.reading import RENAMED_CAFFE2
-from dgnet_det.modeling.backbone.matching import Match
+from dgnet_det.modeling.backbone.matching import Source
 
 IMAGENET_MEAN_RGB = [123.675, 116.28, 103.53]
 IMAGENET_STD_RGB = [58.395, 57.12, 57.375]
@@ -19,37 +20,37 @@ class Pixels(NamedTuple):
 
     def yaml(self) -> str:
         """The lines to paste into a config file."""
-        return "\n".join(["INPUT:", *self._lines("INPUT."), "MODEL:", *self._lines("MODEL.")])
+        sections: dict[str, Any] = {}
+        for key, value in self.values.items():
+            *parents, leaf = key.split(".")
+            section = sections
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[leaf] = value
+        return yaml.safe_dump(sections, sort_keys=False, default_flow_style=None).rstrip()
 
     def differences(self, cfg: CfgNode) -> list[str]:
         """A line for every value that is another in ``cfg``."""
-        return [
-            f"{key} is {_get(cfg, key)} in the config, {value} goes with these weights"
-            for key, value in self.values.items()
-            if _get(cfg, key) != value
-        ]
-
-    def _lines(self, section: str) -> list[str]:
         lines = []
         for key, value in self.values.items():
-            if key.startswith(section):
-                *parents, leaf = key.split(".")[1:]
-                lines += [f"  {parent}:" for parent in parents]
-                lines.append("  " * (len(parents) + 1) + f"{leaf}: {_scalar(value)}")
+            present: Any = cfg
+            for part in key.split("."):
+                present = present[part]
+            if present != value:
+                lines.append(f"{key} is {present} in the config, {value} goes with these weights")
         return lines
 
 
-def pixels_of(match: Match, author: str, cfg: CfgNode) -> Pixels | None:
+def pixels_of(source: Source, author: str, cfg: CfgNode) -> Pixels | None:
     """What is known of a source's pixels; None where only its own training config knows.
 
     Args:
-        match: of the source.
+        source: of the weights.
         author: ``__author__`` in the file, empty if there is none.
         cfg: the config that the weights are converted for.
     """
-    format_ = match.source.format.name
+    format_ = source.format.name
     stride_in_1x1 = "MODEL.RESNETS.STRIDE_IN_1X1"
-    is_resnet = match.source.family.name == "resnet"
     if author == RENAMED_CAFFE2:
         # Detectron2's model zoo: MSRA's own ResNets have the stride in the 1x1 convolution; FAIR's
         # with group norm and FAIR's ResNeXt do not, and the latter divide by a deviation.
@@ -69,20 +70,10 @@ def pixels_of(match: Match, author: str, cfg: CfgNode) -> Pixels | None:
         "MODEL.PIXEL_MEAN": IMAGENET_MEAN_RGB,
         "MODEL.PIXEL_STD": IMAGENET_STD_RGB,
     }
-    if is_resnet:
+    if source.family.name == "resnet":
         values[stride_in_1x1] = False
     if format_ == "dgnet_det":
         return Pixels(values, "unless the config that it was trained with says otherwise")
     if "timm" in format_:
         return Pixels(values, "for timm's, unless the model card says otherwise")
     return Pixels(values)
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
-def _scalar(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -27,6 +27,7 @@ LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 # the first, Detectron2 would rename once more.
 CAFFE2 = "Caffe2"
 RENAMED_CAFFE2 = "Caffe2, renamed"
+FROZEN_NORM_EPS = 1e-5  # of Detectron2's FrozenBatchNorm2d
 
 # All that a pickle of numpy arrays in plain containers refers to.
 _ADMITTED: dict[tuple[str, str], Any] = {
@@ -43,7 +44,7 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1, numpy 2
     }
 
 
-class _RefusedError(pickle.UnpicklingError):
+class _RefusedError(Exception):
     """The pickle refers to something else than arrays and plain containers."""
 
 
@@ -74,15 +75,13 @@ def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
     """Read a checkpoint in any of the wrappings that are about.
 
     Args:
-        path: a local file. ``.pkl``: Detectron2's and Caffe2's pickled numpy arrays; any other
-            name: a file of ``torch.save``.
+        path: a local file, of ``torch.save`` or of Detectron2's and Caffe2's pickled numpy arrays.
         trust_pickle: read by Python's full unpickler, which executes what the file says.
 
     Returns:
         The file's content in Detectron2's form: ``model`` maps names to tensors on the CPU, with
         ``module.`` taken off and Caffe2's names turned into Detectron2's; beside it is whatever
-        else was saved beside ``model``. ``folded_norm`` is true where the norms have no running
-        statistics, being folded into their affine parameters.
+        else was saved beside ``model``.
 
     Raises:
         UserError: the file is missing, truncated or no checkpoint, or needs full unpickling.
@@ -98,52 +97,55 @@ def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
         content = {"model": blobs, "__author__": CAFFE2, "matching_heuristics": True}
     elif wrapper != "model":
         content = {"model": content if wrapper is None else content[wrapper]}
-    tensors = content["model"] = _tensors(path, content["model"])
+    content["model"] = _tensors(path, content["model"])
     if content.get("__author__") == CAFFE2:
-        content["model"] = convert_c2_detectron_names(tensors)[0]
+        content["model"] = _renamed_caffe2(content["model"])
         content["__author__"] = RENAMED_CAFFE2
-        content["folded_norm"] = any("_bn_" in name for name in tensors) and not any(
-            re.search("_bn_(rm|running_mean)$", name) for name in tensors
-        )
     return content
+
+
+def _renamed_caffe2(blobs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Caffe2's tensors under Detectron2's names. Batch norms without running statistics, which were
+    folded into the affine parameters, get those under which a norm is these alone."""
+    tensors = convert_c2_detectron_names(blobs)[0]
+    is_folded = any("_bn_" in name for name in blobs)
+    if is_folded and not any(re.search("_bn_(rm|running_mean)$", name) for name in blobs):
+        for name in [name for name in tensors if name.endswith("norm.weight")]:
+            norm, ones = name.removesuffix("weight"), torch.ones_like(tensors[name])
+            tensors[f"{norm}running_mean"] = 0 * ones
+            tensors[f"{norm}running_var"] = ones - FROZEN_NORM_EPS
+    return tensors
 
 
 def _unpickle(path: str, trust_pickle: bool) -> Any:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint file")
     with open(path, "rb") as file:
-        is_torch = zipfile.is_zipfile(file) or _starts_with(file, LEGACY_TORCH_MAGIC)
+        is_torch = file.read(len(LEGACY_TORCH_MAGIC)) == LEGACY_TORCH_MAGIC
+        is_torch |= zipfile.is_zipfile(file)
         file.seek(0)
         try:
-            if is_torch or not path.endswith(".pkl"):
+            if is_torch:
                 return torch.load(file, map_location="cpu", weights_only=not trust_pickle)
             unpickler = pickle.Unpickler if trust_pickle else _ArrayUnpickler
             return unpickler(file, encoding="latin1").load()
-        except _RefusedError as refused:
-            raise UserError(_needs_trust(path, f"refers to {refused}")) from refused
         except Exception as error:  # a damaged file makes the unpicklers raise nearly anything
-            if is_torch and isinstance(error, pickle.UnpicklingError):
-                raise UserError(_needs_trust(path, "holds Python objects")) from error
-            raise UserError(f"{path}: truncated, or no checkpoint") from error
-
-
-def _needs_trust(path: str, reason: str) -> str:
-    return (
-        f"{path}: {reason} besides tensors, and reading it could execute code; if you trust it, run"
-        " tools/convert_checkpoint.py --trust-pickle"
-    )
-
-
-def _starts_with(file: BinaryIO, magic: bytes) -> bool:
-    file.seek(0)
-    return file.read(len(magic)) == magic
+            refused = isinstance(error, pickle.UnpicklingError if is_torch else _RefusedError)
+            if not refused:
+                raise UserError(f"{path}: truncated, or no checkpoint") from error
+            what = "Python objects" if is_torch else f"Python's {error}"
+            raise UserError(
+                f"{path}: holds {what} besides tensors, and reading it could execute code; if you"
+                " trust it, run tools/convert_checkpoint.py --trust-pickle"
+            ) from error
 
 
 def _tensors(path: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """``state`` as tensors, without ``module.`` before each name."""
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray | np.generic):
-            raise UserError(f"{path}: no checkpoint of tensors by name: {name!r} is {_kind(value)}")
+            kind = type(value).__name__
+            raise UserError(f"{path}: no checkpoint of tensors by name: {name!r} is a {kind}")
     if not state:
         raise UserError(f"{path}: holds no tensors")
     wrapped = all(name.startswith("module.") for name in state)
@@ -156,7 +158,3 @@ def _tensors(path: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
     if metadata is not None and not wrapped:
         tensors._metadata = metadata  # type: ignore[attr-defined]
     return tensors
-
-
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}"

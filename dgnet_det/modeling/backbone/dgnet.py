@@ -1,7 +1,7 @@
 """The backbone: a stem and stages that are graphs, and its builders."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -12,33 +12,16 @@ from torch import Tensor, nn
 
 from dgnet_det.errors import UserError
 from dgnet_det.graph.routing import valid_sizes
-from dgnet_det.graph.stage import Block, DynamicGraph, Network, PlainStage
+from dgnet_det.graph.stage import Block, DynamicGraph, PlainStage
 from dgnet_det.graph.topology import KEY, parse_edges
 from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
-from dgnet_det.modeling.backbone.mobilenetv2 import mobilenetv2
-from dgnet_det.modeling.backbone.regnet import regnet
-from dgnet_det.modeling.backbone.resnet import resnet, resnet_arguments
+from dgnet_det.modeling.backbone.families import FAMILIES
+from dgnet_det.modeling.backbone.matching import load_static_names
 from dgnet_det.modeling.folding import fold_frozen_norms
 
 LEVELS = ("res2", "res3", "res4", "res5")
 WIRINGS: dict[str, type[DynamicGraph]] = {"paper": PaperGraph, "residual": ResidualGraph}
 EDGE_WEIGHTS = ("dynamic", "static", "none")
-
-
-class Family(NamedTuple):
-    """A family of blocks."""
-
-    # From channels of the image, norm, whether blocks have shortcuts, and the arguments below.
-    network: Callable[..., Network]
-    # What else of a config tells the family's networks apart.
-    arguments: Callable[[CfgNode], dict[str, Any]]
-
-
-FAMILIES = {
-    "resnet": Family(resnet, resnet_arguments),
-    "mobilenetv2": Family(mobilenetv2, lambda cfg: {}),
-    "regnet": Family(regnet, lambda cfg: {"name": cfg.MODEL.DGNET.REGNET}),
-}
 
 
 class DGNet(Backbone):
@@ -84,6 +67,14 @@ class DGNet(Backbone):
             self._out_feature_channels[name] = level[-1].out_channels
             self._out_feature_strides[name] = stride
         self.freeze(freeze_at)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Where torch lets a module load in its own way, before its children: here static names
+        become this project's."""
+        load_static_names(self, state_dict, prefix, error_msgs=args[-1])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def stages(self) -> dict[str, PlainStage]:
         """All stages in order, by name: ``res2.0``, …."""

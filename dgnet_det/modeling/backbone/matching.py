@@ -1,22 +1,18 @@
 """Which tensors of a checkpoint go where in a backbone, and what does not fit."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-from detectron2.layers import FrozenBatchNorm2d
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.backbone import DGNet
-from dgnet_det.modeling.backbone.names_mobilenetv2 import MOBILENETV2
-from dgnet_det.modeling.backbone.names_regnet import REGNET
-from dgnet_det.modeling.backbone.names_resnet import RESNET
+from dgnet_det.graph.topology import KEY, edge_name
+from dgnet_det.modeling.backbone.families import FAMILIES
 from dgnet_det.modeling.backbone.naming import (
     GRAPH_TENSOR,
-    STATIC,
     Family,
     Format,
     Kind,
@@ -24,8 +20,7 @@ from dgnet_det.modeling.backbone.naming import (
     substitute,
 )
 
-# One more family is one more file with its table, listed here.
-FAMILIES = (RESNET, MOBILENETV2, REGNET)
+COUNTER = "num_batches_tracked"  # of a norm: a source and a backbone may each have it or not
 
 
 class Source(NamedTuple):
@@ -38,30 +33,85 @@ class Source(NamedTuple):
 
 @dataclass
 class Match:
-    """A checkpoint's tensors against a backbone's. Names are the backbone's own, without the
-    prefix that it has in a detector; those of ``others`` and ``unknown`` are the checkpoint's."""
+    """A checkpoint's tensors against those of a backbone."""
 
     source: Source
-    kind: Kind = STATIC
+    backbone: Mapping[str, Tensor]
+    # The source's backbone under the names of ours, without the prefix of either.
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    unfit: dict[str, Tensor] = field(default_factory=dict)  # unexpected, or of another shape
     missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    # name, shape in the checkpoint, shape in the backbone
-    misshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-    # In the backbone, and not to be expected in a static checkpoint: they start untrained.
+    # A line for each graph that is pruned of other edges than ours.
+    pruned_otherwise: list[str] = field(default_factory=list)
+    # In the backbone, and not to be expected in the checkpoint: they keep their values.
     untrained: list[str] = field(default_factory=list)
-    # The classifier's head, under the names that this project's classifier gives it.
+    # The classifier's head, under the names in this project's classifier.
     head: dict[str, Tensor] = field(default_factory=dict)
-    # Outside the backbone, or of a stage that this one leaves out.
-    others: list[str] = field(default_factory=list)
-    # Beside the backbone and the head.
-    unknown: list[str] = field(default_factory=list)
+    # The rest, under the checkpoint's names: of stages that this backbone leaves out, beside the
+    # backbone, and at its prefix without being of the backbone.
+    left_out: list[str] = field(default_factory=list)
+    others: dict[str, Tensor] = field(default_factory=dict)
+    unknown: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
         """Whether every tensor of the backbone that the source should hold is there, and no
         other."""
-        return not (self.missing or self.unexpected or self.misshaped)
+        return not (self.missing or self.unfit or self.pruned_otherwise)
+
+    @property
+    def kind(self) -> Kind:
+        """How the source is wired."""
+        return kind_of([*self.tensors, *self.unfit])
+
+    @property
+    def unexpected(self) -> list[str]:
+        """What the backbone does not have."""
+        return [name for name in self.unfit if name not in self.backbone]
+
+    @property
+    def misshaped(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        """Name, shape in the checkpoint, shape in the backbone."""
+        return [
+            (name, tuple(tensor.shape), tuple(self.backbone[name].shape))
+            for name, tensor in self.unfit.items()
+            if name in self.backbone
+        ]
+
+    def misfit(self) -> str:
+        """One line on why the checkpoint does not fit, and what does not."""
+        names = [*self.missing, *self.unfit]
+        listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+        return (
+            f"does not fit the backbone: {self._cause()} ({len(self.missing)} of"
+            f" {len(self.backbone)} tensors missing, {len(self.misshaped)} of another shape,"
+            f" {len(self.unexpected)} unexpected: {listed})"
+        )
+
+    def _cause(self) -> str:
+        family = recognise(self.backbone).family
+        theirs, ours = self.kind, kind_of(self.backbone)
+        if self.source.family is not family:
+            return (
+                f"it is a {self.source.family.name}, the config builds a {family.name}; change"
+                " MODEL.DGNET.FAMILY"
+            )
+        if self.pruned_otherwise:
+            return "; ".join(self.pruned_otherwise)
+        if theirs.wiring == "static" and ours.wiring == "paper":
+            return (
+                "the paper wiring cannot start from a static network; set MODEL.DGNET.WIRING to"
+                " residual, or give the checkpoint of a DG-Net classifier"
+            )
+        if theirs.wiring != "static" and theirs != ours:
+            return (
+                f"it is {theirs}, the config builds {ours}; change MODEL.DGNET.WIRING or"
+                " MODEL.DGNET.EDGE_WEIGHTS"
+            )
+        return (
+            f"another depth, width or norm (check {family.keys}), other MODEL.DGNET.STAGES or"
+            " PRUNED_EDGES, or part of a checkpoint"
+        )
 
 
 def recognise(names: Iterable[str], prefix: str = "") -> Source:
@@ -76,127 +126,136 @@ def recognise(names: Iterable[str], prefix: str = "") -> Source:
             that is not supported.
     """
     names = list(names)
-    hits = [
-        Source(family, format_, match[1])
-        for family in FAMILIES
+    hits = {
+        (format_.anchor, match[1]): Source(family, format_, match[1])
+        for family in FAMILIES.values()
         for format_ in family.formats
         for name in names
         if (match := re.fullmatch(rf"(|.*\.)(?:{format_.anchor})", name))
-    ]
-    sources = list(dict.fromkeys(hits))
-    preferred = [source for source in sources if source.prefix == prefix]
-    if len(preferred or sources) > 1:
+    }
+    sources = list(hits.values())
+    sources = [source for source in sources if source.prefix == prefix] or sources
+    if not sources:
+        first = f"; first name: {min(names)}" if names else ""
+        raise UserError(f"holds no backbone with known names ({', '.join(FAMILIES)}){first}")
+    if len(sources) > 1:
         found = ", ".join(repr(source.prefix) for source in sources)
         raise UserError(f"holds several backbones, at {found}: keep one of them in the file")
-    for source in preferred or sources:
-        for pattern, what in source.format.unsupported:
-            hit = next((x for x in names if re.match(re.escape(source.prefix) + pattern, x)), None)
-            if hit is not None:
-                raise UserError(f"{hit}: {what} is not supported")
-        return source
-    known = ", ".join(family.name for family in FAMILIES)
-    raise UserError(f"holds no backbone with known names ({known}); first name: {min(names)}")
+    (source,) = sources
+    for pattern, what in source.format.unsupported.items():
+        hit = next((x for x in names if re.match(re.escape(source.prefix) + pattern, x)), None)
+        if hit is not None:
+            raise UserError(f"{hit}: {what} is not supported")
+    return source
 
 
-def match_backbone(
-    tensors: Mapping[str, Tensor], backbone: DGNet, *, prefix: str = "", folded_norm: bool = False
-) -> Match:
-    """Match a checkpoint's tensors to the backbone's. Neither is changed.
+def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: str = "") -> Match:
+    """Match a checkpoint's tensors to a :class:`DGNet`'s. Neither is changed.
 
     Args:
         tensors: the checkpoint's.
         backbone: the one to be loaded.
         prefix: of the backbone's names in the model.
-        folded_norm: the source keeps no running statistics, having folded them into the norms'
-            affine parameters (Caffe2). A :class:`FrozenBatchNorm2d` then gets the identity's.
 
     Raises:
         UserError: as :func:`recognise`.
     """
-    match = Match(recognise(tensors, prefix))
+    match = Match(recognise(tensors, prefix), backbone.state_dict())
     _, format_, source_prefix = match.source
-    wanted = backbone.state_dict()
-    parts = {"stem", *backbone.stage_names}
-    found = []
+    parts = {name.split(".")[0] for name in match.backbone}
     for name, tensor in tensors.items():
         inside = name.startswith(source_prefix)
-        short = name[len(source_prefix) :] if inside else name
+        short = name.removeprefix(source_prefix)
         target = format_.rename(short) if inside else None
-        if target is not None:
-            found.append(target)
         if target is None:
-            if any(re.match(pattern, short) for pattern, _ in format_.head):
-                match.head[substitute(short, format_.head)] = tensor
+            if head := substitute(short, format_.head):
+                match.head[head] = tensor
             else:
-                (match.unknown if inside else match.others).append(name)
+                (match.unknown if inside else match.others)[name] = tensor
         elif target.split(".")[0] not in parts:
-            match.others.append(name)
-        elif target not in wanted:
-            if not target.endswith("num_batches_tracked"):
-                match.unexpected.append(target)
-        elif tensor.shape != wanted[target].shape:
-            shapes = tuple(tensor.shape), tuple(wanted[target].shape)
-            match.misshaped.append((target, *shapes))
-        else:
+            match.left_out.append(name)
+        elif target in match.backbone and tensor.shape == match.backbone[target].shape:
             match.tensors[target] = tensor
-
-    match.kind = kind_of(found)
-    from_static = match.kind.wiring == "static" and kind_of(wanted).wiring != "paper"
-    misshaped = {name for name, _, _ in match.misshaped}
-    for name in wanted:
-        if name in match.tensors or name in misshaped or name.endswith("num_batches_tracked"):
-            continue
-        identity = _identity_statistic(backbone, name) if folded_norm else None
-        if from_static and GRAPH_TENSOR.match(name):
-            match.untrained.append(name)
-        elif identity is not None:
-            match.tensors[name] = identity
-        else:
-            match.missing.append(name)
+        elif not target.endswith(COUNTER):
+            match.unfit[target] = tensor
+    _compare_pruned(match)
+    _note_absent(match)
     return match
 
 
-def misfit(match: Match, backbone: DGNet) -> str:
-    """One line on why a checkpoint does not fit, and what does not."""
-    names = match.missing + match.unexpected + [name for name, _, _ in match.misshaped]
-    listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    return (
-        f"does not fit the backbone: {_cause(match, backbone)} ({len(match.missing)} of"
-        f" {len(backbone.state_dict())} tensors missing, {len(match.misshaped)} of another shape,"
-        f" {len(match.unexpected)} unexpected: {listed})"
-    )
+def _compare_pruned(match: Match) -> None:
+    """Note which graphs are pruned of other edges than ours, and set these masks aside."""
+    for name in [*match.tensors, *match.unfit]:
+        graph, _, tensor_name = name.rpartition(".")
+        if tensor_name != "pruned":
+            continue
+        theirs = _edges(graph, match.tensors.get(name, match.unfit.get(name)))
+        ours = _edges(graph, match.backbone.get(name))
+        if theirs != ours:
+            match.tensors.pop(name, None)
+            match.unfit.pop(name, None)
+            match.pruned_otherwise.append(
+                f"{graph}: the checkpoint is pruned of {theirs}, the config of {ours}; set {KEY}"
+            )
 
 
-def _cause(match: Match, backbone: DGNet) -> str:
-    names = backbone.state_dict().keys()
-    family, kind = recognise(names).family, kind_of(names)
-    if match.source.family is not family:
-        return (
-            f"it is a {match.source.family.name}, the config builds a {family.name}; change"
-            " MODEL.DGNET.FAMILY"
+def _edges(graph: str, pruned: Tensor | None) -> str:
+    """The edges of a mask [N, N], row j for those into node j."""
+    pairs = [] if pruned is None else pruned.nonzero().tolist()
+    return ", ".join(edge_name(graph, (i, j)) for j, i in pairs) or "none"
+
+
+def _note_absent(match: Match) -> None:
+    """Note which of the backbone's tensors are missing, and which start untrained."""
+    found = {**match.tensors, **match.unfit}
+    graphs = {graph[1] for name in found if (graph := GRAPH_TENSOR.match(name))}
+    starts_static = kind_of(match.backbone).wiring != "paper"
+    for name in [name for name in match.backbone if name not in found]:
+        graph = GRAPH_TENSOR.match(name)
+        is_new = graph is not None and starts_static and graph[1] not in graphs
+        # Older checkpoints do not hold what they are pruned of.
+        optional = is_new or name.endswith((COUNTER, ".pruned"))
+        (match.untrained if optional else match.missing).append(name)
+
+
+def load_static_names(
+    backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, error_msgs: list[str]
+) -> None:
+    """Let a :class:`DGNet` load the names of static networks, whoever calls ``load_state_dict``.
+
+    Before the backbone's own tensors are loaded, those that ``state_dict`` holds at ``prefix``
+    under another library's names are renamed in place, and those of a classifier's head and of
+    stages that the backbone leaves out are dropped. A graph's tensors that a static network cannot
+    hold keep their values. What does not fit is left to torch to report, and its cause is logged.
+
+    torch shows a module only the names under its own prefix. The file of a bare backbone can
+    therefore be loaded into the backbone alone, or by :class:`DGNetCheckpointer`.
+
+    Args:
+        backbone, state_dict, prefix, error_msgs: as for ``nn.Module._load_from_state_dict``;
+            ``load_state_dict`` raises ``error_msgs``. Pruned edges that differ go there.
+    """
+    logger = logging.getLogger(__name__)
+    tensors = {name: x for name, x in state_dict.items() if name.startswith(prefix)}
+    try:
+        match = match_backbone(tensors, backbone, prefix)
+    except UserError as error:
+        logger.warning(
+            "%s keeps its weights: what is loaded into it %s. Load a bare backbone's file by"
+            " dgnet_det.checkpoint.DGNetCheckpointer, or convert it first by"
+            " tools/convert_checkpoint.py",
+            prefix.removesuffix(".") or "the backbone",
+            error,
         )
-    if kind.wiring == "paper" and match.kind.wiring == "static":
-        return (
-            "the paper wiring cannot start from a static network; set MODEL.DGNET.WIRING to"
-            " residual, or give the checkpoint of a DG-Net classifier"
-        )
-    if match.kind not in (kind, STATIC):
-        return (
-            f"it is {match.kind}, the config builds {kind}; change MODEL.DGNET.WIRING or"
-            " MODEL.DGNET.EDGE_WEIGHTS"
-        )
-    return (
-        f"another depth, width or norm (check {family.keys}), other MODEL.DGNET.PRUNED_EDGES, or"
-        " part of a checkpoint"
-    )
-
-
-def _identity_statistic(backbone: DGNet, name: str) -> Tensor | None:
-    """The running statistic under which a frozen norm is its affine parameters alone."""
-    module_name, _, tensor_name = name.rpartition(".")
-    norm = backbone.get_submodule(module_name)
-    if not isinstance(norm, FrozenBatchNorm2d):
-        return None
-    if tensor_name == "running_mean":
-        return torch.zeros(norm.num_features)
-    return torch.ones(norm.num_features) - norm.eps if tensor_name == "running_var" else None
+        return
+    for name in tensors:
+        del state_dict[name]
+    ours = match.tensors | match.unfit | {name: match.backbone[name] for name in match.untrained}
+    state_dict.update({prefix + name: tensor for name, tensor in ours.items()})
+    state_dict.update(match.others | match.unknown)
+    error_msgs += match.pruned_otherwise
+    source = f"{match.kind} in the format {match.source.format.name}"
+    if not match.fits:
+        logger.warning("%s %s", source, match.misfit())
+    elif match.untrained or match.source.format.name != "dgnet_det":
+        logger.info("loading %d tensors from %s", len(match.tensors), source)

@@ -1,11 +1,14 @@
-"""MobileNetV2-1.0: torchvision's inverted residuals as nodes of a graph."""
+"""MobileNetV2-1.0: torchvision's inverted residuals as nodes of a graph, and the names of their
+checkpoints."""
 
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
+from detectron2.modeling.backbone.resnet import ResNet
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from dgnet_det.graph.stage import Block, Network
+from dgnet_det.modeling.backbone.naming import Blocks, Family, Format, own_format, table
 
 # Table 2 of the MobileNetV2 paper: expansion, channels, blocks, stride. Each row is one graph; each
 # inner list is one feature level, so that res2..res5 have strides 4, 8, 16, 32.
@@ -78,19 +81,79 @@ def mobilenetv2(in_channels: int, *, norm: str, shortcuts: bool) -> Network:
     """
     stem = MobileNetV2Stem(in_channels, STEM_CHANNELS, norm)
     channels = STEM_CHANNELS
-    stages: list[list[list[Block]]] = []
+    levels: list[list[list[Block]]] = []
     for rows in STAGES:
-        graphs: list[list[Block]] = []
-        for expansion, out_channels, num_blocks, stage_stride in rows:
-            blocks: list[Block] = []
-            for i in range(num_blocks):
-                stride = stage_stride if i == 0 else 1
-                blocks.append(
-                    InvertedResidualNode(
-                        channels, out_channels, stride=stride, expansion=expansion, norm=norm
-                    )
-                )
-                channels = out_channels
-            graphs.append(blocks)
-        stages.append(graphs)
-    return stem, stages
+        levels.append([])
+        for expansion, out_channels, num_blocks, stride in rows:
+            blocks = ResNet.make_stage(
+                InvertedResidualNode,
+                num_blocks,
+                in_channels=channels,
+                out_channels=out_channels,
+                stride_per_block=[stride] + [1] * (num_blocks - 1),
+                expansion=expansion,
+                norm=norm,
+            )
+            levels[-1].append(blocks)
+            channels = out_channels
+    return stem, levels
+
+
+# torchvision numbers all blocks in a row, timm the rows of the table, which are our stages.
+ROWS = [f"res{k}.{i}.nodes" for k, rows in enumerate(STAGES, 2) for i in range(len(rows))]
+NUM_BLOCKS = [num_blocks for rows in STAGES for _, _, num_blocks, _ in rows]
+NODES = [f"{row}.{j}" for row, n in zip(ROWS, NUM_BLOCKS, strict=True) for j in range(1, n + 1)]
+
+
+def _timm_node(row: int, block: int) -> str:
+    return f"{ROWS[row]}.{block + 1}"
+
+
+MOBILENETV2 = Family(
+    "mobilenetv2",
+    mobilenetv2,
+    lambda cfg: {},
+    keys="MODEL.RESNETS.NORM",
+    formats=(
+        own_format("conv.0.0.weight"),
+        # The last 1x1 convolution counts to the head.
+        Format(
+            "torchvision",
+            r"features\.1\.conv\.0\.0\.weight",
+            stem=table("features.0.0 features.0.1", "stem.conv1   stem.conv1.norm"),
+            blocks=(Blocks(r"features\.([1-9]|1[0-7])\.", lambda i: NODES[i - 1]),),
+            head=table(
+                "features.18.0 features.18.1   classifier.1",
+                "head.conv     head.conv.norm  head.linear",
+            ),
+        ),
+        Format(
+            "timm",
+            r"blocks\.1\.0\.conv_pwl\.weight",
+            stem=table("conv_stem bn1", "stem.conv1 stem.conv1.norm"),
+            blocks=(
+                Blocks(
+                    r"blocks\.(0)\.(\d+)\.",  # the row without expansion
+                    _timm_node,
+                    table(
+                        "conv_dw  bn1      conv_pw bn2",
+                        "conv.0.0 conv.0.1 conv.1  conv.2",
+                    ),
+                ),
+                Blocks(
+                    r"blocks\.([1-6])\.(\d+)\.",
+                    _timm_node,
+                    table(
+                        "conv_pw  bn1      conv_dw  bn2      conv_pwl bn3",
+                        "conv.0.0 conv.0.1 conv.1.0 conv.1.1 conv.2   conv.3",
+                    ),
+                ),
+            ),
+            head=table(
+                "conv_head bn2            classifier",
+                "head.conv head.conv.norm head.linear",
+            ),
+            unsupported={r"blocks\.\d\.\d+\.se\.": "squeeze-and-excitation (EfficientNet)"},
+        ),
+    ),
+)

@@ -1,37 +1,63 @@
-"""How a source of checkpoints names the tensors of a backbone."""
+"""What a family of blocks says of itself: its networks, and how other libraries name their
+tensors."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-# Tensors that a graph has beside the nodes. A static network has none of them.
-GRAPH_TENSOR = re.compile(r"res\d\.\d+\.(routers|thresholds|gammas|projection)\b")
+from detectron2.config import CfgNode
+
+from dgnet_det.graph.stage import Network
+
+# Tensors that a graph has beside the nodes; the group is the graph. A static network has none.
+GRAPH_TENSOR = re.compile(r"(res\d\.\d+)\.(?:routers|thresholds|gammas|projection|pruned)\b")
+
+
+class Blocks(NamedTuple):
+    """How a source names the tensors of blocks."""
+
+    pattern: str  # of what stands before the names inside a block; its groups are numbers
+    node: Callable[..., str]  # from these numbers to the block's name in :class:`DGNet`
+    # The names inside a block. Others stay, so that they are found to be unexpected.
+    inside: Mapping[str, str] = {}
 
 
 class Format(NamedTuple):
-    """The names that one source gives to a family's tensors."""
+    """The names that one source gives to a family's tensors. Mappings are from its modules to
+    ours."""
 
     name: str
     # A pattern for the name of a tensor that every checkpoint of this format holds and none of
     # another does. What stands before it is the prefix of the backbone.
     anchor: str
-    # From a name without the prefix to :class:`DGNet`'s own; None for what is not of the backbone.
-    # Names inside a stage that are not known pass through, so that they are found to be too many.
-    rename: Callable[[str], str | None]
-    # What a classifier has behind the backbone: rules as for :func:`substitute`, to the names that
-    # this project's classifier gives it.
-    head: tuple[tuple[str, str], ...]
-    # Names that tell of a variant that is not supported: pattern, what it is.
-    unsupported: tuple[tuple[str, str], ...] = ()
+    stem: Mapping[str, str]
+    blocks: tuple[Blocks, ...]
+    # What a classifier has behind the backbone, to the names in this project's classifier.
+    head: Mapping[str, str]
+    # Patterns of names that tell of a variant that is not supported, and what it is.
+    unsupported: Mapping[str, str] = {}
+
+    def rename(self, name: str) -> str | None:
+        """:class:`DGNet`'s name for a tensor, both without the backbone's prefix; None for what is
+        not of the backbone."""
+        for blocks in self.blocks:
+            if block := re.match(blocks.pattern, name):
+                inside = name[block.end() :]
+                node = blocks.node(*map(int, block.groups()))
+                return f"{node}.{substitute(inside, blocks.inside) or inside}"
+        return substitute(name, self.stem)
 
 
 class Family(NamedTuple):
-    """A family of blocks, named as in ``MODEL.DGNET.FAMILY``, and every format it comes in."""
+    """A family of blocks."""
 
-    name: str
+    name: str  # in MODEL.DGNET.FAMILY
+    # From channels of the image, norm, whether blocks have shortcuts, and the arguments below.
+    network: Callable[..., Network]
+    # What else of a config tells the family's networks apart.
+    arguments: Callable[[CfgNode], dict[str, Any]]
+    keys: str  # the config keys behind these arguments
     formats: tuple[Format, ...]
-    # The config keys that choose among the family's networks.
-    keys: str
 
 
 class Kind(NamedTuple):
@@ -41,38 +67,40 @@ class Kind(NamedTuple):
     edge_weights: str  # dynamic, static or none
 
     def __str__(self) -> str:
-        if self == STATIC:
+        if self.wiring == "static":
             return "a static network"
         return f"a DG-Net of {self.wiring} wiring and {self.edge_weights} edge weights"
-
-
-STATIC = Kind("static", "none")
 
 
 def kind_of(names: Iterable[str]) -> Kind:
     """The wiring that :class:`DGNet`'s own names tell of."""
     graph = [name for name in names if GRAPH_TENSOR.match(name)]
     if not graph:
-        return STATIC
+        return Kind("static", "none")
     wiring = "residual" if any(".gammas." in name for name in graph) else "paper"
     return Kind(wiring, "dynamic" if any(".linear." in name for name in graph) else "static")
 
 
-def own_format(anchor: str) -> Format:
-    """:class:`DGNet`'s own names, for a family whose nodes hold ``anchor``. Any node may be pruned,
+def own_format(tensor: str) -> Format:
+    """:class:`DGNet`'s own names, for a family whose nodes hold ``tensor``. Any node may be pruned,
     but hardly all."""
+    return Format(
+        "dgnet_det",
+        r"res\d\.\d+\.nodes\.\d+\." + re.escape(tensor),
+        stem={"stem": "stem"},
+        blocks=(Blocks(r"res([2-5])\.(\d+)\.", lambda k, i: f"res{k}.{i}"),),
+        head={"head": "head"},
+    )
 
-    def rename(name: str) -> str | None:
-        return name if re.match(r"stem\.|res[2-5]\.\d+\.", name) else None
 
-    pattern = r"res\d\.\d+\.nodes\.\d+\." + re.escape(anchor)
-    return Format("dgnet_det", pattern, rename, head=((r"head\.", "head."),))
+def table(theirs: str, ours: str) -> dict[str, str]:
+    """Two rows of module names, one below the other, as a mapping from the first to the second."""
+    return dict(zip(theirs.split(), ours.split(), strict=True))
 
 
-def substitute(name: str, rules: Sequence[tuple[str, str]]) -> str:
-    """``name`` after the first of the rules (pattern at its start, replacement) that matches."""
-    for pattern, replacement in rules:
-        replaced, matches = re.subn(rf"^(?:{pattern})", replacement, name)
-        if matches:
-            return replaced
-    return name
+def substitute(name: str, modules: Mapping[str, str]) -> str | None:
+    """A tensor's name with its module's as ``modules`` has it; None if that has no such module."""
+    for theirs, ours in modules.items():
+        if name.startswith(f"{theirs}."):
+            return ours + name.removeprefix(theirs)
+    return None

@@ -1,14 +1,16 @@
-"""ResNet and ResNeXt: Detectron2's stem and blocks as nodes of a graph."""
+"""ResNet and ResNeXt: Detectron2's stem and blocks as nodes of a graph, and the names of their
+checkpoints."""
 
 from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 from torch import Tensor
 
 from dgnet_det.errors import UserError
 from dgnet_det.graph.stage import Block, Network
+from dgnet_det.modeling.backbone.naming import Blocks, Family, Format, own_format, table
 
 BLOCKS_PER_STAGE = {
     18: (2, 2, 2, 2),
@@ -117,31 +119,74 @@ def resnet(
 
     stem = (BasicStem if shortcuts else ConvStem)(in_channels, channels, norm)
     bottleneck_channels = num_groups * width_per_group
-    stages: list[list[list[Block]]] = []
+    levels: list[list[list[Block]]] = []
     for index, num_blocks in enumerate(BLOCKS_PER_STAGE[depth]):
         dilation = res5_dilation if index == 3 else 1
-        stage_stride = 1 if (index == 0 and shortcuts) or dilation == 2 else 2
-        blocks: list[Block] = []
-        for i in range(num_blocks):
-            stride = stage_stride if i == 0 else 1
-            if basic:
-                block = BasicNode(channels, out_channels, stride=stride, norm=norm)
-            else:
-                block = BottleneckNode(
-                    channels,
-                    out_channels,
-                    bottleneck_channels=bottleneck_channels,
-                    stride=stride,
-                    num_groups=num_groups,
-                    norm=norm,
-                    stride_in_1x1=stride_in_1x1,
-                    dilation=dilation,
-                )
-            if not shortcuts:
+        stride = 1 if (index == 0 and shortcuts) or dilation == 2 else 2
+        bottleneck = {
+            "bottleneck_channels": bottleneck_channels,
+            "num_groups": num_groups,
+            "stride_in_1x1": stride_in_1x1,
+            "dilation": dilation,
+        }
+        blocks = ResNet.make_stage(
+            BasicNode if basic else BottleneckNode,
+            num_blocks,
+            in_channels=channels,
+            out_channels=out_channels,
+            stride_per_block=[stride] + [1] * (num_blocks - 1),
+            norm=norm,
+            **({} if basic else bottleneck),
+        )
+        if not shortcuts:
+            for block in blocks:
                 block.shortcut = None
-            blocks.append(block)
-            channels = out_channels
-        stages.append([blocks])
+        levels.append([blocks])
+        channels = out_channels
         out_channels *= 2
         bottleneck_channels *= 2
-    return stem, stages
+    return stem, levels
+
+
+RESNET = Family(
+    "resnet",
+    resnet,
+    resnet_arguments,
+    keys="MODEL.RESNETS.DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, RES2_OUT_CHANNELS, NORM",
+    formats=(
+        own_format("conv1.weight"),
+        Format(
+            "torchvision/timm",
+            r"layer1\.0\.conv1\.weight",
+            stem=table("conv1 bn1", "stem.conv1 stem.conv1.norm"),
+            blocks=(
+                Blocks(
+                    r"layer(\d)\.(\d+)\.",
+                    lambda k, j: f"res{k + 1}.0.nodes.{j + 1}",
+                    table(
+                        "bn1        bn2        bn3        downsample.0 downsample.1",
+                        "conv1.norm conv2.norm conv3.norm shortcut     shortcut.norm",
+                    ),
+                ),
+            ),
+            head={"fc": "head.linear"},
+            unsupported={
+                r"conv1\.\d": "a stem of several convolutions (ResNet-C, -D, -S, -T)",
+                r"layer\d\.0\.downsample\.2\.": "average pooling in the shortcuts (ResNet-D)",
+                r"layer\d\.\d+\.se\.": "squeeze-and-excitation",
+            },
+        ),
+        Format(
+            "detectron2",
+            r"res2\.0\.conv1\.weight",
+            stem={"stem.conv1": "stem.conv1"},
+            blocks=(Blocks(r"res(\d)\.(\d+)\.", lambda k, j: f"res{k}.0.nodes.{j + 1}"),),
+            # torchvision's as Detectron2 converts them, Detectron2's own, Caffe2's.
+            head=dict.fromkeys(("stem.fc", "linear", "fc1000", "pred"), "head.linear"),
+            unsupported={
+                r"stem\.conv1_\d": "a stem of several convolutions (DeepLab)",
+                r"res\d\.\d+\.conv2_offset\.": "deformable convolutions",
+            },
+        ),
+    ),
+)
