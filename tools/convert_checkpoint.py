@@ -7,30 +7,21 @@ config tells which backbone the tensors must fit. Every tensor must find its pla
 classifier's head and, from a static network into the residual wiring, the routers, thresholds and
 γ. Anything else is an error and nothing is written, unless --allow-partial is given.
 
-example:
-  tools/convert_checkpoint.py resnet50-11ad3fa6.pth weights/static-R-50.pth \\
-    --config-file configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml
+Example:
+    tools/convert_checkpoint.py resnet50-11ad3fa6.pth weights/static-R-50.pth \\
+        --config-file configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml
 """
 
-import argparse
 from collections.abc import Sequence
 
-import torch
-
-from dgnet_det.checkpoint import convert
-from dgnet_det.config import load_cfg
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.utils.files import write_json, written_whole
+import arguments
 
 
-def parser() -> argparse.ArgumentParser:
-    """The tool's command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert, report, write."""
+    parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector or classifier")
     parser.add_argument("input", metavar="INPUT", help="checkpoint to read: a file, or a URL")
     parser.add_argument("output", metavar="OUTPUT", help="checkpoint to write, .pth")
-    parser.add_argument("--config-file", required=True, help="YAML of the detector")
     parser.add_argument(
         "--allow-partial", action="store_true", help="write what matches, whatever does not"
     )
@@ -44,14 +35,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the report as JSON as well, also of a conversion that fails",
     )
-    parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="config overrides")
-    return parser
+    args = parser.parse_args(argv)
 
+    from dgnet_det.checkpoint import convert, write_checkpoint
+    from dgnet_det.config import load_cfg
+    from dgnet_det.errors import UserError
+    from dgnet_det.utils.files import write_json
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Convert, report, write."""
-    # Plain parsing would give the overrides no values once INPUT and OUTPUT have theirs.
-    args = parser().parse_intermixed_args(argv)
     cfg = load_cfg(args.config_file, args.opts)
     conversion = convert(args.input, cfg, trust_pickle=args.trust_pickle)
     print(conversion.report())
@@ -62,11 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.input}: {conversion.problem}; nothing written (--allow-partial writes the"
             " tensors that match)"
         )
-    try:
-        with written_whole(args.output) as temporary:
-            torch.save(conversion.checkpoint, temporary)
-    except (OSError, RuntimeError) as error:  # torch.save raises either
-        raise UserError(f"{args.output}: cannot be written ({error})") from error
+    write_checkpoint(conversion.checkpoint, args.output)
     print(f"wrote {args.output}")
 
     pixels = conversion.pixels
@@ -80,4 +66,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

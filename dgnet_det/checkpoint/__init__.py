@@ -7,6 +7,7 @@ from dgnet_det.checkpoint.checkpointer import (
     WholeCheckpointer,
     class_names_in,
     saved_class_names,
+    write_checkpoint,
 )
 from dgnet_det.checkpoint.converting import Conversion, convert
 from dgnet_det.checkpoint.reading import read_checkpoint
@@ -20,4 +21,5 @@ __all__ = [
     "convert",
     "read_checkpoint",
     "saved_class_names",
+    "write_checkpoint",
 ]

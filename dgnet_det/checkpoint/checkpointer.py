@@ -41,6 +41,16 @@ def class_names_in(weights: str) -> list[str]:
         return []
 
 
+def write_checkpoint(data: dict[str, Any], path: str | Path) -> None:
+    """``torch.save``, whole or not at all.
+
+    Raises:
+        OSError: as Python's own files, which ``torch.save`` does not for a path: the disk is full.
+    """
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save(data, file)
+
+
 class DGNetCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which also loads the file of a bare backbone into a detector or
     classifier.
@@ -110,8 +120,7 @@ class DGNetCheckpointer(DetectionCheckpointer):
             data[CLASS_NAMES] = self.class_names
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        with written_whole(path) as temporary:
-            torch.save(data, temporary)
+        write_checkpoint(data, path)
         if name != BEST:
             self.tag_last_checkpoint(path.name)
 

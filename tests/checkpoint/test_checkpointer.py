@@ -11,18 +11,18 @@ import torch
 import torchvision
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from detectron2.solver.lr_scheduler import LRMultiplier
+from detectron2.structures import Boxes
 from fvcore.common.param_scheduler import ConstantParamScheduler
 from static_networks import (
-    LAYERS,
-    STAGES,
+    RESNET18,
+    RESNET50,
     Detector,
+    assert_equal_features,
     config,
     detectron2_resnet,
-    dgnet_features,
-    features_by_hooks,
     randomised,
-    relative_error,
     saved,
 )
 from torch import Tensor, nn
@@ -30,27 +30,17 @@ from torch import Tensor, nn
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.errors import UserError
 
-
-@pytest.fixture(scope="module")
-def resnet18() -> nn.Module:
-    """torchvision's, randomised."""
-    torch.manual_seed(0)
-    return randomised(torchvision.models.resnet18(weights=None))
+NARROW = ("MODEL.RESNETS.WIDTH_PER_GROUP", "8")  # as RESNET50
 
 
 @pytest.fixture(scope="module")
-def resnet18_file(resnet18: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(resnet18.state_dict(), tmp_path_factory.mktemp("static") / "resnet18.pth")
+def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    state = RESNET18.build().state_dict()
+    return saved(state, tmp_path_factory.mktemp("static") / "resnet18.pth")
 
 
 def load(detector: nn.Module, path: str) -> None:
     DGNetCheckpointer(detector).load(path)
-
-
-def assert_features(detector: Detector, expected: dict[str, Tensor], image: Tensor) -> None:
-    actual = dgnet_features(detector, image)
-    for stage in STAGES:
-        assert relative_error(actual[stage], expected[stage]) < 1e-5
 
 
 def torchvision_as_detectron2_pickles_it(model: nn.Module) -> dict:
@@ -92,62 +82,77 @@ def detectron2_as_caffe2_names_it(model: nn.Module) -> dict[str, np.ndarray]:
     return arrays
 
 
-@pytest.mark.parametrize("edge_weights", ["dynamic", "none"])
-def test_detectron2s_pickle_of_torchvision_weights(edge_weights: str, tmp_path: Path) -> None:
-    static = randomised(torchvision.models.resnet50(weights=None))
+def test_detectron2s_pickle_of_torchvision_weights(tmp_path: Path) -> None:
     path = tmp_path / "R-50.pkl"
-    path.write_bytes(pickle.dumps(torchvision_as_detectron2_pickles_it(static)))
-    detector = Detector(config("R_50", "MODEL.DGNET.EDGE_WEIGHTS", edge_weights))
-    load(detector, str(path))
-    image = torch.randn(1, 3, 64, 64)
-    assert_features(detector, features_by_hooks(static, LAYERS, image), image)
-
-
-def test_caffe2s_pickle_of_msra_weights(tmp_path: Path) -> None:
-    opts = ("MODEL.RESNETS.STRIDE_IN_1X1", "True")
-    cfg = config("R_50", *opts, "MODEL.RESNETS.OUT_FEATURES", str(list(STAGES)))
-    static = detectron2_resnet(cfg)
-    for module in static.modules():
-        if isinstance(module, FrozenBatchNorm2d):  # the affine parameters are all that there is
-            module.running_mean.zero_()
-            module.running_var.fill_(1 - module.eps)
-    path = tmp_path / "R-50.pkl"
-    path.write_bytes(pickle.dumps(detectron2_as_caffe2_names_it(static), protocol=2))
-    detector = Detector(cfg)
-    for module in detector.modules():
-        if isinstance(module, FrozenBatchNorm2d):  # whatever was there before
-            module.running_var.fill_(5.0)
+    path.write_bytes(pickle.dumps(torchvision_as_detectron2_pickles_it(RESNET50.build())))
+    detector = Detector(config("R_50", *NARROW)).eval()
     load(detector, str(path))
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        expected = static(image)
-    assert_features(detector, expected, image)
-    with pytest.raises(UserError, match="running_mean"):
-        load(Detector(config("R_50", *opts, "MODEL.RESNETS.NORM", "BN")), str(path))
+        actual = detector.backbone.bottom_up(image)
+    assert_equal_features(actual, RESNET50.features(image))
 
 
-def test_torchvision_loads_directly_and_without_fpn(
-    resnet18: nn.Module, resnet18_file: str
-) -> None:
-    cfg = config("R_18", "MODEL.BACKBONE.NAME", "build_dgnet_backbone")
-    detector = Detector(cfg).eval()
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_caffe2s_pickle_of_msra_weights(norm: str, tmp_path: Path) -> None:
+    """Norms are folded into affine parameters there, which is all that there is."""
+    opts = (*NARROW, "MODEL.RESNETS.STRIDE_IN_1X1", "True")
+    static = detectron2_resnet(config("R_50", *opts))
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(detectron2_as_caffe2_names_it(static), protocol=2))
+    for module in static.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.zero_()
+            module.running_var.fill_(1 - module.eps)
+    detector = randomised(Detector(config("R_50", *opts, "MODEL.RESNETS.NORM", norm)))
+    load(detector, str(path))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert_equal_features(detector.backbone.bottom_up(image), static(image))
+
+
+def test_torchvision_loads_directly_and_without_fpn(resnet18_file: str) -> None:
+    detector = Detector(config("R_18", "MODEL.BACKBONE.NAME", "build_dgnet_backbone")).eval()
     load(detector, resnet18_file)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        actual = detector.backbone(image)
-    expected = features_by_hooks(resnet18, LAYERS, image)
-    for stage in STAGES:
-        assert relative_error(actual[stage], expected[stage]) < 1e-5
+        assert_equal_features(detector.backbone(image), RESNET18.features(image))
 
 
-def test_dropped_stages_are_no_misfit(resnet18: nn.Module, resnet18_file: str) -> None:
+def test_dropped_stages_are_no_misfit(resnet18_file: str) -> None:
     opts = ("MODEL.BACKBONE.NAME", "build_dgnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res4']")
     detector = Detector(config("R_18", *opts)).eval()
     load(detector, resnet18_file)
     image = torch.randn(1, 3, 64, 64)
-    expected = features_by_hooks(resnet18, LAYERS, image)["res4"]
     with torch.no_grad():
-        assert relative_error(detector.backbone(image)["res4"], expected) < 1e-5
+        actual = detector.backbone(image)
+    assert_equal_features(actual, {"res4": RESNET18.features(image)["res4"]})
+
+
+def test_a_trained_detector_goes_on_as_a_dynamic_one(tmp_path: Path) -> None:
+    cfg = config("R_50", *NARROW)
+    static_cfg = cfg.clone()
+    static_cfg.defrost()
+    static_cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    static = randomised(build_model(static_cfg))
+    dynamic = build_model(cfg).eval()
+    # What Detectron2's trainer saves, as far as loading is concerned.
+    path = saved({"model": static.state_dict(), "iteration": 7}, tmp_path / "model_final.pth")
+    assert DGNetCheckpointer(dynamic).load(path)["iteration"] == 7
+    boxes = [Boxes(torch.tensor([[4.0, 6.0, 50.0, 40.0], [10.0, 3.0, 30.0, 60.0]]))]
+    image = torch.rand(3, 64, 96) * 255
+    outputs = []
+    for model in (static, dynamic):
+        with torch.no_grad():
+            features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
+            maps = [features[f] for f in model.proposal_generator.in_features]
+            logits, deltas = model.proposal_generator.rpn_head(maps)
+            heads = model.roi_heads
+            pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
+            scores, box_deltas = heads.box_predictor(heads.box_head(pooled))
+            named = enumerate([*logits, *deltas, scores, box_deltas])
+            outputs.append({str(k): tensor for k, tensor in named})
+    assert_equal_features(outputs[1], outputs[0])
 
 
 @pytest.mark.parametrize(
@@ -176,9 +181,9 @@ def test_a_deeper_source_is_an_error(tmp_path: Path) -> None:
         load(Detector(config("R_18")), path)
 
 
-def test_one_tensor_less_is_an_error(resnet18: nn.Module, tmp_path: Path) -> None:
+def test_one_tensor_less_is_an_error(tmp_path: Path) -> None:
     for name in ("layer3.1.conv2.weight", "layer3.1.bn2.running_mean"):
-        state = resnet18.state_dict()
+        state = RESNET18.build().state_dict()
         del state[name]
         path = saved(state, tmp_path / "x.pth")
         with pytest.raises(UserError, match="1 of 128 tensors missing"):
@@ -191,6 +196,7 @@ def test_one_tensor_less_is_an_error(resnet18: nn.Module, tmp_path: Path) -> Non
         (("MODEL.DGNET.EDGE_WEIGHTS", "none"), "builds a static network"),
         (("MODEL.DGNET.EDGE_WEIGHTS", "static"), "residual wiring and dynamic edge weights"),
         (("MODEL.DGNET.WIRING", "paper"), "builds a DG-Net of paper wiring"),
+        (("MODEL.DGNET.PRUNED_EDGES", "['res2.0:0-2']"), "other MODEL.DGNET.STAGES or PRUNED"),
     ],
 )
 def test_another_wiring_is_an_error(opts: tuple, message: str, tmp_path: Path) -> None:
@@ -239,7 +245,7 @@ class Regressor(Detector):
 
     def __init__(self, num_outputs: int = 3) -> None:
         super().__init__(config("R_18", "MODEL.BACKBONE.FREEZE_AT", "0"))
-        self.head = nn.Linear(256, num_outputs)
+        self.head = nn.Linear(16, num_outputs)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return {"loss": self.head(self.backbone(image)["p5"].mean(dim=(2, 3))).square().mean()}
