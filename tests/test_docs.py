@@ -1,0 +1,60 @@
+"""The pages name keys, files and options that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from configs import ROOT
+from dgnet_det.config import get_cfg
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [page.name for page in PAGES]
+# The changelog also names what is gone.
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    """Every key in full, and its value."""
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        inner = isinstance(value, CfgNode)
+        found |= leaves(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
+
+
+def test_all_keys_are_in_the_page_with_their_defaults() -> None:
+    rows = re.findall(
+        r"^\| `([A-Z._]+)` \| `(.*?)` \|", (ROOT / "docs/config.md").read_text(), re.M
+    )
+    theirs, ours = leaves(get_detectron2_cfg()), leaves(get_cfg())
+    shown = {key: value if isinstance(value, str) else str(value) for key, value in ours.items()}
+    added = {key: value or "''" for key, value in shown.items() if key not in theirs}
+    assert dict(rows) == added
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_commands_name_tools_options_and_configs_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    known = (ROOT / "tools/arguments.py").read_text()
+    for tool, rest in re.findall(r"(?<!detectron2/)\btools/(\w+\.py)(.*)", text):
+        source = known + (ROOT / "tools" / tool).read_text()
+        options = re.findall(r"(?<=\s)--[a-z][a-z-]+", rest.split("`")[0].split("#")[0])
+        assert [option for option in options if f'"{option}"' not in source] == []
+    for config in re.findall(r"\bconfigs/[\w/-]+\.(?:yaml|py)", text):
+        assert (ROOT / config).is_file()
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 120
