@@ -60,9 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("pixel order and statistics: those of the config that INPUT was trained with")
         return
     print(f"with these weights goes{f' ({pixels.note})' if pixels.note else ''}:")
-    print(pixels.yaml())
-    for difference in pixels.differences(cfg):
-        print(f"note: {difference}")
+    for line in pixels.lines(cfg):
+        print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -52,12 +52,9 @@ def write_checkpoint(data: dict[str, Any], path: str | Path) -> None:
 
 
 class DGNetCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which also loads the file of a bare backbone into a detector or
-    classifier.
-
-    A :class:`DGNet` that gets other tensors than the source should hold is an error; Detectron2
-    only logs it. No file is executed, and class names are saved and compared.
-    """
+    """Detectron2's checkpointer, which also loads a bare backbone's file into a detector or
+    classifier. A :class:`DGNet` that gets other tensors than the source should hold is an error. No
+    file is executed, and class names are saved and compared."""
 
     def __init__(
         self,
@@ -102,8 +99,6 @@ class DGNetCheckpointer(DetectionCheckpointer):
         except UserError as error:
             message = str(error) if path in str(error) else f"{path}: {error}"
             raise UserError(message if own else f"MODEL.WEIGHTS {message}") from error
-        finally:
-            self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
         if warning:
             source = path if own else f"MODEL.WEIGHTS {path}"
             logging.getLogger(__name__).warning("%s: %s", source, warning)
@@ -145,13 +140,11 @@ class DGNetCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         shapes = {name: (theirs, ours) for name, theirs, ours in incompatible.incorrect_shapes}
-        incompatible.incorrect_shapes.clear()  # they are told by load
+        self.misshaped = [f"{x} {list(a)} → {list(b)}" for x, (a, b) in shapes.items()]
+        incompatible.incorrect_shapes.clear()  # load tells of them
         incompatible.missing_keys[:] = [x for x in incompatible.missing_keys if x not in shapes]
-        super()._log_incompatible_keys(incompatible)
         self.missing = incompatible.missing_keys
-        self.misshaped = [
-            f"{x} {list(theirs)} → {list(ours)}" for x, (theirs, ours) in shapes.items()
-        ]
+        super()._log_incompatible_keys(incompatible)
 
     def _difference(self, saved: list[str]) -> str:
         """How a checkpoint's classes differ from the data's; empty if they do not."""
@@ -176,9 +169,8 @@ class DGNetCheckpointer(DetectionCheckpointer):
 
 
 class WholeCheckpointer(DGNetCheckpointer):
-    """For evaluation and export: what a checkpoint does not hold would be random, and other classes
-    than the data's would be counted as theirs. Both are errors. A graph's tensors may be absent
-    where :class:`DGNetCheckpointer` lets them: the network then equals its static source."""
+    """For evaluation and export: tensors that a checkpoint does not hold would be random, and other
+    classes than the data's would be counted as theirs. Both are errors."""
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, needed: str, **kwargs: Any) -> None:
         """

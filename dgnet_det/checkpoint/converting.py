@@ -1,7 +1,6 @@
 """From a classification checkpoint to the weights of a detection backbone, or of a classifier."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,16 @@ from dgnet_det.modeling.backbone.matching import Match, match_backbone
 from dgnet_det.modeling.build import config_errors_in_one_line
 
 LISTED = 10  # names of each kind in the printed report
+# What becomes of the tensors in the report for people.
+KINDS = {
+    "matched": "matched",
+    "missing": "missing",
+    "unexpected": "unexpected",
+    "misshaped": "of another shape",
+    "head": "of the classifier head, for classifiers alone",
+    "others": "of other parts, left out",
+    "untrained": "of routers, thresholds, γ and projections, which start untrained",
+}
 
 
 @dataclass(frozen=True)
@@ -51,27 +60,19 @@ class Conversion:
         }
 
     def report(self) -> str:
-        """The report for people: a line for each kind of tensors, and their first names."""
-        figures = self.figures()
-        source = self.checkpoint["source"]
-        misshaped = [
-            f"{x['name']} {x['checkpoint']} in the checkpoint, {x['backbone']} in the backbone"
-            for x in figures["misshaped"]
+        """The report for people: how many tensors of each kind, and the first that do not fit."""
+        figures, source = self.figures(), self.checkpoint["source"]
+        lines = [
+            f"source: {source['file']}, sha256 {source['sha256']}",
+            f"holds: {source['family']}, {self.match.kind}, names of {source['format']}",
         ]
-        return "\n".join(
-            [
-                f"source: {source['file']}, sha256 {source['sha256']}",
-                f"holds: {source['family']}, {self.match.kind}, names of {source['format']}",
-                f"matched: {len(figures['matched'])} tensors",
-                *_listed("missing", figures["missing"]),
-                *_listed("unexpected", figures["unexpected"]),
-                *_listed("mis-shaped", misshaped),
-                f"of the classifier head, for classifiers alone: {len(figures['head'])}",
-                f"left over, as expected: {len(figures['others'])} of other parts",
-                f"start untrained, as expected: {len(figures['untrained'])} of routers,"
-                " thresholds, γ and projections",
-            ]
-        )
+        for kind, meaning in KINDS.items():
+            tensors = figures[kind]
+            lines.append(f"{meaning}: {len(tensors)}")
+            if kind in ("missing", "unexpected", "misshaped"):
+                lines += [f"  {tensor}" for tensor in tensors[:LISTED]]
+                lines += ["  …"] if len(tensors) > LISTED else []
+        return "\n".join(lines)
 
 
 def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversion:
@@ -125,8 +126,3 @@ def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
         if isinstance(module, DGNet):
             return f"{name}.", module
     raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: builds no DG-Net backbone")
-
-
-def _listed(kind: str, names: Sequence[str]) -> list[str]:
-    more = [f"  … and {len(names) - LISTED} more"] if len(names) > LISTED else []
-    return [f"{kind}: {len(names)}", *(f"  {name}" for name in names[:LISTED]), *more]

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import yaml
 from detectron2.config import CfgNode
 
 from dgnet_det.checkpoint.reading import RENAMED_CAFFE2
@@ -18,26 +17,15 @@ class Pixels(NamedTuple):
     values: dict[str, Any]
     note: str = ""
 
-    def yaml(self) -> str:
-        """The lines to paste into a config file."""
-        sections: dict[str, Any] = {}
-        for key, value in self.values.items():
-            *parents, leaf = key.split(".")
-            section = sections
-            for parent in parents:
-                section = section.setdefault(parent, {})
-            section[leaf] = value
-        return yaml.safe_dump(sections, sort_keys=False, default_flow_style=None).rstrip()
-
-    def differences(self, cfg: CfgNode) -> list[str]:
-        """A line for every value that is another in ``cfg``."""
+    def lines(self, cfg: CfgNode) -> list[str]:
+        """A line for each key: the value, and the one in ``cfg`` where that is another."""
         lines = []
         for key, value in self.values.items():
             present: Any = cfg
             for part in key.split("."):
                 present = present[part]
-            if present != value:
-                lines.append(f"{key} is {present} in the config, {value} goes with these weights")
+            differs = "" if present == value else f" (the config has {present})"
+            lines.append(f"{key} {value}{differs}")
         return lines
 
 

@@ -221,15 +221,13 @@ def _note_absent(match: Match) -> None:
 def load_static_names(
     backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, error_msgs: list[str]
 ) -> None:
-    """Let a :class:`DGNet` load the names of static networks, whoever calls ``load_state_dict``.
+    """Rename in place what ``state_dict`` holds for a :class:`DGNet` under another library's names,
+    before torch loads it.
 
-    Before the backbone's own tensors are loaded, those that ``state_dict`` holds at ``prefix``
-    under another library's names are renamed in place, and those of a classifier's head and of
-    stages that the backbone leaves out are dropped. A graph's tensors that a static network cannot
-    hold keep their values. What does not fit is left to torch to report, and its cause is logged.
-
-    torch shows a module only the names under its own prefix. The file of a bare backbone can
-    therefore be loaded into the backbone alone, or by :class:`DGNetCheckpointer`.
+    A classifier's head and stages that the backbone leaves out are dropped. A graph's tensors that
+    a static network cannot hold keep their values. What does not fit is left to torch to report;
+    its cause is logged. torch shows a module only the names at its own prefix: the file of a bare
+    backbone is loaded into the backbone alone, or by :class:`DGNetCheckpointer`.
 
     Args:
         backbone, state_dict, prefix, error_msgs: as for ``nn.Module._load_from_state_dict``;

@@ -5,6 +5,7 @@ import math
 from functools import partial
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from detectron2.modeling.backbone.regnet import (
     ResBottleneckBlock,
     SimpleStem,
@@ -58,6 +59,8 @@ class RegNetNode(ResBottleneckBlock):
     """Detectron2's :class:`ResBottleneckBlock` as a node, without bottleneck as in all of
     :data:`REGNETS`."""
 
+    activation = staticmethod(F.relu_)  # follows the addition
+
     def __init__(
         self,
         in_channels: int,
@@ -81,10 +84,6 @@ class RegNetNode(ResBottleneckBlock):
     def branch(self, x: Tensor) -> Tensor:
         """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
         return self.f(x)
-
-    def activation(self, x: Tensor) -> Tensor:
-        """What follows the addition, in place."""
-        return self.af(x)
 
 
 def regnet(in_channels: int, *, norm: str, shortcuts: bool, name: str) -> Network:

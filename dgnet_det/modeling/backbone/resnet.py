@@ -24,25 +24,21 @@ BLOCKS_PER_STAGE = {
 class BasicNode(BasicBlock):
     """Detectron2's :class:`BasicBlock` as a node."""
 
+    activation = staticmethod(F.relu_)  # follows the addition
+
     def branch(self, x: Tensor) -> Tensor:
         """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
         return self.conv2(F.relu_(self.conv1(x)))
-
-    def activation(self, x: Tensor) -> Tensor:
-        """What follows the addition, in place."""
-        return F.relu_(x)
 
 
 class BottleneckNode(BottleneckBlock):
     """Detectron2's :class:`BottleneckBlock` as a node."""
 
+    activation = staticmethod(F.relu_)  # follows the addition
+
     def branch(self, x: Tensor) -> Tensor:
         """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
         return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
-
-    def activation(self, x: Tensor) -> Tensor:
-        """What follows the addition, in place."""
-        return F.relu_(x)
 
 
 class ConvStem(BasicStem):
