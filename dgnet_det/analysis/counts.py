@@ -15,11 +15,11 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgnet_det.config import is_classifier
-from dgnet_det.engine.classification import DGNetClassifier, build_classifier
 from dgnet_det.errors import UserError
 from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
 from dgnet_det.modeling.observation import record_edge_weights
 
 Size = tuple[int, int]  # height, width
