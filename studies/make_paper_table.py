@@ -19,13 +19,13 @@ from tabulate import tabulate
 
 from dgnet_det.analysis.counts import (
     backbone_counts,
-    backbone_of,
     build_for_analysis,
     model_counts,
     params_by_part,
 )
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
+from dgnet_det.modeling.observation import dgnet_of
 from dgnet_det.utils.files import written_whole
 from studies import ROOT
 
@@ -83,7 +83,7 @@ def make_cells(config: str, printed: Printed) -> list[str]:
     counts = model_counts(model, (224, 224))
     macs = counts["total"].conv_macs / 1e6
     routing = (counts["backbone"].macs - counts["backbone"].conv_macs) / 1e6
-    at_800 = backbone_counts(backbone_of(model), (800, 1333))
+    at_800 = backbone_counts(dgnet_of(model), (800, 1333))
     gflops = 2 * at_800.conv_macs / 1e9
     cells = [
         *(f"{params:.3f}", f"{printed.params:.2f}", f"{params - printed.params:+.3f}"),

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -13,12 +12,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import detectron2
-import torch
-import torchvision
-
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
+from dgnet_det.utils.environment import describe_environment
 from dgnet_det.utils.files import write_json
 from studies.design import ARMS, Chain, Scale
 
@@ -179,21 +175,3 @@ class Runner:
         if code:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise UserError(f"{tool[0]} failed, see {log}: {' '.join(last)}")
-
-
-def describe_environment() -> dict[str, str]:
-    """Processor or GPU, and versions."""
-    cpu = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = models[0].partition(":")[2].strip() if models else cpu
-    environment = {
-        "CPU": f"{cpu}, {os.cpu_count()} cores",
-        "Python": platform.python_version(),
-        "PyTorch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "Detectron2": detectron2.__version__,
-    }
-    if torch.cuda.is_available():
-        environment["GPU"] = torch.cuda.get_device_name()
-    return environment

@@ -12,140 +12,20 @@ Examples:
     tools/analyze_model.py --config-file $C --tasks flop --dataset coco_2017_val --json macs.json
 """
 
-import argparse
 import statistics
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
-from fvcore.nn import parameter_count, parameter_count_table
-from tabulate import tabulate
-from torch import nn
-from tqdm import tqdm
-
-from dgnet_det import analysis
-from dgnet_det.config import load_cfg, mark_overrides
-from dgnet_det.data import check_datasets, find_images, read_image, spread_images
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.export.predictor import load_predictor
-from dgnet_det.utils.files import write_json
+import arguments
 
 TASKS = ("parameter", "flop", "activation", "structure")
-DYNAMIC_FIELDS = ("macs", "conv_macs", "all_open_macs")
-COUNT_FIELDS = {"flop": ("conv_macs", "macs"), "activation": ("activations",)}
-
-
-def static_report(
-    model: nn.Module, size: analysis.Size, tasks: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """What the tasks ask for of the backbone, and of the model as a whole and in parts."""
-    fields = [field for task in tasks for field in COUNT_FIELDS.get(task, ())]
-    backbone = analysis.backbone_of(model)
-    of_backbone: dict[str, int] = {}
-    of_parts: dict[str, dict[str, int]] = {}
-    if "parameter" in tasks:
-        of_backbone["params"] = parameter_count(backbone)[""]
-        for name, count in analysis.params_by_part(model).items():
-            of_parts[name] = {"params": count}
-    if fields:
-        counts = analysis.backbone_counts(backbone, size)
-        of_backbone |= {field: getattr(counts, field) for field in fields}
-        print("running the whole model on one image …", file=sys.stderr)
-        for name, counts in analysis.model_counts(model, size).items():
-            of_parts.setdefault(name, {}).update({f: getattr(counts, f) for f in fields})
-    total = of_parts.pop("total", {})
-    return {"backbone": of_backbone, "model": {**total, "parts": of_parts}}
-
-
-def dynamic_report(cfg: CfgNode, files: Sequence[Path]) -> dict[str, Any]:
-    """The backbone's multiply-adds on each image, as they run."""
-    if not cfg.MODEL.WEIGHTS:
-        print("MODEL.WEIGHTS is empty: the routers are untrained", file=sys.stderr)
-    predictor = load_predictor(cfg)
-    images = []
-    for file in tqdm(files, desc="images", unit="image"):
-        pixels = read_image(file, cfg.INPUT.FORMAT)
-        pixels = predictor.aug.get_transform(pixels).apply_image(pixels)
-        image = torch.tensor(pixels.transpose(2, 0, 1))
-        counts = analysis.image_counts(predictor.model, image)
-        images.append(
-            {
-                "file": str(file),
-                "padded_size": list(counts.size),
-                "macs": counts.ran.macs,
-                "conv_macs": counts.ran.conv_macs,
-                "all_open_macs": counts.all_open.macs,
-            }
-        )
-    report: dict[str, Any] = {"num_images": len(images), "weights": cfg.MODEL.WEIGHTS}
-    for key in DYNAMIC_FIELDS:
-        values: list[int] = [image[key] for image in images]  # type: ignore[misc]
-        report[key] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
-    return {**report, "images": images}
-
-
-def chosen_files(cfg: CfgNode, args: argparse.Namespace) -> list[Path]:
-    """The images of --images or --dataset; none without either.
-
-    Raises:
-        UserError: they do not exist, or the config has no edges that close on them.
-    """
-    if not args.images and not args.dataset:
-        return []
-    if analysis.is_classifier(cfg):
-        raise UserError("--images, --dataset: these take the config of a detector")
-    if cfg.MODEL.DGNET.EDGE_WEIGHTS == "none":
-        raise UserError(
-            "MODEL.DGNET.EDGE_WEIGHTS none: no edge can close; drop --images, --dataset"
-        )
-    if args.images:
-        return find_images(args.images)[: args.num_images]
-    check_datasets(cfg, [args.dataset])
-    return [Path(image["file_name"]) for image in spread_images(args.dataset, args.num_images)]
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """The report as tables, counts in millions."""
-
-    def millions(counts: dict[str, Any]) -> list[str]:
-        return [f"{value / 1e6:.3f}" for value in counts.values() if isinstance(value, int)]
-
-    height, width = report["input_size"]
-    print(
-        f"{report['config_file']}: family {report['family']}, wiring {report['wiring']},"
-        f" edge weights {report['edge_weights']}, norm {report['norm']}\n"
-    )
-    if report["backbone"]:
-        backbone, model = report["backbone"], dict(report["model"])
-        parts = model.pop("parts")
-        rows = [[f"backbone, {height} × {width}", *millions(backbone)]]
-        rows += [[f"model: {name}", *millions(counts)] for name, counts in parts.items()]
-        rows.append(["model", *millions(model)])
-        headers = ["in millions", *backbone]
-        print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"))
-        print()
-    if "structure" in report:
-        print(tabulate(report["structure"], headers="keys", tablefmt="pipe"), end="\n\n")
-    if "dynamic" in report:
-        dynamic = report["dynamic"]
-        rows = [
-            [key, f"{dynamic[key]['mean'] / 1e6:.3f} ± {dynamic[key]['std'] / 1e6:.3f}"]
-            for key in DYNAMIC_FIELDS
-        ]
-        headers = [f"backbone, {dynamic['num_images']} images", "millions, mean ± std"]
-        print(tabulate(rows, headers, tablefmt="pipe"), end="\n\n")
-    for term, meaning in report["counted"].items():
-        print(f"{term}: {meaning}.")
+FIELDS_OF_TASKS = {"flop": ("conv_macs", "macs"), "activation": ("activations",)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML of configs/")
+    """Parse the command line, count, print and write."""
+    parser = arguments.ConfigParser(__doc__, config_help="a YAML of configs/")
     parser.add_argument("--tasks", required=True, nargs="+", choices=TASKS, help="what to report")
     parser.add_argument(
         "--input-size",
@@ -168,33 +48,58 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="at most so many, spread evenly over a dataset (default: all)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures here as well")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, last")
-    args = parser.parse_args(mark_overrides(argv))
+    args = parser.parse_args(argv)
+
+    from fvcore.nn import parameter_count_table
+
+    from dgnet_det.analysis.counts import (
+        COUNTED,
+        build_for_analysis,
+        structure,
+    )
+    from dgnet_det.config import is_classifier, load_cfg
+    from dgnet_det.data import check_datasets, find_images, spread_images
+    from dgnet_det.errors import UserError
+    from dgnet_det.export.predictor import load_predictor
+    from dgnet_det.modeling.observation import dgnet_of
+    from dgnet_det.utils.files import write_json
+
     if min(args.input_size or (1,)) < 1 or args.num_images < 1:
         raise UserError("--input-size, --num-images: give numbers of at least 1")
-
     cfg = load_cfg(args.config_file, args.opts)
-    files = chosen_files(cfg, args)
-    model = analysis.build_for_analysis(cfg)
-    own_size = [cfg.CLASSIFICATION.SIZE] * 2 if analysis.is_classifier(cfg) else [800, 1333]
+    images: list[dict[str, Any]] = []
+    if args.images or args.dataset:
+        if is_classifier(cfg):
+            raise UserError("--images, --dataset: these take the config of a detector")
+        if cfg.MODEL.DGNET.EDGE_WEIGHTS == "none":
+            raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: no edge can close in images")
+    if args.images:
+        images = [{"file_name": str(f)} for f in find_images(args.images)[: args.num_images]]
+    elif args.dataset:
+        check_datasets(cfg, [args.dataset])
+        images = spread_images(args.dataset, args.num_images)
+
+    model = build_for_analysis(cfg)
+    own_size = [cfg.CLASSIFICATION.SIZE] * 2 if is_classifier(cfg) else [800, 1333]
     height, width = args.input_size or own_size
-    size = height, width
-    report = {
+    report: dict[str, Any] = {
         "config_file": args.config_file,
         "overrides": args.opts,
         "family": cfg.MODEL.DGNET.FAMILY,
         "wiring": cfg.MODEL.DGNET.WIRING,
         "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,
         "norm": cfg.MODEL.RESNETS.NORM,
-        "input_size": list(size),
-        "counted": {k: v for k, v in analysis.COUNTED.items() if k != "dynamic" or files},
-        **static_report(model, size, args.tasks),
+        "input_size": [height, width],
+        "counted": {k: v for k, v in COUNTED.items() if k != "dynamic" or images},
+        **count_parts(model, (height, width), args.tasks),
     }
     if "structure" in args.tasks:
-        graphs = analysis.structure(analysis.backbone_of(model), size)
-        report["structure"] = [graph._asdict() for graph in graphs]
-    if files:
-        report["dynamic"] = dynamic_report(cfg, files)
+        stages = structure(dgnet_of(model), (height, width))
+        report["structure"] = [stage._asdict() for stage in stages]
+    if images:
+        if not cfg.MODEL.WEIGHTS:
+            print("MODEL.WEIGHTS is empty: the routers are untrained", file=sys.stderr)
+        report["dynamic"] = count_images(load_predictor(cfg).model, cfg, images)
 
     if "parameter" in args.tasks:
         print(parameter_count_table(model), end="\n\n")
@@ -204,5 +109,91 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"written to {args.json}")
 
 
+def count_parts(
+    model: Any, size: tuple[int, int], tasks: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """What ``tasks`` ask for, out of ``parameter``, ``flop`` and ``activation``, as JSON takes it:
+    of the ``backbone``, and of the ``model`` as a whole and in parts."""
+    from dgnet_det.analysis.counts import backbone_counts, model_counts, params_by_part
+    from dgnet_det.modeling.observation import dgnet_of
+
+    fields = [f for task in tasks for f in FIELDS_OF_TASKS.get(task, ())]
+    of_backbone: dict[str, int] = {}
+    of_parts: dict[str, dict[str, int]] = {}
+    if "parameter" in tasks:
+        of_parts = {name: {"params": count} for name, count in params_by_part(model).items()}
+        of_backbone["params"] = of_parts["backbone"]["params"]
+    if fields:
+        counts = backbone_counts(dgnet_of(model), size)
+        of_backbone |= {field: getattr(counts, field) for field in fields}
+        for name, counts in model_counts(model, size).items():
+            of_parts.setdefault(name, {}).update({f: getattr(counts, f) for f in fields})
+    total = of_parts.pop("total", {})
+    return {"backbone": of_backbone, "model": {**total, "parts": of_parts}}
+
+
+def count_images(model: Any, cfg: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the backbone of a detector runs on images that have a ``file_name``, as JSON takes
+    it."""
+    from tqdm import tqdm
+
+    from dgnet_det.analysis.counts import ImageCounter
+    from dgnet_det.data import CheckedDatasetMapper
+
+    count, mapper = ImageCounter(model), CheckedDatasetMapper(cfg, is_train=False)
+    rows: list[dict[str, Any]] = []
+    for image in tqdm(images, desc="images", unit="image"):
+        size, ran, all_open = count(mapper(image)["image"])
+        rows.append(
+            {
+                "file": str(image["file_name"]),
+                "padded_size": list(size),
+                "macs": ran.macs,
+                "conv_macs": ran.conv_macs,
+                "all_open_macs": all_open.macs,
+            }
+        )
+    report: dict[str, Any] = {"num_images": len(rows), "weights": cfg.MODEL.WEIGHTS}
+    for key in ("macs", "conv_macs", "all_open_macs"):
+        values = [row[key] for row in rows]
+        report[key] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+    return {**report, "images": rows}
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report as tables, counts in millions."""
+    from tabulate import tabulate
+
+    def millions(counts: dict[str, Any]) -> list[str]:
+        return [f"{value / 1e6:.3f}" for value in counts.values() if isinstance(value, int)]
+
+    height, width = report["input_size"]
+    print(
+        f"{report['config_file']}: family {report['family']}, wiring {report['wiring']},"
+        f" edge weights {report['edge_weights']}, norm {report['norm']}\n"
+    )
+    if report["backbone"]:
+        backbone, model = report["backbone"], dict(report["model"])
+        parts = model.pop("parts")
+        rows = [[f"backbone, {height} × {width}", *millions(backbone)]]
+        rows += [[f"model: {name}", *millions(counts)] for name, counts in parts.items()]
+        rows.append(["model", *millions(model)])
+        headers = ["in millions", *backbone]
+        print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"))
+        print()
+    if "structure" in report:
+        print(tabulate(report["structure"], headers="keys", tablefmt="pipe"), end="\n\n")
+    if "dynamic" in report:
+        rows = [
+            [key, f"{value['mean'] / 1e6:.3f} ± {value['std'] / 1e6:.3f}"]
+            for key, value in report["dynamic"].items()
+            if isinstance(value, dict)
+        ]
+        headers = [f"backbone, {report['dynamic']['num_images']} images", "millions, mean ± std"]
+        print(tabulate(rows, headers, tablefmt="pipe"), end="\n\n")
+    for term, meaning in report["counted"].items():
+        print(f"{term}: {meaning}.")
+
+
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

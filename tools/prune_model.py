@@ -35,7 +35,6 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from dgnet_det.analysis.benchmark import environment
 from dgnet_det.checkpoint import CLASS_NAMES, class_names_in
 from dgnet_det.config import load_cfg, read_yaml
 from dgnet_det.data import check_datasets, find_images, read_image, spread_images
@@ -51,6 +50,7 @@ from dgnet_det.export.pruning import (
 )
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.utils.environment import describe_environment
 from dgnet_det.utils.files import folder_written_whole, write_json
 
 # What is reported of both backbones: the field, the table's row, its unit.
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "meaning": MEANING,
                 "before": comparison.before._asdict(),
                 "after": comparison.after._asdict(),
-                "environment": environment(cfg.MODEL.DEVICE),
+                "environment": describe_environment(),
             },
         )
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Report the wiring that a DG-Net detector chooses over many images, as one HTML page.
 
-The page holds everything it needs: mean and spread of every edge, which edges tell classes or image
-sizes apart, the multiply-adds that images really use, and examples. An image's class is that of its
-annotations with --dataset, and that of its detections with --input. Weights are those of
-MODEL.WEIGHTS.
+The page holds everything it needs: mean and spread of every edge, AP with weights that are not the
+image's own (with --dataset), which edges tell classes or image sizes apart, the multiply-adds that
+images really use, and examples. An image's class is that of its annotations with --dataset, and
+that of its detections with --input.
 
 Examples:
     C=output/config.yaml
@@ -14,33 +14,18 @@ Examples:
         MODEL.WEIGHTS output/model_final.pth
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from detectron2.data import MetadataCatalog
-
-from dgnet_det.analysis.report.page import render_page
-from dgnet_det.analysis.report.summary import distances, summarize
-from dgnet_det.analysis.report.survey import survey_images
-from dgnet_det.config import load_cfg, mark_overrides, score_threshold
-from dgnet_det.data import check_datasets, find_images, read_image, spread_images
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.export.demo import annotator
-from dgnet_det.export.predictor import load_predictor
-from dgnet_det.modeling.observation import dynamic_graphs
-from dgnet_det.utils.files import write_json, written_whole
+import arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML of the detector")
+    """Parse the command line, survey, intervene, write the page and the figures."""
+    parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, with annotations")
     source.add_argument(
@@ -64,36 +49,67 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=float,
         default=0.5,
         metavar="SCORE",
-        help="what a detection's score must be above (default: %(default)s)",
+        help="what a detection's score must be above, but for AP (default: %(default)s)",
     )
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, last"
-    )
-    args = parser.parse_args(mark_overrides(argv))
+    args = parser.parse_args(argv)
+
+    import numpy as np
+    from detectron2.data import MetadataCatalog
+
+    from dgnet_det.analysis.report.page import render_page
+    from dgnet_det.analysis.report.summary import distances, summarize
+    from dgnet_det.analysis.report.survey import survey_images
+    from dgnet_det.config import load_cfg, score_threshold
+    from dgnet_det.data import check_datasets, find_images, read_image, spread_images
+    from dgnet_det.errors import UserError
+    from dgnet_det.evaluation.interventions import intervene
+    from dgnet_det.export.demo import annotator
+    from dgnet_det.export.predictor import load_predictor
+    from dgnet_det.modeling.folding import optimize_for_inference
+    from dgnet_det.modeling.observation import dynamic_graphs
+    from dgnet_det.utils.files import write_json, written_whole
+
     if args.num < 1 or args.examples < 1:
         raise UserError("--num, --examples: give numbers of at least 1")
     if args.output.is_dir():
         raise UserError(f"{args.output}: is a folder: name the file of the page")
-
-    cfg = load_cfg(
-        args.config_file, [*args.opts, *score_threshold(args.confidence, "--confidence")]
-    )
+    cfg = load_cfg(args.config_file, args.opts)
+    confident = cfg.clone()
+    confident.defrost()
+    confident.merge_from_list(score_threshold(args.confidence, "--confidence"))
     images: Sequence[dict[str, Any]]
     if args.dataset:
         check_datasets(cfg, [args.dataset])
         images = spread_images(args.dataset, args.num)
-        class_names = MetadataCatalog.get(args.dataset).thing_classes
-        classes_from = "Classes of images are those of their annotations."
     else:
         images = [{"file_name": str(file)} for file in find_images(args.input)[: args.num]]
-        class_names = None
-        classes_from = "Classes of images are those that the detector found, right or wrong."
-    predictor = load_predictor(cfg, whole=True)
+    predictor = load_predictor(confident, whole=True)
     if not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to report")
+    class_names = predictor.class_names
+    if args.dataset:
+        class_names = MetadataCatalog.get(args.dataset).thing_classes
 
-    survey = survey_images(predictor, images, class_names)
+    interventions: dict[str, Any] = {"not_tested": "AP needs annotations: give --dataset"}
+    if args.dataset:
+        try:  # with the scores that AP counts
+            model = optimize_for_inference(load_predictor(cfg, whole=True).model)
+            interventions = intervene(model, cfg, args.dataset, images).as_dict()
+        except UserError as error:
+            interventions = {"not_tested": str(error)}
+    survey = survey_images(
+        optimize_for_inference(predictor.model),
+        predictor.cfg,
+        images,
+        class_names,
+        annotated=bool(args.dataset),
+    )
     summary, effects = summarize(survey)
+    seen = (
+        "those of their annotations"
+        if args.dataset
+        else "those that the detector found, right or wrong"
+    )
     report = {
         "date": date.today().isoformat(),
         "config_file": args.config_file,
@@ -101,8 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "wiring": cfg.MODEL.DGNET.WIRING,
         "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,
         "images_from": args.dataset or ", ".join(args.input),
-        "classes_from": classes_from,
+        "classes_from": f"Classes of images are {seen}.",
         "confidence": args.confidence,
+        "interventions": interventions,
         **summary,
     }
     far = distances(survey)
@@ -111,10 +128,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     examples = []
     limit = float(np.abs(survey.weight).max())
     with annotator(predictor, wiring=True, limit=limit) as annotate:
-        for k in ranking[places]:
-            picture = annotate(read_image(survey.images[k].file, "BGR")).picture
-            example = {**report["images"][k], "distance": far[k], "picture": picture}
-            examples.append({**example, "file": Path(survey.images[k].file).name})
+        for image, distance in zip(
+            np.array(report["images"])[ranking[places]], far[ranking[places]], strict=True
+        ):
+            picture = annotate(read_image(image["file"], "BGR")).picture
+            name = Path(image["file"]).name
+            examples.append({**image, "file": name, "distance": distance, "picture": picture})
 
     page = render_page(report, survey, effects, examples)
     with written_whole(args.output) as temporary:
@@ -126,4 +145,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

@@ -6,18 +6,19 @@ works the others wait.
 """
 
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import detectron2.modeling
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
@@ -26,10 +27,12 @@ from torch import Tensor, nn
 
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.config import one_line
-from dgnet_det.errors import UserError, user_message
+from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
 from dgnet_det.modeling.observation import dynamic_graphs
+
+Result = TypeVar("Result")
 
 SEED = 0
 BOXES_PER_IMAGE = 10
@@ -73,8 +76,8 @@ def stock_config(cfg: CfgNode) -> CfgNode:
     name = cfg.MODEL.BACKBONE.NAME
     if cfg.MODEL.DGNET.FAMILY != "resnet" or "dgnet" not in name:
         raise UserError(
-            f"--baseline stock: MODEL.DGNET.FAMILY {cfg.MODEL.DGNET.FAMILY}, backbone {name}:"
-            " Detectron2 has a stock ResNet and ResNeXt only"
+            f"MODEL.DGNET.FAMILY {cfg.MODEL.DGNET.FAMILY}, MODEL.BACKBONE.NAME {name}: Detectron2"
+            " has a stock ResNet and ResNeXt only"
         )
     cfg = cfg.clone()
     cfg.defrost()
@@ -104,64 +107,35 @@ def measure(
     Raises:
         UserError: a contestant cannot be built or run.
     """
-    context = multiprocessing.get_context("spawn")
-    connections: dict[str, Connection] = {}
-    processes = []
-    try:
+    spawn = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        processes = {}
         for contestant in contestants:
-            ours, theirs = context.Pipe()
-            arguments = (theirs, contestant, workload, torch.get_num_threads())
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()  # so that its death ends the waiting
-            processes.append(process)
-            connections[contestant.name] = ours
-            _ask(ours, contestant.name)
-        for _ in range(2):
-            for name, connection in connections.items():
-                connection.send("warm up")
-                _ask(connection, name)
-        seconds: dict[str, list[float]] = {name: [] for name in connections}
-        peaks = dict.fromkeys(connections, 0)
+            process = stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn))
+            processes[contestant.name] = process
+            _call(process, contestant.name, _prepare, contestant, workload, torch.get_num_threads())
+        for name, process in [*processes.items()] * 2:
+            _call(process, name, _run)
+        runs: dict[str, list[tuple[float, int]]] = {name: [] for name in processes}
         for done in range(repeats):
-            for name, connection in connections.items():
-                connection.send("run")
-                taken, peak = _ask(connection, name)
-                seconds[name].append(taken)
-                peaks[name] = max(peaks[name], peak)
+            for name, process in processes.items():
+                runs[name].append(_call(process, name, _run))
             progress(done + 1)
-    finally:
-        for process in processes:
-            process.terminate()
-    return {name: Measurement(seconds[name], peaks[name]) for name in connections}
+    return {
+        name: Measurement([seconds for seconds, _ in of_one], max(peak for _, peak in of_one))
+        for name, of_one in runs.items()
+    }
 
 
-def compare(ours: Measurement, baseline: Measurement) -> dict[str, Any]:
-    """Time of ``ours`` over that of ``baseline``, pair by pair, and the ratio of peak memories."""
-    ratios = [a / b for a, b in zip(ours.seconds, baseline.seconds, strict=True)]
-    return {"ratio": spread(ratios), "memory_ratio": ours.peak_bytes / baseline.peak_bytes}
+def compare_runs(ours: Measurement, other: Measurement) -> dict[str, Any]:
+    """Time of ``ours`` over that of ``other``, pair by pair, and the ratio of peak memories."""
+    ratios = [a / b for a, b in zip(ours.seconds, other.seconds, strict=True)]
+    return {"ratio": median_and_range(ratios), "memory_ratio": ours.peak_bytes / other.peak_bytes}
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def median_and_range(values: Sequence[float]) -> dict[str, float]:
     """Median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Hardware and versions, for beside the figures."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        processor = models[0] if models else processor
-    return {
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else processor,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "detectron2": detectron2.__version__,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -> None:
@@ -188,54 +162,63 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
         blocks = torch.randperm(n - 2, generator=generator) + 1
         alpha[:, blocks[: round(skipped * (n - 2))]] = 0.0
         graph.thresholds.data.fill_(0.25)
-        for i, router in graph.routers.items():
-            first = int(i) + (2 if graph.fixed_chain else 1)
-            router.register_forward_hook(partial(answer, alpha[:, first:, int(i)]))
-        if graph.fixed_chain:
-            for gamma in graph.gammas.values():
+        for i, targets in graph.targets.items():
+            column = alpha[:, torch.tensor(targets), i]
+            graph.routers[str(i)].register_forward_hook(partial(answer, column))
+        for name, gamma in graph.named_parameters():
+            if name.startswith("gammas."):
                 gamma.data.fill_(0.01)
 
 
-def _ask(connection: Connection, name: str) -> Any:
+def _call(process: ProcessPoolExecutor, name: str, function: Callable, *args: Any) -> Any:
+    """What ``function`` returns in a contestant's process."""
     try:
-        answer = connection.recv()
-    except EOFError:
+        return process.submit(function, *args).result()
+    except BrokenProcessPool:
         raise UserError(f"{name}: its process died; is there enough memory?") from None
-    if isinstance(answer, str):
-        raise UserError(f"{name}: {answer}")
-    return answer
-
-
-def _serve(
-    connection: Connection, contestant: Contestant, workload: Workload, threads: int
-) -> None:
-    device = contestant.cfg.MODEL.DEVICE
-    try:
-        torch.set_num_threads(threads)
-        torch.zeros(1, device=device)
-        before = _memory(device, peak=False)
-        step = make_step(contestant, workload)
-        connection.send(None)
-        while True:
-            connection.recv()
-            _reset_peak(device)
-            start = time.perf_counter()
-            step()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            taken = time.perf_counter() - start
-            connection.send((taken, _memory(device, peak=True) - before))
-    except UserError as error:
-        connection.send(user_message(error))
+    except UserError:
+        raise
     except Exception as error:
-        connection.send(one_line(error))
+        raise UserError(f"{name}: {one_line(error)}") from error
+
+
+_prepared: dict[str, Any] = {}  # in a contestant's process
+
+
+def _prepare(contestant: Contestant, workload: Workload, threads: int) -> None:
+    device = contestant.cfg.MODEL.DEVICE
+    torch.set_num_threads(threads)
+    torch.zeros(1, device=device)
+    before = _memory(device, peak=False)
+    _prepared.update(device=device, before=before, step=make_step(contestant, workload))
+
+
+def _run() -> tuple[float, int]:
+    """Seconds and peak memory of one step."""
+    device = _prepared["device"]
+    _reset_peak(device)
+    _, seconds = run_and_time(torch.device(device), _prepared["step"])
+    return seconds, _memory(device, peak=True) - _prepared["before"]
+
+
+def run_and_time(
+    device: torch.device, function: Callable[..., Result], *args: Any
+) -> tuple[Result, float]:
+    """What ``function`` returns for ``args``, and the seconds that it took on ``device``."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = function(*args)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
 
 
 def make_step(contestant: Contestant, workload: Workload) -> Callable[[], object]:
     """One inference or training step of a contestant on random images, as a function."""
     torch.manual_seed(SEED)
     cfg = contestant.cfg
-    model = detectron2.modeling.build_model(cfg) if contestant.stock else build_model(cfg)
+    model = build_detectron2_model(cfg) if contestant.stock else build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         DGNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     else:

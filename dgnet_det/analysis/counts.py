@@ -1,28 +1,25 @@
-"""Multiply-adds, activations, parameters and structure of a model, and what closed edges save."""
+"""Multiply-adds, activations, parameters and structure of a model, and what closed edges save.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+Sizes of images and feature maps are tuples (height, width).
+"""
+
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import FPN
 from fvcore.nn import parameter_count
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgnet_det.config import is_classifier
-from dgnet_det.errors import UserError
 from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
-from dgnet_det.modeling.observation import record_edge_weights
-
-Size = tuple[int, int]  # height, width
+from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
 
 # What each figure means, for the reader of a report.
 COUNTED = {
@@ -66,13 +63,13 @@ class Counts(NamedTuple):
 class ImageCounts(NamedTuple):
     """The backbone on one image of ``size``, padding included."""
 
-    size: Size
+    size: tuple[int, int]
     ran: Counts
     all_open: Counts
 
 
-class GraphStructure(NamedTuple):
-    """One stage's graph. ``edges`` are all of its edges, ``routed_edges`` those with a weight."""
+class StageStructure(NamedTuple):
+    """One stage. ``edges`` are all of its edges, ``routed_edges`` those that routers weigh."""
 
     name: str
     blocks: int
@@ -82,7 +79,7 @@ class GraphStructure(NamedTuple):
     in_channels: int
     out_channels: int
     stride: int
-    output_size: Size
+    output_size: tuple[int, int]
 
 
 def build_for_analysis(cfg: CfgNode) -> nn.Module:
@@ -94,48 +91,30 @@ def build_for_analysis(cfg: CfgNode) -> nn.Module:
     return (build_classifier if is_classifier(cfg) else build_model)(cfg).eval()
 
 
-def backbone_of(model: nn.Module) -> DGNet:
-    """The :class:`DGNet` of a model, out of its FPN where it has one.
-
-    Raises:
-        UserError: the model has another backbone.
-    """
-    backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, FPN):
-        backbone = backbone.bottom_up
-    if not isinstance(backbone, DGNet):
-        raise UserError(
-            f"MODEL.BACKBONE.NAME: {type(backbone).__name__} is no DG-Net: choose"
-            " build_dgnet_fpn_backbone or build_dgnet_backbone"
-        )
-    return backbone
-
-
-def backbone_counts(backbone: DGNet, size: Size) -> Counts:
+def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
     """Counts of ``backbone`` in evaluation mode on one image of ``size``, all edges open.
 
     Nothing is computed: shapes alone are propagated, so any size takes the same short time.
     """
     device = next(backbone.parameters()).device
-    # Where gradients are enabled, a graph leaves nothing out.
-    with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True):
         image = torch.empty(1, 3, *size, device=device)
         counts = _operator_counts(lambda: backbone(image))["Global"]
-    return _plus_macs(counts, _all_gathered_sums(backbone, size))
+    return _plus_macs(counts, weighted_sums(backbone, size, _all_edges(backbone)))
 
 
 def params_by_part(model: nn.Module) -> dict[str, int]:
     """Parameters by part, named as in :func:`model_counts`."""
     counts = parameter_count(model)
     parts = {name: counts[name] for name, _ in model.named_children()}
-    if model.backbone is not backbone_of(model):
+    if model.backbone is not dgnet_of(model):
         with_fpn, bottom_up = parts.pop("backbone"), counts["backbone.bottom_up"]
         parts = {"backbone": bottom_up, "fpn": with_fpn - bottom_up, **parts}
     return {**parts, "total": counts[""]}
 
 
 @torch.no_grad()
-def model_counts(model: nn.Module, size: Size) -> dict[str, Counts]:
+def model_counts(model: nn.Module, size: tuple[int, int]) -> dict[str, Counts]:
     """Counts of a model on one image of random pixels.
 
     Args:
@@ -146,12 +125,12 @@ def model_counts(model: nn.Module, size: Size) -> dict[str, Counts]:
         Counts by part: ``backbone`` (without FPN), ``fpn`` where there is one, the other parts by
         the names that the model gives them, and ``total``.
     """
-    backbone = backbone_of(model)
+    backbone = dgnet_of(model)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
     device = next(model.parameters()).device
     inputs = image[None].to(device) if isinstance(model, DGNetClassifier) else [{"image": image}]
-    padded: list[Size] = []
+    padded: list[tuple[int, int]] = []
     with backbone.register_forward_pre_hook(lambda _, args: padded.append(args[0].shape[2:])):
         found = _operator_counts(lambda: model(inputs))
 
@@ -165,118 +144,98 @@ def model_counts(model: nn.Module, size: Size) -> dict[str, Counts]:
         with_fpn, bottom_up = parts.pop("backbone"), found[f"{root}.backbone.bottom_up"]
         fpn = Counts(*(a - b for a, b in zip(with_fpn, bottom_up, strict=True)))
         parts = {"backbone": bottom_up, "fpn": fpn, **parts}
-    gathered = _all_gathered_sums(backbone, padded[0])
-    parts["backbone"] = _plus_macs(parts["backbone"], gathered)
-    parts["total"] = _plus_macs(found["Global"], gathered)
+    sums = weighted_sums(backbone, padded[0], _all_edges(backbone))
+    parts["backbone"] = _plus_macs(parts["backbone"], sums)
+    parts["total"] = _plus_macs(found["Global"], sums)
     return parts
 
 
-@torch.no_grad()
-def image_counts(model: nn.Module, image: Tensor) -> ImageCounts:
-    """What the backbone of a detector runs on one image: closed edges and absent nodes are left
-    out.
+class ImageCounter:
+    """Counts what the backbone of a detector runs on images, closed edges and absent nodes left
+    out."""
 
-    Args:
-        model: a detector in evaluation mode.
-        image: [3, H, W], pixels 0..255 in the model's channel order.
-    """
-    backbone = backbone_of(model)
-    batch = model.preprocess_image([{"image": image}]).tensor  # type: ignore[operator]
-    with record_counts(model) as found:
-        backbone(batch)
-    ((size, ran),) = found
-    return ImageCounts(size, ran, backbone_counts(backbone, size))
+    def __init__(self, model: nn.Module) -> None:
+        """``model`` is in evaluation mode."""
+        self.model = model
+        self._all_open: dict[tuple[int, int], Counts] = {}
 
-
-@contextmanager
-def record_counts(model: nn.Module) -> Iterator[list[tuple[Size, Counts]]]:
-    """Count what the backbone of a detector runs, closed edges and absent nodes left out.
-
-    Yields:
-        A list that grows by the padded size and the counts of every image that is passed through
-        the model, in evaluation mode and alone.
-    """
-    backbone = backbone_of(model)
-    forward = backbone.forward
-    found: list[tuple[Size, Counts]] = []
-
-    def counted(batch: Tensor) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> ImageCounts:
+        """Counts on one image, [3, H, W], pixels 0..255 in the model's channel order."""
+        backbone = dgnet_of(self.model)
+        batch = self.model.preprocess_image([{"image": image}]).tensor  # type: ignore[operator]
         size = batch.shape[2], batch.shape[3]
-        outputs: dict[str, Tensor] = {}
-        ran = _operator_counts(lambda: outputs.update(forward(batch)))["Global"]
-        sizes = _graph_sizes(backbone, size)
-        gathered = sum(
-            gathered_sums(*sizes[name], wiring.edges & wiring.weight[0].ne(0))
-            for name, wiring in wirings.items()
-        )
-        found.append((size, _plus_macs(ran, gathered)))
-        return outputs
-
-    with record_edge_weights(backbone) as wirings, patch.object(backbone, "forward", counted):
-        yield found
+        with record_edge_weights(backbone) as edge_weights:
+            ran = _operator_counts(lambda: backbone(batch))["Global"]
+        opened = {name: w.edges & w.weight[0].ne(0) for name, w in edge_weights.items()}
+        ran = _plus_macs(ran, weighted_sums(backbone, size, opened))
+        if size not in self._all_open:
+            self._all_open[size] = backbone_counts(backbone, size)
+        return ImageCounts(size, ran, self._all_open[size])
 
 
-def gathered_sums(graph: DynamicGraph, in_size: Size, out_size: Size, edges: Tensor) -> int:
-    """Multiply-adds of the gathered sums (the argument of f_j in Eq. 3) of one graph for one image:
+def weighted_sums(backbone: DGNet, size: tuple[int, int], edges: Mapping[str, Tensor]) -> int:
+    """Multiply-adds of the weighted sums (the argument of f_j in Eq. 3) for one image of ``size``:
     one per element and edge.
 
     Args:
-        graph: a graph with edge weights.
-        in_size, out_size: of its input and output.
-        edges: [N, N], whether edge i → j, at [j, i], is weighted and open.
+        backbone: the network.
+        size: of the image.
+        edges: by graph, [N, N], whether edge i → j, at [j, i], is weighted and open.
     """
-    # Edge 0 → 1 carries the raw input; every other edge a tensor of the output's shape.
-    raw = int(edges[1, 0])
-    others = int(edges.sum()) - raw
-    return raw * graph.in_channels * prod(in_size) + others * graph.out_channels * prod(out_size)
+    total = 0
+    for name, (stage, in_size, out_size) in _stage_sizes(backbone, size).items():
+        if name in edges:
+            # Edge 0 → 1 carries the raw input; every other edge a tensor of the output's shape.
+            raw = int(edges[name][1, 0])
+            others = int(edges[name].sum()) - raw
+            total += raw * stage.in_channels * prod(in_size)
+            total += others * stage.out_channels * prod(out_size)
+    return total
 
 
-def structure(backbone: DGNet, size: Size) -> list[GraphStructure]:
-    """The graphs of ``backbone``, in order; ``size`` is the image's."""
+def structure(backbone: DGNet, size: tuple[int, int]) -> list[StageStructure]:
+    """The stages of ``backbone``, in order; ``size`` is the image's."""
     rows = []
-    for name, (graph, _, out_size) in _graph_sizes(backbone, size).items():
-        routed = isinstance(graph, DynamicGraph)
-        blocks, edges = len(graph.nodes), int(graph.edges.sum()) if routed else 0
-        chain = blocks + 1 if not routed or graph.fixed_chain else 0
+    for name, (stage, _, out_size) in _stage_sizes(backbone, size).items():
+        blocks = len(stage.nodes)
+        routed = int(stage.edges.sum()) if isinstance(stage, DynamicGraph) else 0
+        is_paper = isinstance(stage, DynamicGraph) and not stage.fixed_chain
         rows.append(
-            GraphStructure(
+            StageStructure(
                 name=name,
                 blocks=blocks,
                 nodes=blocks + 2,
-                edges=chain + edges,
-                routed_edges=edges,
-                in_channels=graph.in_channels,
-                out_channels=graph.out_channels,
-                stride=graph.stride,
+                edges=routed + (0 if is_paper else blocks + 1),
+                routed_edges=routed,
+                in_channels=stage.in_channels,
+                out_channels=stage.out_channels,
+                stride=stage.stride,
                 output_size=out_size,
             )
         )
     return rows
 
 
-def _graph_sizes(backbone: DGNet, size: Size) -> dict[str, tuple[PlainStage, Size, Size]]:
-    """Each graph of ``backbone`` with the sizes of its input and output, for an image of
+def _stage_sizes(
+    backbone: DGNet, size: tuple[int, int]
+) -> dict[str, tuple[PlainStage, tuple[int, int], tuple[int, int]]]:
+    """Each stage of ``backbone`` with the sizes of its input and output, for an image of
     ``size``."""
 
-    def strided(size: Size, stride: int) -> Size:
+    def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
         return -(-size[0] // stride), -(-size[1] // stride)
 
     size = strided(size, backbone.stem.stride)
     sizes = {}
     for name, stage in backbone.stages().items():
-        out_size = strided(size, stage.stride)
-        sizes[name] = stage, size, out_size
-        size = out_size
+        in_size, size = size, strided(size, stage.stride)
+        sizes[name] = stage, in_size, size
     return sizes
 
 
-def _all_gathered_sums(backbone: DGNet, size: Size) -> int:
-    """:func:`gathered_sums` of every graph, all edges open."""
-    return sum(
-        gathered_sums(graph, in_size, out_size, graph.edges)
-        for graph, in_size, out_size in _graph_sizes(backbone, size).values()
-        if isinstance(graph, DynamicGraph)
-    )
+def _all_edges(backbone: DGNet) -> dict[str, Tensor]:
+    return {name: graph.edges for name, graph in dynamic_graphs(backbone).items()}
 
 
 def _operator_counts(run: Callable[[], Any]) -> dict[str, Counts]:

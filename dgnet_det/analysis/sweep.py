@@ -2,31 +2,38 @@
 
 import contextlib
 import io
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from dgnet_det.analysis.counts import backbone_of, image_counts
-from dgnet_det.engine.trainer import Trainer
-from dgnet_det.evaluation.coco import Evaluator
+from dgnet_det.analysis.benchmark import run_and_time
+from dgnet_det.analysis.counts import ImageCounter
+from dgnet_det.evaluation.coco import Evaluator, build_test_loader
 from dgnet_det.graph.routing import EdgeWeights
-from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
-
-Result = TypeVar("Result")
+from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
 
 # Shares of the measured edge weights that are closed where no thresholds are given.
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 # Okabe and Ito's, less yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+class Latency(NamedTuple):
+    """Seconds per image: those of the first threshold, median of all runs, times the ratio of runs
+    that were made side by side: median over the images; median and range over the repeats."""
+
+    median: float
+    min: float
+    max: float
 
 
 class Point(NamedTuple):
@@ -38,21 +45,8 @@ class Point(NamedTuple):
     open_edges: float  # share of the routed edges
     absent_nodes: float  # share of the blocks
     macs: float  # multiply-adds that the backbone ran, mean
-    backbone_seconds: float  # median
-    detector_seconds: float  # median
-
-
-def timed(
-    device: torch.device, function: Callable[..., Result], *args: Any
-) -> tuple[Result, float]:
-    """What ``function`` returns for ``args``, and the seconds that it took on ``device``."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function(*args)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
+    backbone: Latency
+    detector: Latency
 
 
 @torch.no_grad()
@@ -66,10 +60,10 @@ def thresholds_for(shares: Sequence[float], model: nn.Module, cfg: CfgNode) -> l
         cfg: its config.
     """
     weights = []
-    with record_edge_weights(model) as wirings:
-        for inputs in _loader(cfg):
+    with record_edge_weights(model) as recorded:
+        for inputs in build_test_loader(cfg, DatasetCatalog.get(cfg.DATASETS.TEST[0])):
             model(inputs)
-            weights += [w.alpha[:, w.edges].flatten() for w in wirings.values()]
+            weights += [w.alpha[:, w.edges].flatten() for w in recorded.values()]
     alpha = torch.cat(weights).double().cpu()
     alpha = alpha[alpha > 0]
     return [float(alpha.quantile(share)) if 0 < share < 1 else float(share) for share in shares]
@@ -81,77 +75,116 @@ def sweep(
 ) -> list[Point]:
     """Evaluate a detector at each of ``thresholds``, on ``DATASETS.TEST[0]``.
 
-    The thresholds take turns on every image, so that a drift of the machine's speed meets all.
+    On every image the thresholds take turns, so that a drift of the machine's speed meets all.
 
     Args:
         model: in evaluation mode. It is left as it was.
         cfg: its config.
         thresholds: every τ is raised to them.
-        repeats: how often each image is timed. Its fastest run counts.
+        repeats: how often each image is timed at each threshold.
     """
-    graphs, backbone = dynamic_graphs(model), backbone_of(model)
+    graphs = dynamic_graphs(model)
     learned = {name: graph.thresholds.detach().clone() for name, graph in graphs.items()}
-    device = next(model.parameters()).device
-    measured: list[list[dict[str, float]]] = [[] for _ in thresholds]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        evaluators = [Evaluator(cfg.DATASETS.TEST[0], folder) for _ in thresholds]
-        for evaluator in evaluators:
-            evaluator.reset()
-        for inputs in tqdm(_loader(cfg), desc="images", unit="image"):
-            batch = model.preprocess_image(inputs).tensor  # type: ignore[operator]
-            for _ in range(2):  # the first runs at a size are slower
-                model(inputs)
-            for threshold, evaluator, rows in zip(thresholds, evaluators, measured, strict=True):
-                for name, graph in graphs.items():
-                    graph.thresholds.data = learned[name].clamp(min=threshold)
-                seconds = []
-                with record_edge_weights(model) as wirings:
-                    for _ in range(repeats):
-                        _, in_backbone = timed(device, backbone, batch)
-                        detections, in_all = timed(device, model, inputs)
-                        seconds.append((in_backbone, in_all))
-                    shares = _shares(wirings)
-                evaluator.process(inputs, detections)
-                fastest = [min(column) for column in zip(*seconds, strict=True)]
-                rows.append(
-                    {
-                        **shares,
-                        "macs": image_counts(model, inputs[0]["image"]).ran.macs,
-                        "backbone_seconds": fastest[0],
-                        "detector_seconds": fastest[1],
-                    }
-                )
-        boxes = [evaluator.evaluate()["bbox"] for evaluator in evaluators]
-    for name, graph in graphs.items():
-        graph.thresholds.data = learned[name]
-    return [
-        _point(threshold, ap, rows)
-        for threshold, ap, rows in zip(thresholds, boxes, measured, strict=True)
-    ]
+
+    def raise_thresholds(to: float) -> None:
+        for name, graph in graphs.items():
+            graph.thresholds.data = learned[name].clamp(min=to)
+
+    backbone, device = dgnet_of(model), next(model.parameters()).device
+    count = ImageCounter(model)
+    evaluators = [Evaluator(cfg.DATASETS.TEST[0]) for _ in thresholds]
+    for evaluator in evaluators:
+        evaluator.reset()
+    shares: list[list[tuple[float, float, int]]] = []  # per image and threshold
+    seconds: list[list[list[tuple[float, float]]]] = []  # per image, repeat and threshold
+    images = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    for inputs in tqdm(build_test_loader(cfg, images), desc="images", unit="image"):
+        shares.append([])
+        for threshold, evaluator in zip(thresholds, evaluators, strict=True):
+            raise_thresholds(threshold)
+            with record_edge_weights(model) as recorded:
+                evaluator.process(inputs, model(inputs))
+            macs = count(inputs[0]["image"]).ran.macs
+            shares[-1].append((*_open_and_absent(recorded), macs))
+        batch = model.preprocess_image(inputs).tensor  # type: ignore[operator]
+        seconds.append([])
+        for _ in range(repeats):
+            seconds[-1].append([])
+            for threshold in thresholds:
+                raise_thresholds(threshold)
+                _, in_backbone = run_and_time(device, backbone, batch)
+                _, in_all = run_and_time(device, model, inputs)
+                seconds[-1][-1].append((in_backbone, in_all))
+    raise_thresholds(-torch.inf)
+
+    means = np.mean(shares, axis=0)
+    latencies = [latencies_of(part) for part in np.moveaxis(np.array(seconds), -1, 0)]
+    points = []
+    for k, (threshold, evaluator) in enumerate(zip(thresholds, evaluators, strict=True)):
+        with contextlib.redirect_stdout(io.StringIO()):
+            boxes = evaluator.evaluate()["bbox"]
+        figures = (boxes["AP"], boxes["AP50"], *map(float, means[k]))
+        points.append(Point(threshold, *figures, *(of_part[k] for of_part in latencies)))
+    return points
 
 
 def draw_sweeps(sweeps: Mapping[str, Sequence[Point]], dataset: str) -> Figure:
     """AP against multiply-adds and against latency, a line for each detector. Numbers on the left
-    say what share of the edges is open; the ring is the detector as it was trained."""
+    say what share of the edges is open; the ring is the first threshold; the band on the right is
+    the range of the repeats.
+
+    Args:
+        sweeps: the points by the detector's name.
+        dataset: the name, or the file, of what they were evaluated on.
+    """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for color, (name, points) in zip(COLORS, sweeps.items(), strict=False):
-        _draw_line(left, name, points, [p.macs / 1e6 for p in points], color)
-        _draw_line(right, name, points, [p.backbone_seconds * 1e3 for p in points], color)
-        _write_shares(left, points, [p.macs / 1e6 for p in points], color)
-    left.set_ylabel(f"box AP on {dataset}, %")
+        macs = [point.macs / 1e6 for point in points]
+        _draw_line(left, name, points, macs, color)
+        _write_shares(left, points, macs, color)
+        latencies = [point.backbone for point in points]
+        _draw_line(right, name, points, [1e3 * latency.median for latency in latencies], color)
+        low, high = ([1e3 * getattr(x, end) for x in latencies] for end in ("min", "max"))
+        right.fill_betweenx([p.ap for p in points], low, high, color=color, alpha=0.2, lw=0)
+    left.set_ylabel(f"box AP on {Path(dataset).name}, %")
     left.set_xlabel("multiply-adds that the backbone ran, million per image (mean)")
-    right.set_xlabel("backbone, ms per image (median)")
+    right.set_xlabel("backbone, ms per image (median and range of paired runs)")
     left.legend(frameon=False)
     return figure
+
+
+def threshold_texts(thresholds: Sequence[float]) -> list[str]:
+    """The thresholds with as few decimals, at least three, as tell those of different value
+    apart."""
+    for decimals in range(3, 17):
+        texts = [f"{threshold:.{decimals}f}" for threshold in thresholds]
+        if len(set(texts)) == len(set(thresholds)):
+            break
+    return texts
+
+
+def _open_and_absent(recorded: Mapping[str, EdgeWeights]) -> tuple[float, float]:
+    """The shares of the routed edges that are open and of the blocks that are absent, in one
+    image."""
+    opened = torch.cat([w.alpha[0, w.edges].ne(0) for w in recorded.values()])
+    absent = torch.cat([w.absent()[0, 1:-1] for w in recorded.values()])
+    return opened.double().mean().item(), absent.double().mean().item()
+
+
+def latencies_of(seconds: np.ndarray) -> list[Latency]:
+    """Of each threshold, from seconds [images, repeats, thresholds]."""
+    ratios = np.median(seconds / seconds[:, :, :1], axis=0)  # [repeats, thresholds]
+    scaled = ratios * np.median(seconds[:, :, 0])
+    summaries = zip(np.median(scaled, axis=0), scaled.min(axis=0), scaled.max(axis=0), strict=True)
+    return [Latency(*map(float, summary)) for summary in summaries]
 
 
 def _draw_line(
     axes: Axes, name: str, points: Sequence[Point], x: Sequence[float], color: str
 ) -> None:
     axes.plot(x, [p.ap for p in points], "-o", color=color, markersize=4, lw=1.2, label=name)
-    first = min(range(len(points)), key=lambda k: points[k].threshold)
-    axes.plot(x[first], points[first].ap, "o", color=color, markersize=11, fillstyle="none")
+    axes.plot(x[0], points[0].ap, "o", color=color, markersize=11, fillstyle="none")
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -168,33 +201,3 @@ def _write_shares(axes: Axes, points: Sequence[Point], x: Sequence[float], color
                 fontsize=7,
                 color=color,
             )
-
-
-def _loader(cfg: CfgNode) -> Any:
-    return Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
-
-
-def _shares(wirings: Mapping[str, EdgeWeights]) -> dict[str, float]:
-    """Of edges that are open and of nodes that are absent, for one image."""
-    opened = torch.cat([w.alpha[0, w.edges].ne(0) for w in wirings.values()])
-    absent = torch.cat([w.alpha[0, 1:-1].eq(0).all(dim=1) for w in wirings.values()])
-    return {
-        "open_edges": opened.double().mean().item(),
-        "absent_nodes": absent.double().mean().item(),
-    }
-
-
-def _point(threshold: float, boxes: dict[str, float], rows: list[dict[str, float]]) -> Point:
-    def column(key: str) -> list[float]:
-        return [row[key] for row in rows]
-
-    return Point(
-        threshold=threshold,
-        ap=boxes["AP"],
-        ap50=boxes["AP50"],
-        open_edges=statistics.fmean(column("open_edges")),
-        absent_nodes=statistics.fmean(column("absent_nodes")),
-        macs=statistics.fmean(column("macs")),
-        backbone_seconds=statistics.median(column("backbone_seconds")),
-        detector_seconds=statistics.median(column("detector_seconds")),
-    )

@@ -1,22 +1,34 @@
 """COCO's metrics, computed by faster-coco-eval where it is installed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dgnet_det.data import CheckedDatasetMapper
 from dgnet_det.errors import UserError
 
 try:
     from faster_coco_eval import COCOeval_faster
 except ImportError:
     COCOeval_faster = None
+
+
+def build_test_loader(cfg: CfgNode, images: Any) -> Iterable[list[dict[str, Any]]]:
+    """Detectron2's loader of images in its dataset format, one at a time, resized for testing and
+    checked as they are read."""
+    mapper = CheckedDatasetMapper(cfg, is_train=False)
+    return build_detection_test_loader(
+        images, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
 
 
 class Evaluator(COCOEvaluator):

@@ -13,14 +13,13 @@ import numpy as np
 import pycocotools.mask
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation.evaluator import inference_context
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dgnet_det.data import CheckedDatasetMapper
 from dgnet_det.errors import UserError
-from dgnet_det.evaluation.coco import Evaluator
+from dgnet_det.evaluation.coco import Evaluator, build_test_loader
 from dgnet_det.evaluation.resampling import ResampledAP
 from dgnet_det.modeling.observation import AlphaSpread, dynamic_graphs, record_edge_weights
 
@@ -89,9 +88,7 @@ def intervene(
     images = DatasetCatalog.get(dataset_name) if images is None else images
     if len(images) < 2:
         raise UserError(f"{dataset_name}: one image has no other's edge weights: give at least two")
-    mapper = CheckedDatasetMapper(cfg, is_train=False)
-    workers = cfg.DATALOADER.NUM_WORKERS
-    loader: Any = build_detection_test_loader(images, mapper=mapper, num_workers=workers)
+    loader = build_test_loader(cfg, images)
     evaluators = {name: Evaluator(dataset_name) for name in ("own", "mean", "other")}
     with inference_context(model):
         returned, spread = _detect(model, loader, evaluators["own"])

@@ -9,8 +9,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from dgnet_det.analysis.counts import ImageCounts, backbone_of, image_counts, structure
-from dgnet_det.analysis.sweep import timed
+from dgnet_det.analysis.benchmark import run_and_time
+from dgnet_det.analysis.counts import ImageCounter, ImageCounts, structure
 from dgnet_det.data import read_image
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import Predictor, detector_of
@@ -18,7 +18,7 @@ from dgnet_det.export.tracing import compare, fits
 from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.graph.topology import edge_name
-from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
 
 # Largest difference of a feature map, in units of its largest value, that rounding makes.
 ROUNDING = 1e-4
@@ -140,7 +140,7 @@ def compare_detectors(
         UserError: features or detections differ by more than rounding.
     """
     models = before.model, after.model
-    params = [sum(p.numel() for p in backbone_of(model).parameters()) for model in models]
+    params = [sum(p.numel() for p in dgnet_of(model).parameters()) for model in models]
     detectors = detector_of(before), detector_of(after)
     counts: list[list[ImageCounts]] = [[], []]
     seconds: list[list[float]] = [[], []]
@@ -153,7 +153,8 @@ def compare_detectors(
         runs: list[list[float]] = [[], []]
         for _ in range(1 + REPEATS):  # the first runs at a size are slower
             for k, model in enumerate(models):
-                features[k], taken = timed(batch.device, cast(nn.Module, backbone_of(model)), batch)
+                backbone = cast(nn.Module, dgnet_of(model))
+                features[k], taken = run_and_time(batch.device, backbone, batch)
                 runs[k].append(taken)
         difference = max(difference, _difference(*features))
         if difference > ROUNDING or not fits([compare(*detectors, pixels)]):
@@ -162,7 +163,7 @@ def compare_detectors(
                 f" {difference:.1e} of their largest value): nothing was written"
             )
         for k, model in enumerate(models):
-            counts[k].append(image_counts(model, image))
+            counts[k].append(ImageCounter(model)(image))
             seconds[k].append(min(runs[k][1:]))
     figures = [_figures(*of_one) for of_one in zip(models, params, counts, seconds, strict=True)]
     return PruningComparison(figures[0], figures[1], difference)
@@ -178,7 +179,7 @@ def _difference(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
 def _figures(
     model: nn.Module, params: int, counts: list[ImageCounts], seconds: list[float]
 ) -> Figures:
-    graphs = structure(backbone_of(model), counts[0].size)
+    graphs = structure(dgnet_of(model), counts[0].size)
     return Figures(
         edges=sum(graph.routed_edges for graph in graphs),
         blocks=sum(graph.blocks for graph in graphs),

@@ -8,11 +8,12 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
+from configs import ROOT
 from dgnet_det.analysis.benchmark import (
     Contestant,
     Measurement,
     Workload,
-    compare,
+    compare_runs,
     draw_edges,
     make_step,
     stock_config,
@@ -20,10 +21,10 @@ from dgnet_det.analysis.benchmark import (
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import record_wiring
+from dgnet_det.modeling.observation import record_edge_weights
 
-TOOLS = Path(__file__).parents[1] / "tools"
-CONFIGS = Path(__file__).parents[1] / "configs" / "COCO-Detection"
+CONFIGS = ROOT / "configs" / "COCO-Detection"
+main = runpy.run_path(str(ROOT / "tools" / "benchmark.py"))["main"]
 SMALL = ["MODEL.WEIGHTS", "", "MODEL.RPN.POST_NMS_TOPK_TEST", "10"]
 
 
@@ -33,7 +34,7 @@ def config(name: str, *opts: str) -> CfgNode:
 
 def test_compare_takes_pairs() -> None:
     ours, theirs = Measurement([1.0, 4.0, 3.0], 30), Measurement([2.0, 2.0, 3.0], 20)
-    assert compare(ours, theirs) == {
+    assert compare_runs(ours, theirs) == {
         "ratio": {"median": 1.0, "min": 0.5, "max": 2.0},
         "memory_ratio": 1.5,
     }
@@ -52,10 +53,10 @@ def test_compare_takes_pairs() -> None:
 def test_drawn_edges(name: str, closed: float, skipped: float) -> None:
     model = build_model(config(name)).backbone.eval()
     draw_edges(model, 2, closed=closed, skipped=skipped)
-    with record_wiring(model) as wirings, torch.no_grad():
+    with record_edge_weights(model) as wirings, torch.no_grad():
         model(torch.randn(2, 3, 64, 64))
     for wiring in wirings.values():
-        routed = wiring.alpha[:, wiring.routed()]
+        routed = wiring.alpha[:, wiring.edges]
         if not closed and not skipped:
             assert (routed == 0.5).all()
         if closed:
@@ -89,37 +90,38 @@ def test_stock_is_detectron2s_own() -> None:
         stock_config(config("DG_MobileNetV2"))
 
 
-def test_tools_write_their_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--input-size", "64", "64", "--repeats", "2"]
-    opts = [*SMALL, "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+def test_the_tool_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dg, plain = (str(CONFIGS / f"faster_rcnn_{n}_FPN_1x.yaml") for n in ("DG_R_18", "R_18"))
-    benchmark = runpy.run_path(str(TOOLS / "benchmark.py"))["main"]
-    out = str(tmp_path / "b.json")
-    baselines = ["--baseline", plain, "--baseline", "stock"]
-    benchmark(["--config-file", dg, *baselines, "--part", "backbone", *size, "--json", out, *opts])
+    out = str(tmp_path / "benchmark.json")
+    options = ["--baseline", plain, "--closed", "0.5", "--part", "backbone"]
+    options += ["--input-size", "64", "64", "--repeats", "2", "--json", out]
+    main(["--config-file", dg, *options, *SMALL, "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"])
     figures = json.loads(Path(out).read_text())
-    assert set(figures["baselines"]) == {"faster_rcnn_R_18_FPN_1x", "stock"}
-    for baseline in figures["baselines"].values():
-        assert set(baseline["ratio"]) == {"median", "min", "max"}
-        assert baseline["memory_ratio"] > 0
-    assert figures["environment"]["torch"] == torch.__version__
-    assert "faster_rcnn_DG_R_18_FPN_1x" in capsys.readouterr().out
-
-    closed = runpy.run_path(str(TOOLS / "benchmark_closed_edges.py"))["main"]
-    picture, out = tmp_path / "c.png", str(tmp_path / "c.json")
-    shares = ["--closed", "0.5", "--skipped", "0.5", "--batch", "1"]
-    closed(["--config-file", dg, "--output", str(picture), "--json", out, *shares, *size, *opts])
-    figures = json.loads(Path(out).read_text())
-    assert list(figures["batches"]["1"]) == [
-        "full graph",
-        "50% of edges closed",
-        "50% of blocks skipped",
+    assert list(figures["ratios"]) == [
+        "faster_rcnn_DG_R_18_FPN_1x ÷ faster_rcnn_R_18_FPN_1x",
+        "50% of edges closed ÷ full graph",
     ]
-    assert picture.stat().st_size > 5000
+    for ratio in figures["ratios"].values():
+        assert set(ratio["ratio"]) == {"median", "min", "max"}
+        assert ratio["memory_ratio"] > 0
+    assert figures["environment"]["PyTorch"] == torch.__version__
+    assert "50% of edges closed" in capsys.readouterr().out
 
 
-def test_a_model_that_does_not_run_is_one_line() -> None:
-    benchmark = runpy.run_path(str(TOOLS / "benchmark.py"))["main"]
-    dg = str(CONFIGS / "faster_rcnn_DG_R_18_FPN_1x.yaml")
-    with pytest.raises(UserError, match=r"nonexistent\.pth"):
-        benchmark(["--config-file", dg, "--baseline", "stock", "MODEL.WEIGHTS", "nonexistent.pth"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--baseline", "stock", "MODEL.WEIGHTS", "nonexistent.pth"], r"nonexistent\.pth"),
+        (["MODEL.WEIGHTS", ""], "give something to compare with"),
+        (["--closed", "1.5", "MODEL.WEIGHTS", ""], "between 0 and 1"),
+        (["--closed", "0.5", "MODEL.WEIGHTS", "x.pth"], "an untrained network"),
+        (
+            ["--skipped", "0.5", "MODEL.WEIGHTS", "", "MODEL.DGNET.WIRING", "residual"],
+            "no node is skipped",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        main(["--config-file", str(CONFIGS / "faster_rcnn_DG_R_18_FPN_1x.yaml"), *options])
+    assert "\n" not in str(error.value)

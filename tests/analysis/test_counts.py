@@ -14,14 +14,23 @@ from narrow import NARROW, R_18, close_edges, narrow_r18
 from PIL import Image
 
 from configs import ROOT
-from dgnet_det import analysis
-from dgnet_det.analysis.counts import backbone_counts, backbone_of, build_for_analysis
+from dgnet_det.analysis.counts import (
+    ImageCounter,
+    backbone_counts,
+    build_for_analysis,
+    model_counts,
+    structure,
+)
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
+from dgnet_det.modeling.observation import dgnet_of
 
 # By path: Detectron2's wheel has a package named tools too.
 main = runpy.run_path(str(ROOT / "tools/analyze_model.py"))["main"]
 COCO = ROOT / "configs/COCO-Detection"
+SMALL_HEADS = [
+    "MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
+]  # fmt: skip
 # Parameters and convolutions of the whole classifiers at 224 x 224, in millions, as DG-Net's Table
 # 1 is met by the paper wiring; the edges of each graph; and the parameters and multiply-adds of the
 # heads, which a detector does not have.
@@ -49,27 +58,35 @@ def analyze(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_detection_backbones_are_table_1_less_the_head(name: str, tmp_path: Path) -> None:
+def test_detection_backbones_are_table_1_less_the_head(name: str) -> None:
     params, macs, edges, head_params, head_macs = CLASSIFIERS[name]
+    cfg = load_cfg(
+        str(COCO / f"faster_rcnn_DG_{name}_FPN_1x.yaml"),
+        [*SMALL_HEADS, "MODEL.DGNET.WIRING", "paper", "MODEL.RESNETS.NORM", "BN"],
+    )
+    backbone = dgnet_of(build_for_analysis(cfg))
+    counts = backbone_counts(backbone, (224, 224))
+    assert (parameter_count(backbone)[""] + head_params) / 1e6 == pytest.approx(params, abs=0.001)
+    assert (counts.conv_macs + head_macs) / 1e6 == pytest.approx(macs, abs=0.01)
+    stages = structure(backbone, (224, 224))
+    assert [stage.edges for stage in stages] == edges
+    assert [stage.routed_edges for stage in stages] == edges
+
+
+def test_the_tool_reports_the_parts_of_a_detector(tmp_path: Path) -> None:
     report = analyze(
         tmp_path,
-        *("--config-file", str(COCO / f"faster_rcnn_DG_{name}_FPN_1x.yaml")),
-        *("--input-size", "224", "224", "--tasks", "parameter", "flop", "structure"),
-        *("MODEL.DGNET.WIRING", "paper", "MODEL.RESNETS.NORM", "BN", "MODEL.DEVICE", "cpu"),
+        *("--config-file", R_18, "--tasks", "parameter", "flop", "structure"),
+        *("--input-size", "64", "64", *NARROW),
     )
-    backbone = report["backbone"]
-    assert report["input_size"] == [224, 224]
-    assert all(isinstance(count, int) for count in backbone.values())
-    assert (backbone["params"] + head_params) / 1e6 == pytest.approx(params, abs=0.001)
-    assert (backbone["conv_macs"] + head_macs) / 1e6 == pytest.approx(macs, abs=0.01)
-    assert [graph["edges"] for graph in report["structure"]] == edges
-    assert [graph["routed_edges"] for graph in report["structure"]] == edges
-
-    # 224 is a multiple of 32: the detector does not pad it.
+    assert report["input_size"] == [64, 64]
+    # 64 is a multiple of 32: the detector does not pad it.
     parts = report["model"]["parts"]
-    assert parts["backbone"] == backbone
+    assert parts["backbone"] == report["backbone"]
+    assert all(isinstance(count, int) for count in report["backbone"].values())
     for count in ("params", "macs"):
         assert report["model"][count] == sum(part[count] for part in parts.values())
+    assert [stage["edges"] for stage in report["structure"]] == [6, 6, 6, 6]
 
 
 def test_counts_by_hand() -> None:
@@ -96,7 +113,7 @@ def test_counts_by_hand() -> None:
         params += weights + 5 * 2 * out_channels + (3 + 2 + 1) * (out_channels + 1) + thresholds
         channels = out_channels
 
-    backbone = backbone_of(narrow_r18())
+    backbone = dgnet_of(narrow_r18())
     counts = backbone_counts(backbone, (96, 64))
     assert counts.conv_macs == conv
     assert counts.macs == conv + routers + gathered
@@ -109,9 +126,9 @@ def test_convolutions_and_activations_equal_those_of_fvcore(edge_weights: str) -
     # An odd size, grouped convolutions, the residual wiring.
     cfg = load_cfg(
         str(COCO / "faster_rcnn_DG_MobileNetV2_residual_FPN_1x.yaml"),
-        ["MODEL.DEVICE", "cpu", "MODEL.DGNET.EDGE_WEIGHTS", edge_weights],
+        [*SMALL_HEADS, "MODEL.DGNET.EDGE_WEIGHTS", edge_weights],
     )
-    backbone = backbone_of(build_for_analysis(cfg))
+    backbone = dgnet_of(build_for_analysis(cfg))
     image = torch.randn(1, 3, 75, 101)
     with torch.no_grad():
         expected = FlopCountAnalysis(backbone, image).by_operator()
@@ -125,21 +142,21 @@ def test_convolutions_and_activations_equal_those_of_fvcore(edge_weights: str) -
 
 def test_static_resnet_50_has_its_published_activations() -> None:
     # "Designing Network Design Spaces", Table: ResNet-50 has 11.1 M activations at 224 x 224.
-    cfg = load_cfg(str(COCO / "faster_rcnn_R_50_FPN_1x.yaml"), ["MODEL.DEVICE", "cpu"])
-    counts = backbone_counts(backbone_of(build_for_analysis(cfg)), (224, 224))
+    cfg = load_cfg(str(COCO / "faster_rcnn_R_50_FPN_1x.yaml"), SMALL_HEADS)
+    counts = backbone_counts(dgnet_of(build_for_analysis(cfg)), (224, 224))
     assert counts.activations / 1e6 == pytest.approx(11.1, abs=0.05)
 
 
 def test_closed_edges_save_their_sums_and_absent_nodes_their_blocks_and_routers() -> None:
     model = narrow_r18()
-    image = torch.randint(0, 256, (3, 64, 64))
-    everything = analysis.image_counts(model, image)
+    image, count = torch.randint(0, 256, (3, 64, 64)), ImageCounter(model)
+    everything = count(image)
     assert everything.size == (64, 64)
     assert everything.ran == everything.all_open
 
     # res4: 32 channels, 4 x 4. Node 2 loses all its inputs, so 2 -> 3 is closed with it.
     close_edges(model, "res4.0", (0, 2), (1, 2))
-    counts = analysis.image_counts(model, image)
+    counts = count(image)
     block = 2 * 9 * 32**2 * 16
     router = 32 * 16 + 32
     edges = 3 * 32 * 16
@@ -149,7 +166,7 @@ def test_closed_edges_save_their_sums_and_absent_nodes_their_blocks_and_routers(
 
     # res3: 0 -> 1 carries the raw input, 8 channels, 16 x 16. Node 1 is absent.
     close_edges(model, "res3.0", (0, 1))
-    before, counts = counts, analysis.image_counts(model, image)
+    before, counts = counts, count(image)
     block = 9 * (8 * 16 + 16 * 16) * 64
     router = 16 * 64 + 2 * 16
     edges = 8 * 16 * 16 + 2 * 16 * 64
@@ -158,47 +175,31 @@ def test_closed_edges_save_their_sums_and_absent_nodes_their_blocks_and_routers(
 
 def test_residual_wiring_saves_edges_alone() -> None:
     model = narrow_r18("MODEL.DGNET.WIRING", "residual")
-    backbone, image = backbone_of(model), torch.randint(0, 256, (3, 64, 64))
+    backbone, image = dgnet_of(model), torch.randint(0, 256, (3, 64, 64))
     for parameter in (p for name, p in backbone.named_parameters() if "gammas" in name):
         parameter.data.fill_(0.1)
-    everything = analysis.image_counts(model, image)
+    count = ImageCounter(model)
+    everything = count(image)
     assert everything.ran == everything.all_open
     close_edges(backbone, "res3.0", (0, 2), (1, 3))
-    counts = analysis.image_counts(model, image)
+    counts = count(image)
     assert everything.ran.conv_macs == counts.ran.conv_macs
     assert everything.ran.macs - counts.ran.macs == 2 * 16 * 8 * 8
 
 
-def test_every_image_that_is_detected_in_is_counted() -> None:
-    model = narrow_r18()
-    close_edges(model, "res3.0", (0, 2))
-    images = [torch.randint(0, 256, (3, *size)) for size in ((64, 64), (60, 90))]
-    with torch.no_grad(), analysis.record_counts(model) as found:
-        outputs = [model([{"image": image}])[0]["instances"] for image in images]
-    expected = [analysis.image_counts(model, image) for image in images]
-    assert found == [(counts.size, counts.ran) for counts in expected]
-    assert found[1][0] == (64, 96)
-    # Counting changes nothing, and ends.
-    with torch.no_grad():
-        again = [model([{"image": image}])[0]["instances"] for image in images]
-    for first, second in zip(outputs, again, strict=True):
-        assert torch.equal(first.pred_boxes.tensor, second.pred_boxes.tensor)
-    assert len(found) == 2
-
-
 def test_model_size_is_padded_and_backbone_size_is_not() -> None:
     model = narrow_r18()
-    parts = analysis.model_counts(model, (60, 50))
-    assert parts["backbone"] == backbone_counts(backbone_of(model), (64, 64))
-    assert backbone_counts(backbone_of(model), (60, 50)).macs < parts["backbone"].macs
+    parts = model_counts(model, (60, 50))
+    assert parts["backbone"] == backbone_counts(dgnet_of(model), (64, 64))
+    assert backbone_counts(dgnet_of(model), (60, 50)).macs < parts["backbone"].macs
 
 
 def test_freezing_changes_no_count() -> None:
     # Freezing turns BN into FrozenBN, whose scale and shift are no parameters.
     cfg = load_cfg(R_18, [*NARROW, "MODEL.BACKBONE.FREEZE_AT", "2"])
-    frozen = parameter_count(backbone_of(build_model(cfg)))[""]
-    counted = parameter_count(backbone_of(build_for_analysis(cfg)))[""]
-    assert counted == parameter_count(backbone_of(narrow_r18()))[""] > frozen
+    frozen = parameter_count(dgnet_of(build_model(cfg)))[""]
+    counted = parameter_count(dgnet_of(build_for_analysis(cfg)))[""]
+    assert counted == parameter_count(dgnet_of(narrow_r18()))[""] > frozen
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_images_of_a_folder(tmp_path: Path, images: Path) -> None:
     sizes = [tuple(image["padded_size"]) for image in dynamic["images"]]
     assert sizes == [(64, 64), (64, 128), (160, 64)]
     for image, (height, width) in zip(dynamic["images"], sizes, strict=True):
-        assert image["all_open_macs"] == backbone_counts(backbone_of(model), (height, width)).macs
+        assert image["all_open_macs"] == backbone_counts(dgnet_of(model), (height, width)).macs
         assert image["all_open_macs"] - image["macs"] == 16 * height * width // 64
     macs = [image["macs"] for image in dynamic["images"]]
     assert dynamic["macs"]["mean"] == pytest.approx(np.mean(macs))

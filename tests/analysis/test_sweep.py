@@ -13,9 +13,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import ROOT
-from dgnet_det.analysis.sweep import SHARES, Point, draw_sweeps, sweep, thresholds_for
+from dgnet_det.analysis.sweep import (
+    SHARES,
+    Latency,
+    Point,
+    draw_sweeps,
+    latencies_of,
+    sweep,
+    threshold_texts,
+    thresholds_for,
+)
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.observation import dynamic_graphs, record_wiring
+from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 
 # By path: Detectron2's wheel has a package named tools too.
 main = runpy.run_path(str(ROOT / "tools/sweep_thresholds.py"))["main"]
@@ -63,9 +72,9 @@ def test_sweep_by_hand(dataset: list[str]) -> None:
     for k in range(3):
         pixels = np.array(Image.open(Path(dataset[3]) / f"{k}.png"))
         image = torch.tensor(pixels.transpose(2, 0, 1).copy())
-        with torch.no_grad(), record_wiring(model) as wirings:
+        with torch.no_grad(), record_edge_weights(model) as wirings:
             model([{"image": image}])
-        alphas += [alpha for w in wirings.values() for alpha in w.alpha[0, w.routed()].tolist()]
+        alphas += [alpha for w in wirings.values() for alpha in w.alpha[0, w.edges].tolist()]
     opened = [alpha for alpha in alphas if alpha > 0]
     assert thresholds[1] == pytest.approx(float(np.median(opened)))
     assert points[0].open_edges == pytest.approx(len(opened) / len(alphas))
@@ -80,7 +89,9 @@ def test_sweep_by_hand(dataset: list[str]) -> None:
         macs += projection + router + out_channels * side**2
     assert last.macs == macs
     assert points[0].macs > points[1].macs > points[2].macs
-    assert all(0 < p.backbone_seconds < p.detector_seconds for p in points)
+    assert all(0 < p.backbone.median < p.detector.median for p in points)
+    for latency in (point.backbone for point in points):
+        assert latency.min <= latency.median <= latency.max
     assert all(0 <= p.ap <= p.ap50 <= 100 for p in points)
 
 
@@ -113,7 +124,7 @@ def test_the_tool(tmp_path: Path, detector: list[str]) -> None:
         assert {key: a[key] for key in same} == {key: b[key] for key in same}
     assert [p["threshold"] for p in one] == [0, 0.9]
     assert one[0]["macs"] > one[1]["macs"]
-    assert {"device", "threads", "torch", "date"} <= report["environment"].keys()
+    assert {"CPU", "threads", "PyTorch", "date"} <= report["environment"].keys()
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.width > 500
 
@@ -124,17 +135,33 @@ def test_default_shares_start_from_the_detector_as_it_is() -> None:
     assert list(SHARES) == sorted(set(SHARES))
 
 
+def test_latencies_are_those_of_pairs() -> None:
+    # The machine is twice as slow at the second image, and for all thresholds in the last repeat.
+    seconds = np.array([[[4, 2], [4, 3], [8, 4]], [[8, 4], [8, 6], [16, 8]]], dtype=float)
+    first, second = latencies_of(seconds)
+    assert first == (8, 8, 8)
+    assert second == (4, 4, 6)
+
+
+def test_thresholds_are_told_apart() -> None:
+    assert threshold_texts([0, 0.5, 1]) == ["0.000", "0.500", "1.000"]
+    assert threshold_texts([0, 0.500012, 0.500018]) == ["0.00000", "0.50001", "0.50002"]
+
+
 def test_a_line_for_each_detector() -> None:
     def points(ap: float) -> list[Point]:
-        return [Point(t, ap * (1 - t), 2 * ap, 1 - t, t, 1e6, 0.01, 0.02) for t in (0.0, 0.5, 1.0)]
+        latency = Latency(0.01, 0.009, 0.012)
+        return [
+            Point(t, ap * (1 - t), 2 * ap, 1 - t, t, 1e6, latency, latency) for t in (0.0, 0.5, 1.0)
+        ]
 
-    figure = draw_sweeps({"one": points(30.0), "another": points(20.0)}, "coco_2017_val")
+    figure = draw_sweeps({"one": points(30.0), "another": points(20.0)}, "data/val.json")
     assert isinstance(figure, Figure)
     left, right = figure.axes
     for axes in (left, right):
         assert [list(line.get_ydata()) for line in axes.lines[::2]] == [[30, 15, 0], [20, 10, 0]]
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["one", "another"]
-    assert left.get_ylabel() == "box AP on coco_2017_val, %"
+    assert left.get_ylabel() == "box AP on val.json, %"
 
 
 def test_errors(tmp_path: Path, detector: list[str]) -> None:

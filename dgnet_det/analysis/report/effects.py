@@ -5,28 +5,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 
-PERMUTATIONS = 999
-LEVEL = 0.05  # probability of naming any edge at all where there is no relation
+LEVEL = 0.05  # share of the named edges that may be named by chance
 MIN_IMAGES = 8
-MIN_PER_CLASS = 2
+MIN_PER_CLASS = 5  # for the Kruskal-Wallis test's p
 ROUNDING = 1e-6  # a weight that moves by less over the images is constant
 
 
 class Effect(NamedTuple):
-    """How a property of the images and the weight of each of E edges go together.
+    """How a property of the images and the weight of each of E edges go together."""
 
-    Attributes:
-        size: [E], of the effect; 0 where the weight is constant.
-        p: [E], the probability of an effect as large as this or larger in *any* edge, where the
-            property and the weights have nothing to do with each other.
-        chance: the absolute effect that is reached with probability :data:`LEVEL` there.
-        num_images: images that were used.
-    """
-
-    size: np.ndarray
+    size: np.ndarray  # [E]; 0 where the weight is constant
+    # [E], adjusted by Benjamini and Hochberg: of the edges with p up to some level, a share of at
+    # most that level is expected to be there by chance.
     p: np.ndarray
-    chance: float
     num_images: int
 
     def shown(self) -> np.ndarray:
@@ -39,8 +32,8 @@ class Untestable(ValueError):
 
 
 def class_effect(weight: np.ndarray, labels: Sequence[str]) -> Effect:
-    """η², the share of the variance of each edge's weight that lies between classes: 0 if all
-    classes have the same mean, 1 if images of one class have one weight.
+    """The share of the variance of the ranks of each edge's weight that lies between classes (η² of
+    the ranks), and p by Kruskal and Wallis: 0 if all classes have the same mean rank.
 
     Args:
         weight: [n, E].
@@ -48,24 +41,24 @@ def class_effect(weight: np.ndarray, labels: Sequence[str]) -> Effect:
             than :data:`MIN_PER_CLASS` images, are left out.
 
     Raises:
-        Untestable: too few classes or images are left.
+        Untestable: fewer than two classes are left.
     """
     counts = Counter(labels)
     classes = [name for name in counts if name and counts[name] >= MIN_PER_CLASS]
-    rows = [k for k, label in enumerate(labels) if label in classes]
     if len(classes) < 2:
         what = {0: "no class has", 1: f"only {[*classes, ''][0]!r} has"}[len(classes)]
         raise Untestable(f"{what} {MIN_PER_CLASS} images or more")
-    _check_number(len(rows))
-    # Orthonormal: the squared lengths of projections onto the columns add up to the variance
-    # between classes.
-    groups = np.array([[labels[k] == name for name in classes] for k in rows], float)
-    return _test(weight[rows], groups / np.sqrt(groups.sum(axis=0)))
+    groups = [weight[np.array(labels) == name] for name in classes]
+    used = np.concatenate(groups)
+    varies = varying(used)
+    tests = [scipy.stats.kruskal(*(group[:, e] for group in groups)) for e in varies]
+    sizes = [test.statistic / (len(used) - 1) for test in tests]
+    return _effect(weight.shape[1], varies, sizes, [test.pvalue for test in tests], len(used))
 
 
 def size_effect(weight: np.ndarray, areas: Sequence[float]) -> Effect:
-    """Spearman's ρ of each edge's weight and the images' area: 1 if the weight rises with every
-    step in size, -1 if it falls.
+    """Spearman's ρ of each edge's weight and the images' area, and its p: 1 if the weight rises
+    with every step in size, -1 if it falls.
 
     Args:
         weight: [n, E].
@@ -74,54 +67,26 @@ def size_effect(weight: np.ndarray, areas: Sequence[float]) -> Effect:
     Raises:
         Untestable: there are too few images, or they have one size.
     """
-    _check_number(len(areas))
+    if len(areas) < MIN_IMAGES:
+        raise Untestable(f"{len(areas)} images are too few: {MIN_IMAGES} are needed")
     if len(set(areas)) == 1:
         raise Untestable("all images have the same area")
-    ranks = np.array([mean_ranks(column) for column in _varying(weight).T]).T
-    of_areas = _standardised(mean_ranks(np.asarray(areas))[:, None])
-    effect = _test(ranks, of_areas)
-    return effect._replace(size=(of_areas.T @ _standardised(ranks))[0], chance=effect.chance**0.5)
+    varies = varying(weight)
+    tests = [scipy.stats.spearmanr(weight[:, e], areas) for e in varies]
+    sizes, ps = [test.statistic for test in tests], [test.pvalue for test in tests]
+    return _effect(weight.shape[1], varies, sizes, ps, len(areas))
 
 
-def mean_ranks(values: np.ndarray) -> np.ndarray:
-    """The ranks of values [n], from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+def varying(weight: np.ndarray) -> np.ndarray:
+    """The places of the edges whose weight, [n, E], is not the same in all images."""
+    return np.flatnonzero(np.ptp(weight, axis=0) > ROUNDING)
 
 
-def _test(values: np.ndarray, design: np.ndarray) -> Effect:
-    """The share of the variance of ``values`` [n, E] that lies in the space of the orthonormal
-    columns of ``design`` [n, k], with p from permutations of the images.
-
-    The effect of a permutation is that of its strongest edge, so that p holds for all edges
-    together, however they depend on each other (Westfall and Young's single-step maximum).
-    """
-    values = _standardised(_varying(values))
-
-    def shares(rows: np.ndarray) -> np.ndarray:
-        return ((rows.T @ values) ** 2).sum(axis=0)
-
-    size = shares(design)
-    generator = np.random.default_rng(0)
-    strongest = np.array([shares(generator.permutation(design)).max() for _ in range(PERMUTATIONS)])
-    reached = (strongest[:, None] >= size - 1e-9).sum(axis=0)
-    p = (1 + reached) / (1 + PERMUTATIONS)
-    chance = np.quantile(strongest, 1 - LEVEL, method="higher")
-    return Effect(size, np.where(size > 0, p, 1.0), float(chance), len(values))
-
-
-def _varying(values: np.ndarray) -> np.ndarray:
-    """The same with constant columns free from rounding."""
-    return np.where(np.ptp(values, axis=0) > ROUNDING, values, 0)
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-    """Columns of mean 0 and length 1; constant ones are 0."""
-    centred = values - values.mean(axis=0)
-    lengths = np.linalg.norm(centred, axis=0)
-    return np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
-
-
-def _check_number(count: int) -> None:
-    if count < MIN_IMAGES:
-        raise Untestable(f"{count} images are too few: {MIN_IMAGES} are needed")
+def _effect(
+    num_edges: int, varies: np.ndarray, sizes: list[float], ps: list[float], num_images: int
+) -> Effect:
+    size, p = np.zeros(num_edges), np.ones(num_edges)
+    size[varies] = sizes
+    if len(varies):
+        p[varies] = scipy.stats.false_discovery_control(ps)
+    return Effect(size, p, num_images)

@@ -5,12 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from dgnet_det.analysis.report.effects import ROUNDING, Effect
+from dgnet_det.analysis.report.effects import Effect, varying
 from dgnet_det.analysis.report.survey import Survey
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_graphs
-
-BINS = 24
-BAR_COLOR = "#2b6cb0"
 
 
 def draw_mean_and_spread(survey: Survey) -> Figure:
@@ -46,35 +43,20 @@ def draw_effect(survey: Survey, effect: Effect, label: str, *, signed: bool) -> 
     """The size of an effect on every edge: as arcs where chance is no good explanation, in the
     cells wherever the weight differs between images."""
     shown = effect.shown()
-    varies = np.ptp(survey.weight, axis=0) > ROUNDING
     titles = [
         f"{graph.name}: {int(np.nansum(m))} of {graph.edges.sum()} beyond chance"
         for graph, m in zip(survey.graphs, survey.matrices(shown), strict=True)
     ]
     scale = Scale(label, -1, 1, "BrBG") if signed else Scale(label, 0, 1, "Greens")
     arcs = np.where(shown, effect.size, np.nan)
-    cells = np.where(varies, effect.size, np.nan)
+    cells = np.full(len(shown), np.nan)
+    cells[varying(survey.weight)] = effect.size[varying(survey.weight)]
     return draw_graphs(
         _panels(survey, titles, arcs, cells),
         scale,
         scale,
         grey=("no more than chance gives", "absent in every image"),
     )
-
-
-def draw_histograms(values: Sequence[tuple[str, np.ndarray]]) -> Figure:
-    """A histogram of images for each label and its values."""
-    figure = Figure(figsize=(5.2 * len(values), 3), layout="constrained")
-    panels = figure.subplots(1, len(values), squeeze=False)[0]
-    for axes, (label, numbers) in zip(panels, values, strict=True):
-        axes.hist(numbers, bins=BINS, color=BAR_COLOR, edgecolor="white", linewidth=0.4)
-        axes.axvline(numbers.mean(), color="0.2", lw=1.2, ls="--", label="mean")
-        axes.set_xlabel(label)
-        axes.set_ylabel("images")
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def _panels(

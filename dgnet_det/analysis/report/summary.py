@@ -8,13 +8,11 @@ import numpy as np
 
 from dgnet_det.analysis.report.effects import (
     LEVEL,
-    MIN_PER_CLASS,
-    PERMUTATIONS,
-    ROUNDING,
     Effect,
     Untestable,
     class_effect,
     size_effect,
+    varying,
 )
 from dgnet_det.analysis.report.survey import Survey
 
@@ -28,21 +26,24 @@ FIELDS = {
     " residual wiring, whose fixed chain is left out",
     "std": "over the images, with n in the denominator",
     "open": "share of the images in which the edge is open",
-    "present": "share of the images in which the node runs",
     "class": "the class that covers the largest area of the image",
-    "eta_squared": "share of the variance of an edge's weight that lies between classes",
+    "eta_squared": "share of the variance of the ranks of an edge's weight that lies between"
+    " classes; its p is Kruskal and Wallis'",
     "rho": "Spearman's correlation of an edge's weight and the image's area in its file",
-    "p": f"of an effect so large in any edge by chance alone: from {PERMUTATIONS} permutations of"
-    " the images, by the strongest edge of each",
-    "chance": f"the effect that the strongest edge reaches in {LEVEL:.0%} of the permutations",
+    "p": "adjusted for the number of edges by Benjamini and Hochberg: of the edges with a p of at"
+    f" most {LEVEL:g}, a share of at most {LEVEL:.0%} is expected to be there by chance",
+    "interventions": "box AP with each image's own edge weights, with the mean of all images', and"
+    " with another image's; own_minus: own AP less that, with its 95 % interval from resampled"
+    " images; score_change: by how much a detection's score changes on average",
+    "alpha_std": "standard deviation of an edge's α over the images, mean of all edges",
 }
 
 
 def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
     """The figures of a survey, and its effects by name: ``classes`` and ``sizes``, where the images
     allow the question."""
-    labels = [image.label for image in survey.images]
-    areas = [image.size[0] * image.size[1] for image in survey.images]
+    labels = [image["class"] for image in survey.images]
+    areas = [image["height"] * image["width"] for image in survey.images]
     tests: dict[str, Callable[[], Effect]] = {
         "classes": lambda: class_effect(survey.weight, labels),
         "sizes": lambda: size_effect(survey.weight, areas),
@@ -52,70 +53,44 @@ def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
     for name, test in tests.items():
         try:
             effect = effects[name] = test()
-            findings[name] = {
-                "edges_told_apart": int(effect.shown().sum()),
-                "num_images": effect.num_images,
-                "permutations": PERMUTATIONS,
-                "chance": effect.chance,
-            }
+            told_apart = int(effect.shown().sum())
+            findings[name] = {"edges_told_apart": told_apart, "num_images": effect.num_images}
         except Untestable as error:
             findings[name] = {"not_tested": str(error)}
     findings["classes"]["images"] = dict(Counter(label for label in labels if label).most_common())
-    macs = np.array([image.macs for image in survey.images])
-    all_open = np.array([image.all_open_macs for image in survey.images])
+    macs, all_open = (
+        np.array([image[key] for image in survey.images]) for key in ("macs", "all_open_macs")
+    )
+    open_edges = survey.is_open.mean(axis=1)
     report = {
         "fields": FIELDS,
         "num_images": len(survey.images),
         "num_edges": survey.weight.shape[1],
-        "edges_that_vary": int((np.ptp(survey.weight, axis=0) > ROUNDING).sum()),
-        "open_edges": _spread(survey.is_open.mean(axis=1)),
+        "edges_that_vary": len(varying(survey.weight)),
+        "open_edges": _spread(open_edges),
         "macs": _spread(macs),
         "all_open_macs": _spread(all_open),
         "share_of_all_open": _spread(macs / all_open),
         **findings,
-        "edges": _edges(survey, effects, labels),
-        "nodes": [
-            {"graph": graph, "node": j, "present": 1 - float(share)}
-            for graph, absent in survey.absent.items()
-            for j, share in enumerate(absent.mean(axis=0))
-            if 0 < j < absent.shape[1] - 1
-        ],
+        "edges": _edges(survey, effects),
         "images": [
-            {
-                "file": image.file,
-                "height": image.size[0],
-                "width": image.size[1],
-                "class": image.label,
-                "detections": image.num_detections,
-                "macs": image.macs,
-                "all_open_macs": image.all_open_macs,
-                "open_edges": float(share),
-            }
-            for image, share in zip(survey.images, survey.is_open.mean(axis=1), strict=True)
+            {**image, "open_edges": float(share)}
+            for image, share in zip(survey.images, open_edges, strict=True)
         ],
     }
     return report, effects
 
 
 def distances(survey: Survey) -> np.ndarray:
-    """How far each image's wiring is from the mean, [n]: the root of the mean over the edges of its
-    squared difference in standard deviations."""
-    std = survey.weight.std(axis=0)
-    varies = np.ptp(survey.weight, axis=0) > ROUNDING
-    difference = (survey.weight - survey.weight.mean(axis=0))[:, varies] / std[varies]
-    return np.sqrt((difference**2).sum(axis=1) / max(varies.sum(), 1))
+    """How far each image's edge weights are from the mean, [n]: the root of the mean over the edges
+    of the squared difference in standard deviations."""
+    weight = survey.weight[:, varying(survey.weight)]
+    if not weight.size:
+        return np.zeros(len(weight))
+    return np.sqrt((((weight - weight.mean(axis=0)) / weight.std(axis=0)) ** 2).mean(axis=1))
 
 
-def _edges(survey: Survey, effects: dict[str, Effect], labels: list[str]) -> list[dict[str, Any]]:
-    weight = survey.weight
-    means: dict[str, np.ndarray] = {}
-    if "classes" in effects:
-        ofs = np.array(labels)
-        means = {
-            c: weight[ofs == c].mean(axis=0)
-            for c, k in Counter(labels).items()
-            if c and k >= MIN_PER_CLASS
-        }
+def _edges(survey: Survey, effects: dict[str, Effect]) -> list[dict[str, Any]]:
     edges = []
     for e, (graph, source, to) in enumerate(survey.edges()):
         edge: dict[str, Any] = {
@@ -123,26 +98,15 @@ def _edges(survey: Survey, effects: dict[str, Effect], labels: list[str]) -> lis
             "from": source,
             "to": to,
             "to_output": to == survey.absent[graph].shape[1] - 1,
-            "mean": float(weight[:, e].mean()),
-            "std": float(weight[:, e].std()),
-            "min": float(weight[:, e].min()),
-            "max": float(weight[:, e].max()),
+            **_spread(survey.weight[:, e]),
             "open": float(survey.is_open[:, e].mean()),
         }
         for name, key in (("classes", "eta_squared"), ("sizes", "rho")):
             if name in effects:
                 effect = effects[name]
                 edge[name] = {key: float(effect.size[e]), "p": float(effect.p[e])}
-        if means:
-            by_mean = sorted(means, key=lambda name: means[name][e])
-            edge["classes"]["lowest"] = _class_mean(by_mean[0], means, e)
-            edge["classes"]["highest"] = _class_mean(by_mean[-1], means, e)
         edges.append(edge)
     return edges
-
-
-def _class_mean(name: str, means: dict[str, np.ndarray], edge: int) -> dict[str, Any]:
-    return {"class": name, "mean": float(means[name][edge])}
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

@@ -1,17 +1,18 @@
 """What a detector's routers decide on every image of a dataset."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
+from torch import nn
 from tqdm import tqdm
 
-from dgnet_det.analysis.counts import Size, backbone_counts, backbone_of, record_counts
-from dgnet_det.data import read_image
-from dgnet_det.export.predictor import Detections, Predictor, detector_of
-from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.analysis.counts import ImageCounter
+from dgnet_det.data import CheckedDatasetMapper
 from dgnet_det.modeling.observation import record_edge_weights
 
 
@@ -20,34 +21,16 @@ class Graph(NamedTuple):
 
     name: str
     edges: np.ndarray  # [N, N] bool, row j for the edges into node j: those that routers weigh
-    residual: bool  # whether the chain j-1 → j is fixed
-
-
-class SurveyedImage(NamedTuple):
-    """One image.
-
-    Attributes:
-        file: its name.
-        size: height and width in pixels, as in the file.
-        label: the class that covers the largest area of it; empty if there is none.
-        num_detections: above the detector's score threshold.
-        macs: multiply-adds that the backbone ran.
-        all_open_macs: the same if no edge were closed.
-    """
-
-    file: str
-    size: Size
-    label: str
-    num_detections: int
-    macs: int
-    all_open_macs: int
+    fixed_chain: bool  # whether the chain j-1 → j is fixed
 
 
 class Survey(NamedTuple):
     """What was seen on n images, for the E edges of all graphs in the order of :meth:`edges`."""
 
     graphs: list[Graph]
-    images: list[SurveyedImage]
+    # Of each: "file", "height" and "width" of the file, "class" (empty if there is none),
+    # "detections" (their number), "macs" that the backbone ran and "all_open_macs".
+    images: list[dict[str, Any]]
     weight: np.ndarray  # [n, E] float64: α, or γ·α; 0 where the edge is closed
     is_open: np.ndarray  # [n, E] bool
     absent: dict[str, np.ndarray]  # for each graph [n, N] bool
@@ -63,88 +46,88 @@ class Survey(NamedTuple):
     def matrices(self, values: np.ndarray) -> list[np.ndarray]:
         """Values of all edges, [E], as a matrix [N, N] for each graph, NaN where there is no
         edge."""
-        matrices, start = [], 0
-        for graph in self.graphs:
-            matrix = np.full(graph.edges.shape, np.nan)
-            count = int(graph.edges.sum())
-            matrix[graph.edges] = values[start : start + count]
-            matrices.append(matrix)
-            start += count
+        parts = np.split(values, np.cumsum([graph.edges.sum() for graph in self.graphs])[:-1])
+        matrices = [np.full(graph.edges.shape, np.nan) for graph in self.graphs]
+        for matrix, graph, part in zip(matrices, self.graphs, parts, strict=True):
+            matrix[graph.edges] = part
         return matrices
 
 
+@torch.no_grad()
 def survey_images(
-    predictor: Predictor, images: Sequence[Mapping[str, Any]], class_names: Sequence[str] | None
+    model: nn.Module,
+    cfg: CfgNode,
+    images: Sequence[Mapping[str, Any]],
+    class_names: Sequence[str],
+    *,
+    annotated: bool,
 ) -> Survey:
     """Run a detector on images, with a progress bar.
 
     Args:
-        predictor: the detector, whose backbone has edge weights.
-        images: at least one, in Detectron2's dataset format: ``file_name``, and ``annotations`` if
-            ``class_names`` are given.
-        class_names: of the annotations; None to take an image's class from its detections.
+        model: a detector with edge weights, in evaluation mode.
+        cfg: its config.
+        images: at least one, in Detectron2's dataset format, or with a ``file_name`` alone.
+        class_names: of the annotations, or of the detections.
+        annotated: whether the class of an image is that of its annotations, not its detections.
     """
-    detector = detector_of(predictor)
-    wirings: list[dict[str, EdgeWeights]] = []
-    seen: list[tuple[str, Size, str, int]] = []
-    with record_edge_weights(predictor.model) as latest, record_counts(predictor.model) as counts:
-        for record in tqdm(images, desc="images", unit="image"):
-            pixels = read_image(record["file_name"], "BGR")
-            detections = detector(pixels)
-            if class_names is None:
-                label = class_of_detections(detections)
+    mapper = CheckedDatasetMapper(cfg, is_train=False)
+    count = ImageCounter(model)
+    seen, recorded = [], []
+    with record_edge_weights(model) as edge_weights:
+        for image in tqdm(images, desc="images", unit="image"):
+            inputs = mapper(image)
+            found = model([inputs])[0]["instances"].to("cpu")
+            recorded.append(dict(edge_weights))
+            if annotated:
+                label = class_of_annotations(image["annotations"], class_names)
             else:
-                label = class_of_annotations(record["annotations"], class_names)
-            size = pixels.shape[0], pixels.shape[1]
-            seen.append((str(record["file_name"]), size, label, len(detections.boxes)))
-            wirings.append({name: _on_cpu(wiring) for name, wiring in latest.items()})
+                areas = found.pred_boxes.area().tolist()
+                classes = found.pred_classes.tolist()
+                label = _largest(zip(classes, areas, strict=True), class_names)
+            counts = count(inputs["image"])
+            seen.append(
+                {
+                    "file": str(image["file_name"]),
+                    "height": inputs["height"],
+                    "width": inputs["width"],
+                    "class": label,
+                    "detections": len(found),
+                    "macs": counts.ran.macs,
+                    "all_open_macs": counts.all_open.macs,
+                }
+            )
 
-    backbone = backbone_of(predictor.model)
-    all_open = {size: backbone_counts(backbone, size).macs for size, _ in dict.fromkeys(counts)}
-    first = wirings[0]
-    edges = {name: wiring.edges for name, wiring in first.items()}
+    def of_edges(part: str) -> np.ndarray:
+        rows = [[getattr(w, part)[0, w.edges] for w in row.values()] for row in recorded]
+        return np.array([torch.cat(row).double().cpu().numpy() for row in rows])
+
     return Survey(
-        graphs=[Graph(name, edges[name].numpy(), w.fixed_chain) for name, w in first.items()],
-        images=[
-            SurveyedImage(*facts, ran.macs, all_open[size])
-            for facts, (size, ran) in zip(seen, counts, strict=True)
-        ],
-        weight=_rows([[w[name].weight[0][edges[name]] for name in edges] for w in wirings]),
-        is_open=_rows([[w[name].alpha[0][edges[name]] for name in edges] for w in wirings]) != 0,
-        absent={name: np.stack([w[name].absent()[0].numpy() for w in wirings]) for name in edges},
+        [Graph(n, w.edges.cpu().numpy(), w.fixed_chain) for n, w in recorded[0].items()],
+        seen,
+        weight=of_edges("weight"),
+        is_open=of_edges("alpha") != 0,
+        absent={
+            name: np.stack([row[name].absent()[0].cpu().numpy() for row in recorded])
+            for name in recorded[0]
+        },
     )
 
 
 def class_of_annotations(annotations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """The class whose boxes, crowds left out, have the largest area in all; empty if there is
     none."""
-    areas: Counter[str] = Counter()
-    for annotation in annotations:
-        if not annotation.get("iscrowd"):
-            _, _, width, height = BoxMode.convert(
-                annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS
-            )
-            areas[names[annotation["category_id"]]] += width * height
-    return _largest(areas)
+    boxes = [
+        (a["category_id"], BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS))
+        for a in annotations
+        if not a.get("iscrowd")
+    ]
+    return _largest([(label, box[2] * box[3]) for label, box in boxes], names)
 
 
-def class_of_detections(detections: Detections) -> str:
-    """The class whose boxes have the largest area in all; empty if there is none."""
-    areas: Counter[str] = Counter()
-    for name, (left, top, right, bottom) in zip(
-        detections.class_names, detections.boxes.tolist(), strict=True
-    ):
-        areas[name] += (right - left) * (bottom - top)
-    return _largest(areas)
-
-
-def _largest(areas: Counter[str]) -> str:
-    return max(areas, key=lambda name: areas[name], default="")
-
-
-def _on_cpu(wiring: EdgeWeights) -> EdgeWeights:
-    return wiring._replace(alpha=wiring.alpha.cpu(), weight=wiring.weight.cpu())
-
-
-def _rows(tensors: list[list[Any]]) -> np.ndarray:
-    return np.array([np.concatenate([t.double().numpy() for t in row]) for row in tensors])
+def _largest(areas: Iterable[tuple[int, float]], names: Sequence[str]) -> str:
+    """The name of the class of the largest area in all, from the class and area of each box."""
+    totals: Counter[int] = Counter()
+    for label, area in areas:
+        totals[label] += area  # type: ignore[assignment]
+    return names[max(totals, key=lambda label: totals[label])] if totals else ""
