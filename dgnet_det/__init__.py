@@ -11,7 +11,6 @@ if find_spec("detectron2") is None:
         name="detectron2",
     )
 
-from dgnet_det import data as data  # registers the tree-crown dataset
 from dgnet_det.config import add_dgnet_config, get_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import (

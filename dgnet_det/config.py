@@ -1,10 +1,15 @@
 """The keys that this project adds, and how a YAML file becomes a config."""
 
+import difflib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
@@ -12,10 +17,22 @@ from dgnet_det.data.checks import NUM_CLASSES_KEYS
 from dgnet_det.data.own import use_own_datasets
 from dgnet_det.errors import UserError
 
+# Keys of earlier versions, and what is to be done about them.
+REMOVED_KEYS = {
+    "MODEL.DGNET.MASK_PADDING": "no longer a key: padding is what Detectron2 makes of it, and the"
+    " routers leave it out; remove the line",
+    "MODEL.DGNET.CHECKPOINT_STAGES": "no longer a key: sums are always remade in the backward pass;"
+    " remove the line, and where memory is short, lower SOLVER.IMS_PER_BATCH",
+    "MODEL.DGNET.FREEZE_ROUTERS": "no longer a key: MODEL.BACKBONE.FREEZE_AT freezes a stage with"
+    " its routers, MODEL.DGNET.STAGES leaves stages plain; remove the line",
+}
+
 
 def add_dgnet_config(cfg: CfgNode) -> None:
     """Add this project's keys to ``cfg``. Depth, groups, widths, norm and strides stay in
     ``MODEL.RESNETS``."""
+    for key in REMOVED_KEYS:
+        cfg.register_deprecated_key(key)
     cfg.MODEL.DGNET = CfgNode()
     # Blocks of the nodes: "resnet" (ResNet and, with MODEL.RESNETS.NUM_GROUPS, ResNeXt),
     # "mobilenetv2" or "regnet".
@@ -49,6 +66,8 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # Passes over the training images, instead of SOLVER.MAX_ITER. The steps and periods follow in
     # proportion, the warm-up takes a tenth at most. 0: SOLVER.MAX_ITER.
     cfg.SOLVER.EPOCHS = 0
+    # Learning rate of routers, thresholds and gammas, as a multiple of the others'.
+    cfg.SOLVER.ROUTER_LR_FACTOR = 1.0
 
     # tools/train_classifier.py. Batch, learning rate, decay, momentum, warm-up factor, AMP and the
     # checkpoint and evaluation periods (in iterations) stay in SOLVER and TEST; its iterations and
@@ -86,16 +105,30 @@ def read_yaml(config_file: str) -> CfgNode:
     """The config of a YAML file as it stands there.
 
     Raises:
-        UserError: the file is missing or is no YAML, or a key or value is not one of Detectron2's
+        UserError: the file is missing or is no config, or a key or value is not one of Detectron2's
             or this project's.
     """
     if not os.path.isfile(config_file):
-        raise UserError(f"{config_file}: no such config file (--config-file)")
-    cfg = get_cfg()
+        raise UserError(f"{config_file}: no such config file")
     try:
-        cfg.merge_from_file(config_file)
-    except Exception as error:  # yacs and PyYAML raise half a dozen kinds
+        # As it stands, before Detectron2 looks for its _BASE_.
+        content = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            content = CfgNode.load_yaml_with_base(config_file)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        file, line = (mark.name, mark.line + 1) if mark else (config_file, 0)
+        file = file if os.path.isfile(file) else config_file
+        raise UserError(f"{file}, line {line}: no valid YAML: {error.problem}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{config_file}: not UTF-8 text") from error
+    except Exception as error:  # a _BASE_ that is missing or unlike its heir
         raise UserError(f"{config_file}: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        kind = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise UserError(f"{config_file}: {kind}: a config is a tree of KEY: VALUE lines")
+    cfg = get_cfg()
+    _merge(cfg, dict(_leaves(content)), source=f"{config_file}: ")
     return cfg
 
 
@@ -109,10 +142,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = read_yaml(config_file)
     if len(opts) % 2:
         raise UserError(f"{opts[-1]}: an override needs a value: give KEY VALUE pairs")
-    try:
-        cfg.merge_from_list(list(opts))
-    except Exception as error:
-        raise UserError(f"overrides {' '.join(opts)}: {one_line(error)}") from error
+    _merge(cfg, dict(zip(opts[::2], opts[1::2], strict=True)))
     use_own_datasets(cfg, given=opts[::2])
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -147,6 +177,33 @@ def is_classifier(cfg: CfgNode) -> bool:
         cfg.MODEL.BACKBONE.NAME == "build_dgnet_backbone"
         and "res5" in cfg.MODEL.RESNETS.OUT_FEATURES
     )
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a tree in full, such as ``SOLVER.BASE_LR``, and its value."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str = "") -> None:
+    """Set keys of ``cfg``; ``source`` comes first in messages."""
+    known = dict(_leaves(cfg))
+    for key, value in values.items():
+        if key in REMOVED_KEYS:
+            logging.getLogger(__name__).warning("%s%s is %s", source, key, REMOVED_KEYS[key])
+            continue
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise UserError(f"{source}{key}: there is no such key; the nearest is {nearest[0]}")
+        try:
+            cfg.merge_from_list([key, value])
+        except Exception as error:
+            raise UserError(
+                f"{source}{key} {value}: not a {type(known[key]).__name__}, such as {known[key]!r}"
+            ) from error
 
 
 def one_line(error: Exception) -> str:

@@ -24,12 +24,15 @@ class UserError(ValueError):
 
 
 def user_message(error: BaseException) -> str | None:
-    """The one line for a :class:`UserError`, also after a data-loading worker or another process
-    has wrapped it in its traceback, and for a file that the machine does not let be written or
-    read. None for every other error."""
-    if isinstance(error, UserError):
-        last_line = str(error).strip().splitlines()[-1]
-        return last_line.split(f"{UserError.__name__}: ")[-1]
+    """The one line for a :class:`UserError`, also where a data-loading worker or another process
+    has wrapped it in its traceback, and for what the machine refuses (a full disk, a read-only
+    folder). None for every other error."""
+    name = f"{UserError.__module__}.{UserError.__name__}: "
+    last_line = (str(error).strip().splitlines() or [""])[-1]
+    if isinstance(error, UserError) or last_line.startswith(name):
+        return last_line.removeprefix(name)
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # torch.save hides it
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
         path = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         return path + MACHINE_ERRORS[error.errno]
@@ -37,11 +40,15 @@ def user_message(error: BaseException) -> str | None:
 
 
 def one_line_in_training_loop() -> None:
-    """Keep Detectron2's training loop from printing the traceback of a :class:`UserError`, or of
-    what the trainer makes one of."""
+    """Keep Detectron2's training loop from printing the traceback of what :func:`user_message`
+    has one line for."""
     logger = logging.getLogger("detectron2.engine.train_loop")
-    kinds = (UserError, FloatingPointError)
-    logger.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], kinds)))
+    logger.addFilter(_is_no_user_error)
+
+
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or user_message(error) is None
 
 
 def run_tool(main: Callable[[Sequence[str] | None], None]) -> None:

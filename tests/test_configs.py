@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from configs import DETECTORS, ROOT
+from dgnet_det import model_zoo
 from dgnet_det.config import get_cfg, load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
@@ -92,14 +93,38 @@ def flat(node: CfgNode, prefix: str = "") -> dict[str, object]:
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.DGNET.WIRNG", "paper"], "MODEL.DGNET.WIRNG"),
-        (["MODEL.DGNET.FREEZE_ROUTERS", "perhaps"], "MODEL.DGNET.FREEZE_ROUTERS|FREEZE_ROUTERS"),
-        (["MODEL.WEIGHTS"], "needs a value"),
+        (["MODEL.DGNET.WIRNG", "paper"], "MODEL.DGNET.WIRNG: .*the nearest is MODEL.DGNET.WIRING"),
+        (["model.weights", "x"], "model.weights: there is no such key"),
+        (["SOLVER.BASE_LR", "high"], "SOLVER.BASE_LR high: not a float, such as 0.02"),
+        (["SOLVER.STEPS", "5"], r"SOLVER.STEPS 5: not a tuple, such as \(60000, 80000\)"),
+        (["MODEL.WEIGHTS"], "MODEL.WEIGHTS: an override needs a value"),
     ],
 )
 def test_unknown_keys_and_wrong_types_are_named(opts: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_cfg(str(DETECTORS[0]), opts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MASK_PADDING", True), ("CHECKPOINT_STAGES", False), ("FREEZE_ROUTERS", False)],
+)
+def test_a_removed_key_is_one_line_and_no_error(
+    key: str, value: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the config.yaml of every earlier run has it."""
+    path = tmp_path / "old.yaml"
+    path.write_text(f"MODEL:\n  DGNET:\n    {key}: {value}\n    WIRING: residual\n")
+    assert load_cfg(str(path)).MODEL.DGNET.WIRING == "residual"
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith(f"{path}: MODEL.DGNET.{key} is no longer a key: ")
+    assert "remove the line" in said
+    load_cfg(str(path), [f"MODEL.DGNET.{key}", str(value)])
+    # By Detectron2's own way of reading, too.
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path))
+    assert cfg.MODEL.DGNET.WIRING == "residual"
 
 
 @pytest.mark.parametrize(
@@ -119,9 +144,34 @@ def test_values_that_no_backbone_has_are_named(opts: list[str], message: str) ->
         build_model(cfg)
 
 
-def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no\.yaml: no such config file"):
-        load_cfg(str(tmp_path / "no.yaml"))
-    (tmp_path / "broken.yaml").write_text("MODEL: [unclosed\n")
-    with pytest.raises(UserError, match=r"broken\.yaml: "):
-        load_cfg(str(tmp_path / "broken.yaml"))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: a config is a tree of KEY: VALUE lines"),
+        (b"- MODEL\n", "holds a list: a config is a tree"),
+        (b"MODEL:\n  WEIGHTS: [x\n", r"x\.yaml, line 3: no valid YAML"),
+        (b"MODEL:\n  WIGHTS: x\n", "MODEL.WIGHTS: .*the nearest is MODEL.WEIGHTS"),
+        (b"SOLVER:\n  BASE_LR: x\n", "SOLVER.BASE_LR x: not a float"),
+        (b"_BASE_: absent.yaml\n", "absent.yaml"),
+        (b"\xff\xfe", "not UTF-8 text"),
+        (None, "no such config file"),
+    ],
+)
+def test_broken_files_are_named(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_cfg(str(path))
+
+
+def test_the_model_zoo_finds_configs_by_name() -> None:
+    name = "COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x"
+    path = model_zoo.get_config_file(f"{name}.yaml")
+    assert Path(path) == ROOT / f"configs/{name}.yaml"
+    cfg, lazy = (model_zoo.get_config(f"{name}.{suffix}") for suffix in ("yaml", "py"))
+    assert cfg.MODEL.DGNET.WIRING == "residual"
+    cfg.MODEL.WEIGHTS = ""  # not frozen
+    assert lazy.model.backbone.bottom_up.wiring == "residual"
+    with pytest.raises(UserError, match=r"R_51.*the nearest is COCO-Detection/.*_R_50_.*\.yaml"):
+        model_zoo.get_config("COCO-Detection/faster_rcnn_DG_R_51_residual_FPN_1x.yaml")

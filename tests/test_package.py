@@ -12,7 +12,7 @@ from torch import nn
 from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 
 
 def test_without_detectron2_the_import_says_how_to_install_it() -> None:
@@ -34,27 +34,26 @@ def test_the_import_needs_neither_the_model_zoo_nor_compiled_code() -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_traced_detector_follows_a_second_image() -> None:
     """The second image has another size, other content and closes other edges."""
-    config = ROOT / "configs/Tree-Crowns/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml"
-    cfg = load_cfg(str(config), ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
+    cfg = load_cfg(
+        str(ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_18_residual_FPN_1x.yaml"),
+        ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.WEIGHTS", "",
+         "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"],
+    )  # fmt: skip
     model = build_model(cfg).eval()
     for graph in dynamic_graphs(model).values():
         for parameter in [*graph.routers.parameters(), *graph.gammas.values()]:
-            nn.init.normal_(parameter, std=0.3)
+            nn.init.normal_(parameter, std=1.0)
         nn.init.constant_(graph.thresholds, 0.5)
     first = [{"image": torch.randint(0, 256, (3, 96, 128)).float()}]
     second = [{"image": torch.randint(60, 200, (3, 128, 96)).float()}]
     infer = partial(type(model).inference, do_postprocess=False)
     adapter = TracingAdapter(model, first, inference_func=infer)
-    opened = []
-    for graph in dynamic_graphs(model).values():
-        graph.observer.register_forward_hook(lambda m, args, w: opened.append(w.alpha.ne(0)))
-    with torch.no_grad():
+    with torch.no_grad(), record_edge_weights(model) as weights:
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-        model.inference(first, do_postprocess=False)
+        opened = [w.alpha.ne(0) for w in weights.values()]
         (expected,) = model.inference(second, do_postprocess=False)
         (got,) = adapter.outputs_schema(traced(second[0]["image"]))
-    half = len(opened) // 2
-    assert any((a != b).any() for a, b in zip(opened[:half], opened[half:], strict=True))
+    assert any((a != w.alpha.ne(0)).any() for a, w in zip(opened, weights.values(), strict=True))
     assert len(expected) > 0
     boxes, expected_boxes = got.pred_boxes.tensor, expected.pred_boxes.tensor
     torch.testing.assert_close(boxes, expected_boxes, rtol=1e-3, atol=1e-2)

@@ -1,35 +1,43 @@
 """What the command lines of all tools share.
 
 A tool parses its arguments before it imports Detectron2 or this package, so that ``--help`` answers
-at once. Importing this module silences warnings of other libraries that no user of a tool can act
-on.
+at once. Importing this module silences what other libraries warn of, which no user of a tool can
+act on.
 """
 
 import argparse
+import logging
 import multiprocessing
 import os
 import re
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, NoReturn
 
 # "MODEL.WEIGHTS", and the keys of Detectron2 that are in no section.
 KEY = re.compile(
     r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD"
 )
-FOREIGN_WARNINGS = (
-    r".*torch\.jit\.",
-    r"torch\.meshgrid",
-    r".*is_fx_tracing",
-    r".*broadcast_buffers",
-)
+FOREIGN_WARNINGS = (r".*torch\.jit\.", r"torch\.meshgrid", r".*broadcast_buffers")
+FOREIGN_LOGGERS = ("torch.fx._symbolic_trace", "torch.utils.cpp_extension")
 INTERRUPTED = 130  # exit code, as a shell's after Ctrl-C
 
-for message in FOREIGN_WARNINGS:
-    warnings.filterwarnings("ignore", message)
+
+def silence_other_libraries() -> None:
+    """Hide what torch warns Detectron2 of, in this process."""
+    for message in FOREIGN_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    for name in FOREIGN_LOGGERS:
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+silence_other_libraries()  # at import, so that processes that this one starts do so as well
 
 
 class ConfigParser(argparse.ArgumentParser):
@@ -93,6 +101,26 @@ def run(main: Callable[[], None]) -> None:
         if message is None:
             raise
         _exit(f"error: {message}", 1)
+
+
+@contextmanager
+def resumable(folder: str, *, resume: bool) -> Iterator[None]:
+    """A training that leaves checkpoints in ``folder``: an interruption says which is the last.
+
+    Args:
+        folder: ``OUTPUT_DIR``.
+        resume: whether the training itself goes on from a checkpoint that is there.
+    """
+    start = time.time()
+    try:
+        yield
+    except KeyboardInterrupt:
+        last = Path(folder, "last_checkpoint")
+        message = "no checkpoint was saved"
+        if last.exists() and (resume or last.stat().st_mtime >= start):
+            checkpoint = Path(folder, last.read_text().strip())
+            message = f"{checkpoint} is saved; to go on from it, add --resume"
+        raise KeyboardInterrupt(message) from None
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -35,30 +35,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", help="write top1 and top5, in per cent, here")
     args = parser.parse_args(argv)
 
-    import torch.distributed as dist
-    from detectron2.engine import default_setup
     from detectron2.utils import comm
-    from detectron2.utils.logger import setup_logger
 
     from dgnet_det.config import load_cfg
     from dgnet_det.engine.classification import evaluate_checkpoint, train
-    from dgnet_det.engine.classification.training import join_processes
+    from dgnet_det.engine.launch import join_processes, leave_processes
     from dgnet_det.utils.files import write_json
 
     cfg = load_cfg(args.config_file, args.opts)
     device = join_processes(cfg)
-    try:
-        default_setup(cfg, args)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dgnet_det")
-        run = evaluate_checkpoint if args.eval_only else train
-        results = run(cfg, device, resume=args.resume)
-        if comm.is_main_process():
-            print(f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} %")
-            if args.json:
-                write_json(args.json, results)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with arguments.resumable(cfg.OUTPUT_DIR, resume=args.resume):
+        work = evaluate_checkpoint if args.eval_only else train
+        results = work(cfg, device, resume=args.resume)
+    if comm.is_main_process():
+        print(f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} %")
+        if args.json:
+            write_json(args.json, results)
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -16,9 +16,30 @@ and to SOLVER.EPOCHS. The values are printed, and written to OUTPUT_DIR/config.y
 drawn to OUTPUT_DIR/training.png at the end.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import arguments
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+
+def work(cfg: "CfgNode", recipe: "CfgNode", args: Namespace) -> None:
+    """What each process does."""
+    from detectron2.utils import comm
+
+    from dgnet_det.engine.trainer import evaluate, train
+    from dgnet_det.utils.files import write_json
+
+    if args.eval_only:
+        results = evaluate(cfg, resume=args.resume)
+    else:
+        given = args.opts[::2]
+        results = train(cfg, resume=args.resume, recipe=recipe, given=given)
+    if args.json and comm.is_main_process():
+        write_json(args.json, results)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,22 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    import torch
-    from detectron2.engine import launch
-    from torch.multiprocessing import ProcessRaisedException
-
     from dgnet_det.config import load_cfg, read_yaml
     from dgnet_det.data import check_datasets
-    from dgnet_det.engine.schedule import fit_schedule
-    from dgnet_det.engine.trainer import run, training_images
-    from dgnet_det.errors import UserError, user_message
+    from dgnet_det.engine.launch import launch
+    from dgnet_det.errors import UserError
 
     cfg = load_cfg(args.config_file, args.opts)
-    available = torch.cuda.device_count() if torch.cuda.is_available() else None
-    if available is not None and args.num_gpus > available:
-        raise UserError(f"--num-gpus {args.num_gpus}: this machine has {available}")
-    if available is not None and args.num_gpus > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise UserError("MODEL.DEVICE cpu: for CPU processes set CUDA_VISIBLE_DEVICES= as well")
     rcnn = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     if cfg.TEST.AUG.ENABLED and (not rcnn or cfg.MODEL.KEYPOINT_ON):
         raise UserError(
@@ -69,27 +80,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("DATASETS.TRAIN: empty: there is nothing to train on")
     train_sets = () if args.eval_only else cfg.DATASETS.TRAIN
     check_datasets(cfg, [*train_sets, *cfg.DATASETS.TEST])
-    if not args.eval_only:
-        cfg = fit_schedule(
-            cfg,
-            args.num_gpus * args.num_machines,
-            len(training_images(cfg)) if cfg.SOLVER.EPOCHS else None,
-            recipe=read_yaml(args.config_file),
-            given=args.opts[::2],
-        )
-    try:
+    with arguments.resumable(cfg.OUTPUT_DIR, resume=args.resume):
         launch(
-            run,
+            work,
             args.num_gpus,
-            num_machines=args.num_machines,
+            device=cfg.MODEL.DEVICE,
+            machines=args.num_machines,
             machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args),
+            url=args.dist_url,
+            args=(cfg, read_yaml(args.config_file), args),
         )
-    except ProcessRaisedException as error:
-        if UserError.__name__ not in str(error):
-            raise
-        raise UserError(user_message(UserError(error))) from None
 
 
 if __name__ == "__main__":

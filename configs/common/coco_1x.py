@@ -11,8 +11,9 @@ from detectron2.data import (
 )
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import WarmupParamScheduler
-from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+from dgnet_det.engine.optimizer import get_optimizer_params
 
 dataloader = dict(
     train=L(build_detection_train_loader)(
@@ -46,7 +47,9 @@ dataloader = dict(
 )
 
 optimizer = L(torch.optim.SGD)(
-    params=L(get_default_optimizer_params)(weight_decay_norm=0.0),  # the tool adds the model
+    params=L(get_optimizer_params)(  # the tool adds the model
+        base_lr="${..lr}", router_lr_factor=1.0, weight_decay_norm=0.0
+    ),
     lr=0.02,
     momentum=0.9,
     weight_decay=1e-4,

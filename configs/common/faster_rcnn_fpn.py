@@ -16,7 +16,6 @@ from detectron2.modeling.roi_heads import (
 )
 
 from dgnet_det.modeling.backbone import make_dgnet
-from dgnet_det.modeling.build import make_detector
 
 model = L(GeneralizedRCNN)(
     backbone=L(FPN)(

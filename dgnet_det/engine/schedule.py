@@ -12,12 +12,28 @@ from dgnet_det.errors import UserError
 # the training on few.
 LARGEST_WARMUP = 0.1
 MANY_EPOCHS = 500
+# The least that keys of a training take.
+LEAST = {
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0,
+    "SOLVER.BASE_LR": 0,
+    "SOLVER.ROUTER_LR_FACTOR": 0,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.EPOCHS": 0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "TEST.EVAL_PERIOD": 0,
+    "CLASSIFICATION.EPOCHS": 1,
+    "CLASSIFICATION.WARMUP_EPOCHS": 0,
+    "CLASSIFICATION.ACCUMULATION": 1,
+    "CLASSIFICATION.SIZE": 1,
+}
 
 
 def fit_schedule(
     cfg: CfgNode,
     processes: int,
-    num_images: int | None = None,
+    num_images: int,
     *,
     recipe: CfgNode | None = None,
     given: Collection[str] = (),
@@ -42,13 +58,15 @@ def fit_schedule(
     Args:
         cfg: the YAML's config with the command line's overrides.
         processes: of all machines.
-        num_images: to train on. Needed with ``EPOCHS``.
+        num_images: to train on.
         recipe: the YAML's config; default: ``cfg``.
         given: keys that the command line overrides.
 
     Raises:
-        UserError: the batch cannot be shared evenly, or both ``EPOCHS`` and ``MAX_ITER`` are given.
+        UserError: the batch cannot be shared evenly, both ``EPOCHS`` and ``MAX_ITER`` are given, or
+            as :func:`check_solver`.
     """
+    check_solver(cfg)
     recipe = recipe or cfg
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
@@ -68,7 +86,7 @@ def fit_schedule(
             solver.IMS_PER_BATCH = per_process * processes
         solver.REFERENCE_WORLD_SIZE = processes
         factor = solver.IMS_PER_BATCH / old.IMS_PER_BATCH
-    if solver.IMS_PER_BATCH % processes or not solver.IMS_PER_BATCH:
+    if solver.IMS_PER_BATCH % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: not a multiple of the {processes}"
             " processes that share it"
@@ -81,12 +99,11 @@ def fit_schedule(
             raise UserError("SOLVER.EPOCHS and SOLVER.MAX_ITER: give one of them")
         solver.EPOCHS = 0
     elif solver.EPOCHS:
-        assert num_images is not None
         solver.MAX_ITER = math.ceil(solver.EPOCHS * num_images / solver.IMS_PER_BATCH)
     else:
         solver.MAX_ITER = round(old.MAX_ITER / factor)
     if solver.REFERENCE_WORLD_SIZE or solver.EPOCHS:
-        epoch = math.ceil(num_images / solver.IMS_PER_BATCH) if solver.EPOCHS and num_images else 1
+        epoch = math.ceil(num_images / solver.IMS_PER_BATCH) if solver.EPOCHS else 1
         _stretch(cfg, recipe, factor, epoch, given)
     # Detectron2 refuses one at the very end.
     solver.STEPS = tuple(dict.fromkeys(step for step in solver.STEPS if step < solver.MAX_ITER))
@@ -111,6 +128,25 @@ def _stretch(
         period = recipe[group][key]
         if f"{group}.{key}" not in given and period > 0 and ratio != 1:
             cfg[group][key] = max(shortest, round(period * ratio))
+
+
+def check_solver(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: a key of ``LEAST`` is below its least value.
+    """
+    for name, least in LEAST.items():
+        group, key = name.split(".")
+        if not cfg[group][key] >= least:
+            raise UserError(f"{name} {cfg[group][key]}: give at least {least}")
+
+
+def divergence(cfg: CfgNode, iteration: int) -> str:
+    """What to say of a loss that is no number."""
+    return (
+        f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g}, with a batch of {cfg.SOLVER.IMS_PER_BATCH}: the"
+        f" loss became NaN or infinite at iteration {iteration}: set a lower one"
+    )
 
 
 def describe_schedule(

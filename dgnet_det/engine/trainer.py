@@ -1,13 +1,11 @@
-"""Detectron2's trainer with this project's checkpoints, data checks and router statistics."""
+"""Detectron2's trainer with this project's checkpoints, data checks and edge statistics."""
 
-import argparse
-import contextlib
 import logging
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Collection
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -17,19 +15,11 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    HookBase,
-    SimpleTrainer,
-    default_setup,
-    hooks,
-)
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -37,28 +27,24 @@ from dgnet_det.checkpoint import DGNetCheckpointer, WholeCheckpointer
 from dgnet_det.data import CheckedDatasetMapper
 from dgnet_det.data.classes import dataset_class_names
 from dgnet_det.data.own import register_own_datasets
-from dgnet_det.engine.schedule import describe_schedule, fit_schedule
+from dgnet_det.engine.hooks import (
+    CHECKPOINTS_KEPT,
+    BestCheckpointer,
+    CurvesPicture,
+    EdgeStatistics,
+    MetricsWriter,
+    gather_spread,
+)
+from dgnet_det.engine.launch import OutputFolder
+from dgnet_det.engine.optimizer import build_optimizer
+from dgnet_det.engine.schedule import describe_schedule, divergence, fit_schedule
 from dgnet_det.errors import UserError, one_line_in_training_loop
 from dgnet_det.evaluation.coco import Evaluator
 from dgnet_det.evaluation.zero_ap import explain_zero
 from dgnet_det.modeling.budget import add_budget_loss, budget_loss
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.modeling.observation import graph_statistics, record_edge_weights
-from dgnet_det.utils.curves import draw_curves, read_metrics
-from dgnet_det.utils.files import write_json
-from dgnet_det.utils.pictures import save_figure
-
-WRITER_PERIOD = 20  # iterations; Detectron2's own default
-PICTURE = "training.png"  # in OUTPUT_DIR
-
-
-def set_up(cfg: CfgNode, args: argparse.Namespace | None = None) -> None:
-    """What every process does first: Detectron2's ``default_setup``, with this project's messages
-    in the log and the config's own datasets registered."""
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="dgnet_det")
-    register_own_datasets(cfg)
+from dgnet_det.modeling.observation import record_alpha_spread
 
 
 def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -77,10 +63,15 @@ def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
 class Trainer(DefaultTrainer):
     """:class:`DefaultTrainer` on CPUs as on GPUs, with :class:`DGNetCheckpointer`."""
 
-    def __init__(self, cfg: CfgNode) -> None:
+    build_optimizer = staticmethod(build_optimizer)
+
+    def __init__(
+        self, cfg: CfgNode, *, recipe: CfgNode | None = None, given: Collection[str] = ()
+    ) -> None:
         """
         Args:
             cfg: the config. It is fitted to the processes and images by :func:`fit_schedule`.
+            recipe, given: as for :func:`fit_schedule`.
 
         Raises:
             UserError: AMP without a GPU, or as :func:`fit_schedule`.
@@ -93,7 +84,7 @@ class Trainer(DefaultTrainer):
         one_line_in_training_loop()
         images, processes = training_images(cfg), comm.get_world_size()
         class_names = dataset_class_names(cfg.DATASETS.TRAIN)
-        self.cfg = fit_schedule(cfg, processes, len(images))
+        self.cfg = fit_schedule(cfg, processes, len(images), recipe=recipe, given=given)
         logging.getLogger(__name__).info(
             "Training on %s:\n%s",
             ", ".join(cfg.DATASETS.TRAIN),
@@ -112,25 +103,38 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = self.cfg.SOLVER.MAX_ITER
+        self._last_eval_results: dict[str, Any] = {}  # DefaultTrainer's own name
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, the best checkpoint by box AP, the router statistics and the
-        picture of the curves."""
-        built = super().build_hooks()
-        # Detectron2 puts the writer last, in the main process alone. Evaluation, which all
-        # processes do together, must come in one order in all of them.
-        last = [built.pop(), CurvesPicture()] if comm.is_main_process() else []
-        if comm.is_main_process():
-            period, names = self.cfg.TEST.EVAL_PERIOD, self.cfg.DATASETS.TEST
-            # The statistics come before the evaluation, whose images they are not of.
-            built = [RouterStatistics(), *built]
+        """Detectron2's hooks, but few checkpoints and every evaluation in the metrics; the best
+        checkpoint by box AP, the statistics of edges, and the picture of the curves."""
+        cfg, is_main = self.cfg, comm.is_main_process()
+        period, names = cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST
+        built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            loader = self.build_train_loader(cfg)
+            built.append(hooks.PreciseBN(period, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+        if is_main:
+            built += [
+                EdgeStatistics(),
+                hooks.PeriodicCheckpointer(
+                    self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=CHECKPOINTS_KEPT
+                ),
+            ]
+        built.append(hooks.EvalHook(period, self._evaluate))
+        if cfg.TEST.AUG.ENABLED:
+            built.append(hooks.EvalHook(0, lambda: self.test_with_TTA(cfg, self.model)))
+        if is_main:
             if names:
                 metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"
                 built.append(BestCheckpointer(period, self.checkpointer, metric))
-        if self.cfg.TEST.AUG.ENABLED:
-            built.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
-        return [*built, *last]
+            built += [MetricsWriter(), CurvesPicture()]
+        return built
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def run_step(self) -> None:
         """One iteration.
@@ -141,16 +145,14 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except FloatingPointError as error:
-            solver = self.cfg.SOLVER
             raise UserError(
-                f"SOLVER.BASE_LR {solver.BASE_LR:g}, with a batch of {solver.IMS_PER_BATCH}: the"
-                f" loss became NaN or infinite at iteration {self.iter}: set a lower one, or a"
-                f" longer SOLVER.WARMUP_ITERS than {solver.WARMUP_ITERS}"
+                f"{divergence(self.cfg, self.iter)}, or a longer SOLVER.WARMUP_ITERS than"
+                f" {self.cfg.SOLVER.WARMUP_ITERS}"
             ) from error
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model, by :func:`build_model`, with the sparsity loss where
+        """The model, by :func:`build_model`, with the budget loss where
         ``MODEL.DGNET.SPARSITY_WEIGHT`` is set."""
         model = build_model(cfg)
         if loss := budget_loss(cfg, model):
@@ -193,16 +195,19 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> OrderedDict:
-        """As Detectron2's. Where the box AP is 0, the likely causes are logged."""
+        """As Detectron2's, with the spread of α over the images under ``wiring`` where the model
+        has graphs. Where the box AP is 0, the likely causes are logged."""
         names = cfg.DATASETS.TEST
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in names]
-        results = super().test(cfg, model, evaluators)
+        with record_alpha_spread(model) as spread:
+            results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             by_name = {names[0]: results} if len(names) == 1 else results
             for name, evaluator in zip(names, evaluators, strict=True):
                 if isinstance(evaluator, Evaluator):
                     make_loader = partial(cls.build_test_loader, cfg, name)
                     explain_zero(cfg, model, evaluator, by_name[name], make_loader)
+        results.update(gather_spread(spread))
         return results
 
     @classmethod
@@ -216,79 +221,56 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
 
-class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's; the best value so far is in the checkpoints, so that it outlives --resume."""
+def train(
+    cfg: CfgNode,
+    *,
+    resume: bool = False,
+    recipe: CfgNode | None = None,
+    given: Collection[str] = (),
+) -> dict[str, Any]:
+    """Train a detector, with its traces in ``OUTPUT_DIR``.
 
-    def state_dict(self) -> dict[str, Any]:
-        """The best value and its iteration."""
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+    Args:
+        cfg: the config. Its own datasets, if any, are registered.
+        resume: continue from the last checkpoint of ``OUTPUT_DIR``, if there is one.
+        recipe, given: as for :func:`fit_schedule`.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
-        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+    Returns:
+        The last evaluation's results.
 
-
-class RouterStatistics(HookBase):
-    """Mean edge weight, share of open edges and of absent nodes of every graph, in the metrics
-    log."""
-
-    def before_step(self) -> None:
-        """Record this iteration's wiring if it will be written."""
-        self._stack = contextlib.ExitStack()
-        self._wirings = None
-        if (self.trainer.iter + 1) % WRITER_PERIOD == 0:
-            self._wirings = self._stack.enter_context(record_edge_weights(self.trainer.model))
-
-    def after_step(self) -> None:
-        """Write what was recorded, as ``wiring/res2.0/open_edges`` and so on."""
-        self._stack.close()
-        for name, wiring in (self._wirings or {}).items():
-            for key, value in graph_statistics(wiring).items():
-                self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)
+    Raises:
+        UserError: what is wrong with the config, the data or a checkpoint; nothing is written then.
+    """
+    register_own_datasets(cfg)
+    with OutputFolder(cfg) as folder:
+        trainer = Trainer(cfg, recipe=recipe, given=given)
+        trainer.resume_or_load(resume=resume)
+        folder.open(trainer.cfg)
+        trainer.train()
+        return trainer._last_eval_results
 
 
-class CurvesPicture(HookBase):
-    """The run's curves as a picture in ``OUTPUT_DIR``, once it ends, also by an error."""
+def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
+    """The results of ``MODEL.WEIGHTS``, or of the last checkpoint of ``OUTPUT_DIR`` if ``resume``.
 
-    def after_train(self) -> None:
-        """Draw what the writers before this hook have written."""
-        folder = Path(self.trainer.cfg.OUTPUT_DIR)
-        curves = read_metrics(folder / "metrics.json")
-        if curves:
-            save_figure(draw_curves(curves), folder / PICTURE)
-            logging.getLogger(__name__).info("Curves drawn to %s", folder / PICTURE)
-
-
-def evaluate(cfg: CfgNode, resume: bool) -> dict:
-    """Evaluate MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if ``resume``."""
-    model = Trainer.build_model(cfg)
-    checkpointer = WholeCheckpointer(
-        model,
-        cfg.OUTPUT_DIR,
-        class_names=dataset_class_names(cfg.DATASETS.TEST),
-        needed="a detector's checkpoint, of the config's classes",
-    )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    optimize_for_inference(model)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_TTA(cfg, model))
-    return results
-
-
-def train(cfg: CfgNode, resume: bool) -> dict:
-    """Train, from the last checkpoint of OUTPUT_DIR if ``resume``; the last results."""
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return dict(getattr(trainer, "_last_eval_results", {}))
-
-
-def run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """What each process does."""
-    set_up(cfg, args)
-    results = (evaluate if args.eval_only else train)(cfg, args.resume)
-    if comm.is_main_process():
-        verify_results(cfg, results)
-        if args.json:
-            write_json(args.json, results)
+    Raises:
+        UserError: the checkpoint is not a whole detector of the data's classes.
+    """
+    register_own_datasets(cfg)
+    with OutputFolder(cfg) as folder:
+        model = build_model(cfg)
+        checkpointer = WholeCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            class_names=dataset_class_names(cfg.DATASETS.TEST),
+            needed="a detector's checkpoint, of the config's classes",
+        )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        folder.open()
+        optimize_for_inference(model)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results

@@ -92,6 +92,11 @@ class AlphaSpread:
             alpha = weights.alpha[:, weights.edges].double().cpu()
             self._seen.setdefault(name, []).append(alpha)
 
+    def merge(self, other: "AlphaSpread") -> None:
+        """Add the images of another process."""
+        for name, parts in other._seen.items():
+            self._seen.setdefault(name, []).extend(parts)
+
     def pop(self) -> dict[str, float]:
         """``alpha_std`` and ``alpha_std_max`` over the images added since the last call, all
         graphs' edges together; empty for fewer than two images."""
@@ -101,3 +106,15 @@ class AlphaSpread:
             return {}
         std = torch.cat([alpha.std(dim=0) for alpha in images])
         return {"alpha_std": std.mean().item(), "alpha_std_max": std.max().item()}
+
+
+@contextmanager
+def record_alpha_spread(model: nn.Module) -> Iterator[AlphaSpread]:
+    """The spread of α over the images of all forward passes of ``model`` in the body."""
+    spread = AlphaSpread()
+    with record_edge_weights(model) as latest:
+        handle = model.register_forward_hook(lambda *_: spread.add(latest))
+        try:
+            yield spread
+        finally:
+            handle.remove()

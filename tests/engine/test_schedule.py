@@ -18,7 +18,7 @@ TREES = str(
 )  # fmt: skip
 
 
-def fitted(config: str, processes: int, images: int | None, *opts: str) -> CfgNode:
+def fitted(config: str, processes: int, images: int, *opts: str) -> CfgNode:
     """As tools/train_net.py fits a YAML and the overrides of its command line."""
     cfg = load_cfg(config, opts)
     return fit_schedule(cfg, processes, images, recipe=read_yaml(config), given=opts[::2])
@@ -28,7 +28,7 @@ def fitted(config: str, processes: int, images: int | None, *opts: str) -> CfgNo
 @pytest.mark.parametrize("config", DETECTORS, ids=lambda path: path.stem)
 def test_without_overrides_detectron2_scales_the_same(config: Path, processes: int) -> None:
     expected = DefaultTrainer.auto_scale_workers(load_cfg(str(config)), processes)
-    assert fitted(str(config), processes, None) == expected
+    assert fitted(str(config), processes, 118000) == expected
 
 
 def values(cfg: CfgNode) -> dict:
@@ -129,7 +129,8 @@ def test_an_iteration_number_replaces_the_epochs_of_a_config(tmp_path: Path) -> 
     [
         (1, ["SOLVER.EPOCHS", "5", "SOLVER.MAX_ITER", "9"], "SOLVER.EPOCHS and SOLVER.MAX_ITER"),
         (2, ["SOLVER.IMS_PER_BATCH", "3"], "SOLVER.IMS_PER_BATCH 3: not a multiple of the 2"),
-        (1, ["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0"),
+        (1, ["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0: give at least 1"),
+        (1, ["SOLVER.EPOCHS", "-1"], "SOLVER.EPOCHS -1: give at least 0"),
         (1, ["SOLVER.REFERENCE_WORLD_SIZE", "3"], "IMS_PER_BATCH 16: not a multiple of SOLVER.REF"),
     ],
 )

@@ -13,7 +13,7 @@ from torchvision.models import mobilenet_v2, resnet18
 from dgnet_det import UserError
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.config import load_cfg
-from dgnet_det.engine.classification import build_classifier
+from dgnet_det.modeling.classifier import build_classifier
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Parameters and convolutions' multiply-adds at 224², in millions: our reading of the paper's

@@ -1,0 +1,300 @@
+"""Training of a classifier on Detectron2's engine: the paper's pretraining (§6.1)."""
+
+import contextlib
+import logging
+import time
+import weakref
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer, hooks
+from detectron2.utils import comm
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    ParamScheduler,
+)
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from dgnet_det.checkpoint import DGNetCheckpointer, WholeCheckpointer
+from dgnet_det.data.classification import (
+    TrainingBatches,
+    build_datasets,
+    build_test_loader,
+    build_train_loader,
+    mix_seeds,
+)
+from dgnet_det.engine.hooks import CHECKPOINTS_KEPT, EdgeStatistics, MetricsWriter, gather_spread
+from dgnet_det.engine.launch import OutputFolder
+from dgnet_det.engine.optimizer import build_optimizer
+from dgnet_det.engine.schedule import check_solver, divergence
+from dgnet_det.errors import UserError, one_line_in_training_loop
+from dgnet_det.modeling.budget import BudgetLoss, budget_loss
+from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
+from dgnet_det.modeling.observation import record_alpha_spread
+
+
+def lr_multiplier(cfg: CfgNode) -> ParamScheduler:
+    """The factor on ``SOLVER.BASE_LR``, as a function of the share of training that is done.
+
+    With T iterations, T_w of them warm-up, and f = ``SOLVER.WARMUP_FACTOR``, iteration t has
+
+        f + (1 - f) · t / T_w                               for t < T_w
+        (1 + cos(π · (t - T_w) / (T - T_w))) / 2            after that
+
+    Raises:
+        UserError: a warm-up that is not shorter than the training.
+    """
+    options = cfg.CLASSIFICATION
+    if options.WARMUP_EPOCHS >= options.EPOCHS:
+        raise UserError(
+            f"CLASSIFICATION.WARMUP_EPOCHS {options.WARMUP_EPOCHS}: it must be less than"
+            f" CLASSIFICATION.EPOCHS {options.EPOCHS}"
+        )
+    cosine = CosineParamScheduler(1.0, 0.0)
+    if options.WARMUP_EPOCHS == 0:
+        return cosine
+    warmup = options.WARMUP_EPOCHS / options.EPOCHS
+    return CompositeParamScheduler(
+        [LinearParamScheduler(cfg.SOLVER.WARMUP_FACTOR, 1.0), cosine],
+        lengths=[warmup, 1 - warmup],
+        interval_scaling=["rescaled", "rescaled"],
+    )
+
+
+def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels [B] are the best of the logits [B, K], and how many among the best five:
+    [2], int64."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = best.eq(labels[:, None])
+    return torch.stack([hits[:, 0].sum(), hits.sum()])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> dict[str, Any]:
+    """``top1`` and ``top5`` in per cent, over the shares of all processes, and under ``wiring``,
+    in the main process, the spread of α over the images where the model has graphs.
+
+    Every process takes over the buffers of the first, whose running statistics are those that a
+    checkpoint holds.
+
+    Args:
+        model: from RGB images [b, 3, H, W], 0 to 255, to logits. Its mode is left as it was.
+        loader: this process's share, of images and labels.
+        device: where the model is.
+    """
+    distributed = comm.get_world_size() > 1
+    if distributed:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(3, dtype=torch.int64, device=device)
+    with record_alpha_spread(model) as spread:
+        for images, labels in loader:
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            counts[:2] += count_hits(model(images), labels)
+            counts[2] += len(labels)
+    model.train(was_training)
+    if distributed:
+        dist.all_reduce(counts)
+    top1, top5, total = counts.tolist()
+    return {"top1": 100 * top1 / total, "top5": 100 * top5 / total, **gather_spread(spread)}
+
+
+class ClassifierTrainer(SimpleTrainer):
+    """:class:`SimpleTrainer` with cross-entropy, gradient accumulation and mixed precision (float16
+    on GPUs, bfloat16 on CPUs)."""
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        loader: DataLoader,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        budget: BudgetLoss | None = None,
+    ) -> None:
+        """
+        Args:
+            cfg: the config.
+            model: from images to logits; it may be in ``DistributedDataParallel``.
+            loader: endless micro-batches of images and labels.
+            optimizer: of the model's parameters.
+            device: where the model is.
+            budget: a loss of the model's edges to add.
+        """
+        super().__init__(model, loader, optimizer)
+        self.cfg = cfg
+        self.device = device
+        self.budget = budget
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=cfg.SOLVER.AMP.ENABLED and device.type == "cuda"
+        )
+
+    def run_step(self) -> None:
+        """One iteration: one step of the optimizer."""
+        options, autocast = self.cfg.CLASSIFICATION, self.cfg.SOLVER.AMP.ENABLED
+        self.optimizer.zero_grad()
+        mean_loss = torch.zeros((), device=self.device)
+        data_time = 0.0
+        for i in range(options.ACCUMULATION):
+            start = time.perf_counter()
+            images, labels = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+            # From the iteration alone, so that nothing need be restored to resume. Not before the
+            # loader, whose start draws as well.
+            torch.manual_seed(mix_seeds(data_seed(self.cfg), self.iter, i, comm.get_rank()))
+            is_last = i == options.ACCUMULATION - 1
+            with self._gradients_synchronized(is_last):
+                with torch.autocast(self.device.type, enabled=autocast):
+                    logits = self.model(images)
+                    loss = F.cross_entropy(logits, labels, label_smoothing=options.LABEL_SMOOTHING)
+                    if self.budget is not None:
+                        loss = loss + self.budget()
+                    loss = loss / options.ACCUMULATION
+                self.scaler.scale(loss).backward()
+            mean_loss += loss.detach()
+        try:
+            self._write_metrics({"loss": mean_loss}, data_time)
+        except FloatingPointError as error:
+            raise UserError(divergence(self.cfg, self.iter)) from error
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``--resume`` needs besides the model."""
+        return {**super().state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        self.scaler.load_state_dict(state_dict["scaler"])
+
+    def _gradients_synchronized(self, synchronized: bool) -> contextlib.AbstractContextManager:
+        if isinstance(self.model, DistributedDataParallel) and not synchronized:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+
+def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[str, Any]:
+    """Train a classifier and leave checkpoints, ``metrics.json`` and TensorBoard events in
+    ``OUTPUT_DIR``.
+
+    Args:
+        cfg: the config.
+        device: this process's.
+        resume: continue from the last checkpoint in ``OUTPUT_DIR``, if there is one, to the weights
+            that an uninterrupted run would have reached, bit for bit on a CPU.
+
+    Returns:
+        As :func:`evaluate`, on the validation images.
+
+    Raises:
+        UserError: as :func:`build_datasets`, :func:`build_classifier`, :func:`lr_multiplier` and
+            :class:`TrainingBatches`, and for a wrong ``MODEL.WEIGHTS``. Nothing is written then.
+    """
+    one_line_in_training_loop()
+    check_solver(cfg)
+    with OutputFolder(cfg) as folder:
+        train_set, test_set = build_datasets(cfg)
+        batches = TrainingBatches(
+            train_set,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            accumulation=cfg.CLASSIFICATION.ACCUMULATION,
+            seed=data_seed(cfg),
+        )
+        classifier = _classifier(cfg, device)
+        model: nn.Module = classifier
+        optimizer = build_optimizer(cfg, model)
+        if comm.get_world_size() > 1:
+            model = DistributedDataParallel(
+                model, device_ids=[device] if device.type == "cuda" else None
+            )
+        trainer = ClassifierTrainer(
+            cfg,
+            model,
+            build_train_loader(cfg, train_set, batches, seed=data_seed(cfg)),
+            optimizer,
+            device=device,
+            budget=budget_loss(cfg, classifier),
+        )
+        checkpointer = DGNetCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(trainer))
+        test_loader = build_test_loader(cfg, test_set)
+        results: dict[str, Any] = {}
+
+        def test() -> dict[str, Any]:
+            results.update(evaluate(classifier, test_loader, device))
+            logging.getLogger(__name__).info("top-1 %(top1).2f %%, top-5 %(top5).2f %%", results)
+            return results
+
+        period, is_main = cfg.TEST.EVAL_PERIOD, comm.is_main_process()
+        checkpoints = hooks.PeriodicCheckpointer(
+            checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=CHECKPOINTS_KEPT
+        )
+        trainer.register_hooks(
+            [
+                hooks.IterationTimer(),
+                hooks.LRScheduler(optimizer, lr_multiplier(cfg)),
+                *([EdgeStatistics(), checkpoints] if is_main else []),
+                hooks.EvalHook(period, test),
+                *([MetricsWriter()] if is_main else []),
+            ]
+        )
+        found = comm.all_gather(resume and checkpointer.has_checkpoint())
+        if any(found) and not all(found):
+            raise UserError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: to resume, all machines must see its checkpoints:"
+                " name a folder on a disk that they share"
+            )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        if all(found):
+            batches.start_iteration = trainer.iter + 1
+        folder.open(cfg)
+        max_iter = cfg.CLASSIFICATION.EPOCHS * batches.iterations_per_epoch
+        trainer.train(batches.start_iteration, max_iter)
+        return results
+
+
+def evaluate_checkpoint(
+    cfg: CfgNode, device: torch.device, *, resume: bool = False
+) -> dict[str, Any]:
+    """As :func:`evaluate`, on the validation images, of ``MODEL.WEIGHTS``, or of the last
+    checkpoint in ``OUTPUT_DIR`` if ``resume``.
+
+    Raises:
+        UserError: as :func:`train`, and for a checkpoint without this classifier's head.
+    """
+    check_solver(cfg)
+    with OutputFolder(cfg) as folder:
+        model = _classifier(cfg, device)
+        checkpointer = WholeCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            needed="a classifier's checkpoint, of CLASSIFICATION.NUM_CLASSES classes",
+        )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        _, test_set = build_datasets(cfg)
+        folder.open()
+        return evaluate(model, build_test_loader(cfg, test_set), device)
+
+
+def data_seed(cfg: CfgNode) -> int:
+    """Of the images' order and augmentation. With ``SEED`` -1 chance decides the first weights
+    alone."""
+    return max(cfg.SEED, 0)
+
+
+def _classifier(cfg: CfgNode, device: torch.device) -> DGNetClassifier:
+    model = build_classifier(cfg).to(device)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,188 @@
+"""Labelled images as they should be, and every kind that cannot be used."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from PIL import Image
+
+from dgnet_det.config import get_cfg
+from dgnet_det.data import classification
+from dgnet_det.data.classification import (
+    TrainingBatches,
+    build_datasets,
+    build_test_loader,
+    build_train_loader,
+    find_fashion_mnist,
+)
+from dgnet_det.errors import UserError
+
+
+def write_fashion_mnist(folder: Path, compress: bool) -> np.ndarray:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 28, 28), dtype=np.uint8)
+    labels = np.arange(12, dtype=np.uint8) % 10
+    for prefix in ("train", "t10k"):
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+            data, path = header + values.tobytes(), folder / f"{prefix}-{name}-ubyte"
+            if compress:
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(data))
+            else:
+                path.write_bytes(data)
+    return images
+
+
+def small(root: Path, **options: object) -> CfgNode:
+    """A config for images in ``root``, resized to 32×32 pixels."""
+    cfg = get_cfg()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 6, 0
+    given = {"ROOT": str(root), "NUM_CLASSES": 3, "SIZE": 32, "TEST_RESIZE": 36, **options}
+    cfg.CLASSIFICATION.update(given)
+    return cfg
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """18 training and 9 validation images of 3 classes."""
+    rng = np.random.default_rng(0)
+    for split, per_class in (("train", 6), ("val", 3)):
+        for name in ("blue", "green", "red"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(per_class):
+                pixels = rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def no_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty ``$DETECTRON2_DATASETS``, no system folder, no network."""
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nno route")
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    monkeypatch.setattr(classification, "FASHION_MNIST_SYSTEM_FOLDER", str(tmp_path / "system"))
+    monkeypatch.setattr(classification.datasets, "FashionMNIST", unreachable)
+    return tmp_path
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("place", ["datasets/fashion-mnist", "datasets/FashionMNIST/raw", "system"])
+def test_fashion_mnist_is_found_and_read(
+    place: str, compress: bool, no_fashion_mnist: Path
+) -> None:
+    images = write_fashion_mnist(no_fashion_mnist / place, compress)
+    cfg = small(no_fashion_mnist, DATASET="fashion_mnist", NUM_CLASSES=10)
+    train_set, val_set = build_datasets(cfg)
+    assert len(train_set) == len(val_set) == 12
+    image, label = val_set[11]
+    assert label == 1
+    assert np.array_equal(np.asarray(image), np.repeat(images[11][:, :, None], 3, axis=2))
+
+    batches = TrainingBatches(train_set, batch_size=6, accumulation=2, seed=0)
+    pixels, labels = next(iter(build_train_loader(cfg, train_set, batches, seed=0)))
+    assert pixels.shape == (3, 3, 32, 32)
+    assert pixels.dtype == torch.uint8
+    assert labels.shape == (3,)
+
+
+def test_absent_fashion_mnist_says_how_to_get_it(no_fashion_mnist: Path) -> None:
+    with pytest.raises(UserError, match=r"fashion-mnist.*Debian package dataset-fashion-mnist"):
+        find_fashion_mnist()
+
+
+def test_damaged_fashion_mnist_is_named(no_fashion_mnist: Path) -> None:
+    folder = no_fashion_mnist / "datasets" / "fashion-mnist"
+    write_fashion_mnist(folder, compress=True)
+    path = folder / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: missing or damaged"):
+        build_datasets(small(folder, DATASET="fashion_mnist"))
+
+
+def test_an_epoch_shows_each_image_once_in_a_new_order(root: Path) -> None:
+    train_set, _ = build_datasets(small(root))
+    batches = iter(TrainingBatches(train_set, batch_size=6, accumulation=2, seed=0))
+    epochs = [[key for _ in range(6) for key in next(batches)] for _ in range(2)]
+    for epoch, keys in enumerate(epochs):
+        assert sorted(keys) == [(epoch, index) for index in range(18)]
+    assert [index for _, index in epochs[0]] != [index for _, index in epochs[1]]
+
+
+def test_augmentation_follows_from_seed_epoch_and_image(root: Path) -> None:
+    cfg = small(root)
+    train_set, _ = build_datasets(cfg)
+    batches = TrainingBatches(train_set, batch_size=6, accumulation=1, seed=0)
+
+    def draw(key: tuple[int, int], seed: int = 0) -> torch.Tensor:
+        torch.rand(3)
+        return build_train_loader(cfg, train_set, batches, seed=seed).dataset[key][0]
+
+    assert torch.equal(draw((0, 5)), draw((0, 5)))
+    assert not torch.equal(draw((0, 5)), draw((1, 5)))
+    assert not torch.equal(draw((0, 5)), draw((0, 5), seed=1))
+
+
+def test_processes_share_the_validation_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = small(root)
+    _, test_set = build_datasets(cfg)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        shares.append(list(build_test_loader(cfg, test_set).dataset.indices))  # type: ignore[attr-defined]
+    assert sorted(index for share in shares for index in share) == list(range(9))
+    assert {len(share) for share in shares} == {2, 3}
+
+
+def test_class_folders_that_differ_or_are_empty_are_named(root: Path) -> None:
+    (root / "val" / "red").rename(root / "val" / "rouge")
+    with pytest.raises(UserError, match=r"only one of train and val: red, rouge"):
+        build_datasets(small(root))
+    for path in (root / "val" / "rouge").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"val: .*rouge"):
+        build_datasets(small(root))
+
+
+def test_an_unreadable_image_is_named(root: Path) -> None:
+    path = root / "val" / "red" / "2.png"
+    path.write_bytes(path.read_bytes()[:200])
+    _, val_set = build_datasets(small(root))
+    with pytest.raises(UserError, match=r"red/2\.png: cannot be read as an image"):
+        val_set[8]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ROOT", "/nowhere", r"/nowhere/train: no such folder.*CLASSIFICATION"),
+        ("NUM_CLASSES", 5, r"NUM_CLASSES 5: the data has 3"),
+        ("DATASET", "cifar", r"DATASET 'cifar': choose from imagefolder"),
+    ],
+)
+def test_unusable_values_are_named(root: Path, key: str, value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_datasets(small(root, **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "message"),
+    [
+        (6, 4, r"IMS_PER_BATCH 6: .*ACCUMULATION 4"),
+        (1024, 1, r"IMS_PER_BATCH 1024: .* only 18 training images"),
+    ],
+)
+def test_batches_that_cannot_be_are_named(
+    root: Path, batch: int, accumulation: int, message: str
+) -> None:
+    train_set, _ = build_datasets(small(root))
+    with pytest.raises(UserError, match=message):
+        TrainingBatches(train_set, batch_size=batch, accumulation=accumulation, seed=0)

@@ -1,0 +1,147 @@
+"""What the command lines of all tools share."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import arguments
+import pytest
+import torch
+
+from configs import ROOT
+from dgnet_det.errors import UserError
+
+TOOLS = sorted(p for p in (ROOT / "tools").glob("*.py") if "import arguments" in p.read_text())
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.stem)
+def test_help_needs_no_library(tool: Path) -> None:
+    """So it answers at once."""
+    code = (
+        "import runpy, sys; sys.modules['torch'] = sys.modules['detectron2'] = None\n"
+        f"sys.argv = ['x', '--help']; sys.path[0] = {str(tool.parent)!r}\n"
+        f"runpy.run_path({str(tool)!r}, run_name='__main__')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: ")
+
+
+def test_overrides_are_told_from_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("DSC_0001.JPG").touch()
+    parser = arguments.ConfigParser("A tool.")
+    parser.add_argument("--input", nargs="+")
+    parser.add_argument("--resume", action="store_true")
+    words = "--input a DSC_0001.JPG MODEL.WEIGHTS x.pth --config-file c.yaml SEED 1 --resume"
+    args = parser.parse_args(words.split())
+    assert args.input == ["a", "DSC_0001.JPG"]
+    assert args.opts == ["MODEL.WEIGHTS", "x.pth", "SEED", "1"]
+    assert args.config_file == "c.yaml"
+    assert args.resume
+    # What is no key is told where keys are checked.
+    assert (
+        parser.parse_args(["--config-file", "c", "model.weights", "x"]).opts[0] == "model.weights"
+    )
+
+
+def end_of(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """A tool's exit code and what it wrote to stderr."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            arguments.run(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code, capsys.readouterr().err
+
+
+class BrokenData(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise UserError("3.png: broken")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_mistake_is_one_line(workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        list(torch.utils.data.DataLoader(BrokenData(), num_workers=workers))
+
+    assert end_of(main, capsys) == (1, "error: 3.png: broken\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (errno.ENOSPC, "error: out/x.pth: the disk is full: make room\n"),
+        (errno.EROFS, "error: out/x.pth: the file system is read-only: choose another folder\n"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise OSError(code, os.strerror(code), "out/x.pth")
+
+    assert end_of(main, capsys) == (1, line)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_checkpoint_that_meets_a_full_disk_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """torch.save makes a RuntimeError of it."""
+
+    def main() -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            torch.save(torch.zeros(9), file)
+
+    assert end_of(main, capsys) == (1, "error: the disk is full: make room\n")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        arguments.run(main)
+
+
+def test_an_interruption_says_what_is_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(resume: bool = False) -> None:
+        with arguments.resumable(str(tmp_path), resume=resume):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+
+    assert end_of(main, capsys) == (130, "interrupted: no checkpoint was saved\n")
+    last = tmp_path / "last_checkpoint"
+    last.write_text("model_0000009.pth")
+    os.utime(last, (0, 0))  # of an earlier training
+    assert end_of(main, capsys) == (130, "interrupted: no checkpoint was saved\n")
+    expected = (
+        f"interrupted: {tmp_path}/model_0000009.pth is saved; to go on from it, add --resume\n"
+    )
+    assert end_of(lambda: main(resume=True), capsys) == (130, expected)
+
+
+def test_without_detectron2_a_tool_says_how_to_install_it() -> None:
+    code = (
+        "import sys; sys.modules['detectron2'] = None; sys.path[:0] = ['tools']\n"
+        "import arguments, runpy\n"
+        "sys.argv = ['x', '--config-file', 'c.yaml']\n"
+        "runpy.run_path('tools/train_net.py', run_name='__main__')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: dgnet_det needs Detectron2")
+    assert result.stderr.count("\n") == 1
