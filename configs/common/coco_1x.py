@@ -64,8 +64,8 @@ lr_multiplier = L(WarmupParamScheduler)(
 
 train = dict(
     output_dir="./output",
-    # Written by tools/convert_checkpoint.py: unlike train_net.py, Detectron2's tool loads no static
-    # network into a graph.
+    # A detector's checkpoint, static or not; or what tools/convert_checkpoint.py makes of the file
+    # of a bare backbone, which Detectron2's tool does not load into a detector.
     init_checkpoint="",
     max_iter=90000,
     amp=dict(enabled=False),

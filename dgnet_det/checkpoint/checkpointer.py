@@ -45,10 +45,13 @@ def write_checkpoint(data: dict[str, Any], path: str | Path) -> None:
     """``torch.save``, whole or not at all.
 
     Raises:
-        OSError: as Python's own files, which ``torch.save`` does not for a path: the disk is full.
+        OSError: the file cannot be written. (``torch.save`` raises a ``RuntimeError``.)
     """
     with written_whole(path) as temporary, open(temporary, "wb") as file:
-        torch.save(data, file)
+        try:
+            torch.save(data, file)
+        except RuntimeError as error:  # torch's own, of a file that cannot be written
+            raise error.__context__ or error from None
 
 
 class DGNetCheckpointer(DetectionCheckpointer):

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,17 @@ def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(momenta, resumed_momenta, strict=True))
     assert resumed_trainer.optimizer.param_groups[0]["lr"] == 0.5e-3
     assert resumed_trainer.iter == trainer.iter
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            DGNetCheckpointer(nn.Linear(100, 100), str(tmp_path)).save("model_final")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_head_of_another_shape_is_only_a_warning(tmp_path: Path) -> None:

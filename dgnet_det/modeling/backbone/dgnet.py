@@ -68,13 +68,11 @@ class DGNet(Backbone):
             self._out_feature_strides[name] = stride
         self.freeze(freeze_at)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Where torch lets a module load in its own way, before its children: here static names
         become this project's."""
         load_static_names(self, state_dict, prefix, error_msgs=args[-1])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stages(self) -> dict[str, PlainStage]:
         """All stages in order, by name: ``res2.0``, …."""
