@@ -1,45 +1,38 @@
-"""A detection set that a script writes: PNG files and a COCO JSON per split."""
+"""Detection data that a script writes: PNG files and COCO JSON."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+# A file's name, its pixels, and its objects: each a class from 0 and a box as x, y, width, height.
+Labelled = tuple[str, Image.Image, list[tuple[int, list[float]]]]
 
-class SplitWriter:
-    """One split: images in ``folder/split`` and, once closed,
-    ``folder/annotations/split.json``."""
 
-    def __init__(
-        self, folder: Path, split: str, classes: tuple[str, ...], description: str
-    ) -> None:
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self._classes, self._description = classes, description
-        self._folder = folder / split
-        self._folder.mkdir(parents=True)
-        self._json_file = folder / "annotations" / f"{split}.json"
-
-    def add(self, name: str, image: Image.Image, objects: list[tuple[int, list[float]]]) -> None:
-        """Add an image and its objects, each a class from 0 and a box: x, y, width and height in
-        pixels."""
-        image.save(self._folder / name)
-        number = len(self.images) + 1
-        size = {"width": image.width, "height": image.height}
-        self.images.append({"id": number, "file_name": name, **size})
+def write_split(
+    folder: Path,
+    split: str,
+    classes: Sequence[str],
+    info: dict[str, Any],
+    items: Iterable[Labelled],
+) -> tuple[int, int]:
+    """Write ``folder/split/*.png`` and ``folder/annotations/split.json``; the numbers of images and
+    of boxes."""
+    (folder / split).mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for name, pixels, objects in items:
+        pixels.save(folder / split / name)
+        image_id = len(images) + 1
+        size = {"width": pixels.width, "height": pixels.height}
+        images.append({"id": image_id, "file_name": name, **size})
         for label, box in objects:
-            entry = {"id": len(self.annotations) + 1, "image_id": number, "category_id": label + 1}
-            area = box[2] * box[3]
-            self.annotations.append({**entry, "bbox": box, "area": area, "iscrowd": 0})
-
-    def close(self) -> None:
-        """Write the JSON."""
-        content = {
-            "info": {"description": self._description},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": [{"id": k, "name": name} for k, name in enumerate(self._classes, 1)],
-        }
-        self._json_file.parent.mkdir(exist_ok=True)
-        self._json_file.write_text(json.dumps(content))
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1}
+            annotations.append({**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+    categories = [{"id": k, "name": name} for k, name in enumerate(classes, start=1)]
+    coco = {"info": info, "images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+    return len(images), len(annotations)

