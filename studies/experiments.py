@@ -114,7 +114,7 @@ SCALES = {
             *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
             *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
         ),
-        ("CLASSIFICATION.EPOCHS", "1", "SOLVER.IMS_PER_BATCH", "512"),
+        ("CLASSIFICATION.EPOCHS", "1", "CLASSIFICATION.SIZE", "8", "SOLVER.IMS_PER_BATCH", "2000"),
     ),
 }
 
@@ -131,7 +131,7 @@ class Run(NamedTuple):
     def classifier(self) -> list[str] | None:
         """Config and overrides of the pretraining, as the tools take them, if there is one."""
         config = EXPERIMENTS[self.experiment].classifier
-        return config and self._command(config, SCALES[self.scale].classifier)
+        return self._command(config, SCALES[self.scale].classifier) if config else None
 
     def detector(self) -> list[str]:
         """Config and overrides of the detector."""

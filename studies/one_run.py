@@ -34,11 +34,14 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
     import train_classifier
     import train_net
 
-    import studies.wirings  # noqa: F401: registers them
     from dgnet_det.config import load_cfg
     from dgnet_det.evaluation.interventions import intervene
     from dgnet_det.export.predictor import load_predictor
+    from dgnet_det.modeling.backbone.dgnet import WIRINGS
     from studies.tree_crowns import find_weights
+    from studies.wirings import REDUCED
+
+    WIRINGS.update(REDUCED)
 
     figures: dict[str, Any] = {}
     command, backbone = run.detector(), folder / "backbone.pth"

@@ -26,10 +26,9 @@ compared with. `{command}` ran them and wrote this page on {date}.
 
 - AP, AP50, AP75: per cent on the test images, mean ± standard deviation over the seeds. The last
   checkpoint counts; none is selected by its result.
-- *Difference of AP*: paired by seed, with its 95 % confidence interval (Student's t). It is
-  **bold** where it leaves out 0. Of the {num_intervals} on this page, {num_by_chance:.1f} can be
-  expected to do so by chance alone. With few seeds the intervals are wide: a small effect would not
-  show.
+- *Difference of AP*: paired by seed, with its 95 % confidence interval (Student's t), **bold**
+  where it leaves out 0. Of the {num_intervals} on this page {num_by_chance:.1f} can be expected to
+  do so by chance alone. With few seeds they are wide: a small effect would not show.
 - *Spread of α*: the standard deviation of an edge's weight over the test images, mean and largest
   of all edges. Routers that never learned have a spread, too.
 - *Own − mean*, *own − another's*: the AP that is lost where every image gets the mean of all
@@ -126,7 +125,8 @@ def draw(study: dict[str, Any]) -> Figure:
     heights = [len(arms) for arms in by_arm.values()]
     panels = figure.subplots(len(by_arm), squeeze=False, height_ratios=heights)[:, 0]
     for panel, (key, arms) in zip(panels, by_arm.items(), strict=True):
-        experiment, labels = EXPERIMENTS[key], []
+        experiment = EXPERIMENTS[key]
+        labels: list[str] = []
         panel.axvline(0, color="0.6", linewidth=1)
         for arm in arms:
             if values := _differences(key, arm, arms):

@@ -108,7 +108,10 @@ def _scenes(
     photographs = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in names]
     for i in range(count):
         scene, items = compose(photographs[i % len(photographs)], products, rng)
-        boxes = [(label, [x0, y0, x1 - x0, y1 - y0]) for label, (x0, y0, x1, y1) in items]
+        boxes = [
+            (label, [float(v) for v in (x0, y0, x1 - x0, y1 - y0)])
+            for label, (x0, y0, x1, y1) in items
+        ]
         yield f"{i:05d}.png", scene, boxes
 
 

@@ -1,12 +1,10 @@
-"""Wirings that the study compares with the package's: each leaves one thing out. Importing this
-module registers them as values of ``MODEL.DGNET.WIRING``."""
+"""Wirings that the study compares with the package's: each of them leaves one thing out."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
 from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
-from dgnet_det.modeling.backbone.dgnet import WIRINGS
 
 
 class UntrainedRouters(ResidualGraph):
@@ -44,11 +42,10 @@ class StridedProjection(PaperGraph):
         return x if self.projection is None else self.projection(x)
 
 
-WIRINGS.update(
-    {
-        "untrained-routers": UntrainedRouters,
-        "structure-alone": StructureAlone,
-        "half-open": HalfOpen,
-        "strided-projection": StridedProjection,
-    }
-)
+# By the value of MODEL.DGNET.WIRING.
+REDUCED = {
+    "untrained-routers": UntrainedRouters,
+    "structure-alone": StructureAlone,
+    "half-open": HalfOpen,
+    "strided-projection": StridedProjection,
+}

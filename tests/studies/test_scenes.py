@@ -15,8 +15,8 @@ from studies.scenes import SIZE, compose, write_composed_scenes
 COUNT = {"train": 6, "test": 4}
 
 
-def test_boxes_are_tight_and_inside(datasets: Path) -> None:
-    products = FashionMNIST(datasets / "fashion-mnist", "train")
+def test_boxes_are_tight_and_inside(fashion_mnist: Path) -> None:
+    products = FashionMNIST(fashion_mnist, "train")
     rng = np.random.default_rng(0)
     background = Image.new("RGB", (200, 150))  # black: whatever is bright was pasted
     for _ in range(20):
@@ -36,8 +36,8 @@ def test_boxes_are_tight_and_inside(datasets: Path) -> None:
         assert outside.max() == 0
 
 
-def test_box_of_a_known_product(datasets: Path) -> None:
-    products = FashionMNIST(datasets / "fashion-mnist", "train")
+def test_box_of_a_known_product(fashion_mnist: Path) -> None:
+    products = FashionMNIST(fashion_mnist, "train")
     _, items = compose(Image.new("RGB", (128, 128)), products, np.random.default_rng(1))
     for label, (left, top, right, bottom) in items:
         # The fixture's rectangle: 20 rows of 28, 4 + 2 · label columns, in a frame of one scale.
@@ -46,9 +46,9 @@ def test_box_of_a_known_product(datasets: Path) -> None:
         assert right - left == pytest.approx(scale * (4 + 2 * label), abs=2)
 
 
-def test_written_in_coco_format_and_again_the_same(datasets: Path) -> None:
-    digest = write_composed_scenes(datasets, COUNT)
-    folder = datasets / "composed_scenes"
+def test_written_in_coco_format_and_again_the_same(fashion_mnist: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scenes"
+    write_composed_scenes(folder, COUNT)
     backup = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert len(backup) == 6 + 4 + 2
     coco = json.loads((folder / "annotations/train.json").read_text())
@@ -59,16 +59,29 @@ def test_written_in_coco_format_and_again_the_same(datasets: Path) -> None:
         assert Image.open(folder / "train" / image["file_name"]).size == (SIZE, SIZE)
 
     (folder / "train/00000.png").unlink()
-    assert write_composed_scenes(datasets, COUNT) == digest  # there already: left alone
+    write_composed_scenes(folder, COUNT)  # there already: left alone
     assert not (folder / "train/00000.png").exists()
-    assert write_composed_scenes(datasets, {"train": 7, "test": 4}) != digest
-    assert write_composed_scenes(datasets, COUNT) == digest
-    assert {file: file.read_bytes() for file in backup} == backup
-    assert sorted(path.name for path in datasets.iterdir()) == ["composed_scenes", "fashion-mnist"]
+    write_composed_scenes(folder, {"train": 7, "test": 4})
+    assert (folder / "train/00006.png").exists()
+    write_composed_scenes(folder, COUNT)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == backup
 
 
-def test_without_scikit_image(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_image(
+    fashion_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(UserError, match="scikit-image"):
-        write_composed_scenes(datasets, COUNT)
-    assert not (datasets / "composed_scenes").exists()
+        write_composed_scenes(tmp_path / "scenes", COUNT)
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_without_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr("dgnet_det.data.classification.FASHION_MNIST_SYSTEM_FOLDER", "/nowhere")
+    monkeypatch.setattr("dgnet_det.data.classification.datasets.FashionMNIST", fail)
+    with pytest.raises(UserError, match="Debian package dataset-fashion-mnist"):
+        write_composed_scenes(tmp_path / "scenes", COUNT)
