@@ -15,6 +15,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.backbone.matching import Match, match_backbone
 from dgnet_det.modeling.build import config_errors_in_one_line
+from dgnet_det.modeling.observation import dgnet_of
 
 LISTED = 10  # names of each kind in the printed report
 # What becomes of the tensors in the report for people.
@@ -49,10 +50,7 @@ class Conversion:
             "matched": list(match.tensors),
             "missing": match.missing,
             "unexpected": [*match.unexpected, *match.unknown],
-            "misshaped": [
-                {"name": name, "checkpoint": list(theirs), "backbone": list(ours)}
-                for name, theirs, ours in match.misshaped
-            ],
+            "misshaped": match.misshaped,
             "untrained": match.untrained,
             "head": list(match.head),
             "others": [*match.others, *match.left_out],
@@ -122,7 +120,6 @@ def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
     """The config's backbone and the prefix of its names in a detector."""
     with config_errors_in_one_line():
         backbone = build_backbone(cfg)
-    for name, module in backbone.named_modules(prefix="backbone"):
-        if isinstance(module, DGNet):
-            return f"{name}.", module
-    raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: builds no DG-Net backbone")
+    dgnet = dgnet_of(backbone)
+    names = {module: name for name, module in backbone.named_modules(prefix="backbone")}
+    return f"{names[dgnet]}.", dgnet

@@ -70,17 +70,17 @@ class Match:
         return [name for name in self.unfit if name not in self.backbone]
 
     @property
-    def misshaped(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """Name, shape in the checkpoint, shape in the backbone."""
+    def misshaped(self) -> list[str]:
+        """What has another shape, as ``name [4, 3] → [5, 3]``: the checkpoint's, the backbone's."""
         return [
-            (name, tuple(tensor.shape), tuple(self.backbone[name].shape))
+            f"{name} {list(tensor.shape)} → {list(self.backbone[name].shape)}"
             for name, tensor in self.unfit.items()
             if name in self.backbone
         ]
 
     def misfit(self) -> str:
         """One line on why the checkpoint does not fit, and what does not."""
-        names = [*self.missing, *self.unfit]
+        names = [*self.missing, *self.unexpected, *self.misshaped]
         listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
         return (
             f"does not fit the backbone: {self._cause()} ({len(self.missing)} of"
