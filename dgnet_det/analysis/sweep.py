@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dgnet_det.analysis.benchmark import run_and_time
 from dgnet_det.analysis.counts import ImageCounter
-from dgnet_det.evaluation.coco import Evaluator, build_test_loader
+from dgnet_det.evaluation.coco import Evaluator, build_image_loader
 from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
 
@@ -61,7 +61,7 @@ def thresholds_for(shares: Sequence[float], model: nn.Module, cfg: CfgNode) -> l
     """
     weights = []
     with record_edge_weights(model) as recorded:
-        for inputs in build_test_loader(cfg, DatasetCatalog.get(cfg.DATASETS.TEST[0])):
+        for inputs in build_image_loader(cfg, DatasetCatalog.get(cfg.DATASETS.TEST[0])):
             model(inputs)
             weights += [w.alpha[:, w.edges].flatten() for w in recorded.values()]
     alpha = torch.cat(weights).double().cpu()
@@ -98,7 +98,7 @@ def sweep(
     shares: list[list[tuple[float, float, int]]] = []  # per image and threshold
     seconds: list[list[list[tuple[float, float]]]] = []  # per image, repeat and threshold
     images = DatasetCatalog.get(cfg.DATASETS.TEST[0])
-    for inputs in tqdm(build_test_loader(cfg, images), desc="images", unit="image"):
+    for inputs in tqdm(build_image_loader(cfg, images), desc="images", unit="image"):
         shares.append([])
         for threshold, evaluator in zip(thresholds, evaluators, strict=True):
             raise_thresholds(threshold)
@@ -130,7 +130,7 @@ def sweep(
 
 def draw_sweeps(sweeps: Mapping[str, Sequence[Point]], dataset: str) -> Figure:
     """AP against multiply-adds and against latency, a line for each detector. Numbers on the left
-    say what share of the edges is open; the ring is the first threshold; the band on the right is
+    say what share of the edges is open; the ring is the first threshold; the bands on the right are
     the range of the repeats.
 
     Args:
@@ -146,7 +146,7 @@ def draw_sweeps(sweeps: Mapping[str, Sequence[Point]], dataset: str) -> Figure:
         latencies = [point.backbone for point in points]
         _draw_line(right, name, points, [1e3 * latency.median for latency in latencies], color)
         low, high = ([1e3 * getattr(x, end) for x in latencies] for end in ("min", "max"))
-        right.fill_betweenx([p.ap for p in points], low, high, color=color, alpha=0.2, lw=0)
+        right.hlines([p.ap for p in points], low, high, color=color, alpha=0.3, lw=6)
     left.set_ylabel(f"box AP on {Path(dataset).name}, %")
     left.set_xlabel("multiply-adds that the backbone ran, million per image (mean)")
     right.set_xlabel("backbone, ms per image (median and range of paired runs)")

@@ -22,7 +22,7 @@ except ImportError:
     COCOeval_faster = None
 
 
-def build_test_loader(cfg: CfgNode, images: Any) -> Iterable[list[dict[str, Any]]]:
+def build_image_loader(cfg: CfgNode, images: Any) -> Iterable[list[dict[str, Any]]]:
     """Detectron2's loader of images in its dataset format, one at a time, resized for testing and
     checked as they are read."""
     mapper = CheckedDatasetMapper(cfg, is_train=False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dgnet_det.errors import UserError
-from dgnet_det.evaluation.coco import Evaluator, build_test_loader
+from dgnet_det.evaluation.coco import Evaluator, build_image_loader
 from dgnet_det.evaluation.resampling import ResampledAP
 from dgnet_det.modeling.observation import AlphaSpread, dynamic_graphs, record_edge_weights
 
@@ -88,7 +88,7 @@ def intervene(
     images = DatasetCatalog.get(dataset_name) if images is None else images
     if len(images) < 2:
         raise UserError(f"{dataset_name}: one image has no other's edge weights: give at least two")
-    loader = build_test_loader(cfg, images)
+    loader = build_image_loader(cfg, images)
     evaluators = {name: Evaluator(dataset_name) for name in ("own", "mean", "other")}
     with inference_context(model):
         returned, spread = _detect(model, loader, evaluators["own"])
