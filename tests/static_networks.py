@@ -104,8 +104,10 @@ NETWORKS = (
 
 
 def config(name: str, *opts: str, wiring: str = "residual") -> CfgNode:
-    """A detector's config, ``name`` as in its file name, with few channels behind the backbone."""
+    """A detector's config, ``name`` as in its file name, with few channels behind the backbone and
+    every stage a graph."""
     small = ("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16")
+    small += ("MODEL.DGNET.STAGES", str(list(STAGES)))
     path = CONFIGS / f"faster_rcnn_DG_{name}_{wiring}_FPN_1x.yaml"
     return load_cfg(str(path), [*small, "MODEL.DEVICE", "cpu", *opts])
 

@@ -47,29 +47,16 @@ class ConfigParser(argparse.ArgumentParser):
     A key ends an option of several values.
     """
 
-    def __init__(
-        self,
-        description: str | None,
-        *,
-        config_help: str = "a YAML file",
-        default_config: str | None = None,
-    ) -> None:
+    def __init__(self, description: str | None, *, config_help: str = "a YAML file") -> None:
         """
         Args:
             description: the tool's docstring.
             config_help: what the YAML describes.
-            default_config: the YAML that is taken where none is given; None: it must be given.
         """
         super().__init__(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        self.add_argument(
-            "--config-file",
-            required=default_config is None,
-            default=default_config,
-            metavar="FILE",
-            help=config_help,
-        )
+        self.add_argument("--config-file", required=True, metavar="FILE", help=config_help)
         self.add_argument(
             "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config's keys"
         )

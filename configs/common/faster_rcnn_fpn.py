@@ -24,6 +24,7 @@ model = L(GeneralizedRCNN)(
             family="resnet",
             wiring="residual",
             edge_weights="dynamic",
+            graph_stages=["res3", "res4", "res5"],  # res2 is frozen
             norm="FrozenBN",
             out_features=["res2", "res3", "res4", "res5"],
             freeze_at=2,

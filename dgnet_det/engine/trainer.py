@@ -5,6 +5,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -204,7 +205,8 @@ class Trainer(DefaultTrainer):
             by_name = {names[0]: results} if len(names) == 1 else results
             for name, evaluator in zip(names, evaluators, strict=True):
                 if isinstance(evaluator, Evaluator):
-                    explain_zero(cfg, model, evaluator, by_name[name])
+                    make_loader = partial(cls.build_test_loader, cfg, name)
+                    explain_zero(cfg, model, evaluator, by_name[name], make_loader)
         results.update(gather_spread(spread))
         return results
 

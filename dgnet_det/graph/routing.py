@@ -136,13 +136,15 @@ class Adjacency:
         """The factors of the edges into node j from all earlier nodes, [B, j]."""
         return torch.stack([column[:, j] for column in self._weight], dim=1)
 
-    def strongest(self, j: int, *, in_batch: bool = False) -> Tensor:
-        """The row of node j with nothing but α of its strongest edge: in every sample, or of the
-        one sample of the batch where it is strongest. [B, j]."""
+    def strongest(self, j: int, *, samples: int | None = None) -> Tensor:
+        """The row of node j with nothing but α of its strongest edge, [B, j]: in every sample, or
+        in as many ``samples`` as are given, those where it is strongest."""
         alpha = torch.stack([column[:, j] for column in self._alpha], dim=1)
-        if in_batch:
-            return alpha * F.one_hot(alpha.argmax(), alpha.numel()).view_as(alpha)
-        return alpha * F.one_hot(alpha.argmax(dim=1), alpha.shape[1])
+        strongest = alpha * F.one_hot(alpha.argmax(dim=1), alpha.shape[1])
+        if samples is None:
+            return strongest
+        chosen = strongest.amax(dim=1).topk(samples).indices
+        return torch.zeros_like(strongest).index_copy(0, chosen, strongest[chosen])
 
     def reopen(self, j: int, row: Tensor) -> Tensor:
         """Have ``row`` [B, j] take the place of what was written for node j; returns it."""

@@ -201,7 +201,7 @@ class DynamicGraph(PlainStage):
         samples it is there, None for all.
         """
         if x_i is None or i not in self.targets:
-            nothing = average.weights.new_zeros(len(average.weights), self.num_nodes)
+            nothing = average.weights.new_zeros(average.weights.shape[0], self.num_nodes)
             return nothing, nothing, self._weight(i, nothing)
         alpha = self.routers[str(i)](average(x_i))
         opened, gate = apply_threshold(alpha, self.threshold(i))

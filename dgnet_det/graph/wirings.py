@@ -22,7 +22,8 @@ class PaperGraph(DynamicGraph):
     statistics are those of the samples that its running statistics will serve. In training a node
     that no sample feeds is run for the one sample whose edge into it is the strongest: so every
     edge can open again, and every parameter takes part in every iteration, as data parallelism
-    demands. If all edges into the output are closed for a sample, the strongest stays open.
+    demands. Where feature maps are 1×1, it is run for two samples at least. If all edges into the
+    output are closed for a sample, the strongest stays open.
     """
 
     fixed_chain = False
@@ -55,11 +56,15 @@ class PaperGraph(DynamicGraph):
             return self._f(block.branch, block.activation, nodes, row), present
         if present.all():
             return self._f(block.branch, block.activation, nodes, row), None
-        if not present.any():
-            if not (self.training and torch.is_grad_enabled()):
-                return None, present
-            row = m.reopen(j, m.strongest(j, in_batch=True))
-            present = row.ne(0).any(dim=1)
+        if self.training and torch.is_grad_enabled():
+            # Batch norm asks for two values per channel.
+            needed = min(1 if projected[0, 0].numel() > 1 else 2, len(row))
+            if present.sum() < needed:
+                reopened = m.strongest(j, samples=needed)
+                row = m.reopen(j, torch.where(present[:, None], row, reopened))
+                present = row.ne(0).any(dim=1)
+        elif not present.any():
+            return None, present
         return self._f(block.branch, block.activation, nodes, row, present), present
 
 

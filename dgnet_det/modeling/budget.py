@@ -73,21 +73,27 @@ class BudgetLoss:
                 "MODEL.DGNET.SPARSITY_WEIGHT: there are no edges to pay for"
                 " (MODEL.DGNET.EDGE_WEIGHTS none): set it to 0"
             )
-        self._shares: list[Tensor] = []
+        self._shares: dict[str, Tensor] = {}  # by graph, of the latest forward pass
         for name, graph in dynamic_graphs(backbone).items():
             shares_of_edges = (costs[name] / total).float()
-            graph.observers.append(partial(self._add, graph, shares_of_edges))
+            graph.observers.append(partial(self._keep, name, graph, shares_of_edges))
 
     def __call__(self) -> Tensor:
-        """The loss of the forward pass in training mode since the last call, a scalar."""
-        share = torch.stack(self._shares).sum()
+        """The loss of the latest forward pass in training mode, a scalar. To be called once."""
+        share = torch.stack(list(self._shares.values())).sum()
         self._shares.clear()
         return self.weight * F.relu(share - self.budget)
 
-    def _add(self, graph: DynamicGraph, shares_of_edges: Tensor, weights: EdgeWeights) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: not the forward pass, whose gradients cannot be copied."""
+        return {**self.__dict__, "_shares": {}}
+
+    def _keep(
+        self, name: str, graph: DynamicGraph, shares_of_edges: Tensor, weights: EdgeWeights
+    ) -> None:
         if graph.training and torch.is_grad_enabled():
             shares = weights.gate * shares_of_edges.to(weights.gate.device)
-            self._shares.append(shares.sum(dim=(1, 2)).mean())
+            self._shares[name] = shares.sum(dim=(1, 2)).mean()
 
 
 def budget_loss(cfg: CfgNode, model: nn.Module) -> BudgetLoss | None:
@@ -105,11 +111,12 @@ def budget_loss(cfg: CfgNode, model: nn.Module) -> BudgetLoss | None:
 
 def add_budget_loss(model: nn.Module, loss: BudgetLoss) -> None:
     """Make a detector of Detectron2 return ``loss_budget`` beside its own losses in training."""
+    # Not a closure: a copy of the model has a copy of the loss.
+    model.register_forward_hook(partial(_with_loss, loss))
 
-    def add(model: nn.Module, args: Any, output: Any) -> Any:
-        return {**output, "loss_budget": loss()} if model.training else output
 
-    model.register_forward_hook(add)
+def _with_loss(loss: BudgetLoss, model: nn.Module, _: Any, output: Any) -> Any:
+    return {**output, "loss_budget": loss()} if model.training else output
 
 
 def _costs_of_graph(graph: DynamicGraph, in_size: int, out_size: int) -> Tensor:

@@ -9,7 +9,6 @@ from graphs import KINDS, make_blocks, make_graph, random_batch, weights_of
 from reference import pooled, reference_graph
 from torch import nn
 
-from dgnet_det.graph.routing import ValidAverage
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
 
@@ -247,13 +246,6 @@ def test_output_of_a_pruned_graph_whose_last_edges_close_is_the_empty_sum() -> N
             torch.testing.assert_close(graph(x), torch.zeros(2, 8, 4, 4))
 
 
-def test_half_precision_averages_as_single_precision_does() -> None:
-    x = torch.rand(1, 4, 300, 300)
-    average = ValidAverage(x.half(), None)(x.half())
-    assert average.dtype == torch.float32
-    torch.testing.assert_close(average, x.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("wiring", ["paper", "residual"])
 def test_compiled_graph_gives_the_same_output_and_gradients(wiring: str) -> None:
     graph = make_graph("inverted", wiring, n=2)
@@ -312,3 +304,18 @@ def test_a_node_that_no_sample_feeds_still_learns() -> None:
     with torch.no_grad():
         absent = weights_of(graph, x).absent()
     assert absent[:, 2].all()
+
+
+def test_batch_norm_never_sees_a_single_value() -> None:
+    """Feature maps of 1 × 1, as a classifier of small images has them, and a node that one sample
+    feeds."""
+    graph = closing_graph()
+    x = torch.randn(3, 8, 1, 1)
+    x[:, 0] = -x[:, 0].abs()
+    x[1, 0] = 1.0
+    weights = []
+    graph.observers.append(weights.append)
+    graph(x).sum().backward()
+    absent = weights[0].absent()[:, 2].tolist()
+    assert sum(absent) == 1
+    assert not absent[1]

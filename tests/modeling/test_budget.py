@@ -1,39 +1,47 @@
-"""The sparsity loss: costs against counts by hand and against operators, and how it is trained."""
+"""The budget loss: costs against counts by hand and against operators, and how it is trained."""
 
-import math
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from detectors import SMALL, config, route_at_random
+from detectors import SMALL, config
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from test_analysis import close, narrow_r18
+from narrow import close_edges, narrow_r18
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dgnet_det.analysis.counts import backbone_counts, backbone_of
+from configs import ROOT
+from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.errors import UserError
-from dgnet_det.graph.routing import SURROGATE_SLOPE
 from dgnet_det.modeling.backbone import DGNet
-from dgnet_det.modeling.budget import SIDE, SparsityLoss, edge_costs, sparsity_loss
+from dgnet_det.modeling.budget import SIDE, BudgetLoss, budget_loss, edge_costs
 from dgnet_det.modeling.classifier import build_classifier
+from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
 
 PAPER = ("MODEL.DGNET.WIRING", "paper")
 RESIDUAL = ("MODEL.DGNET.WIRING", "residual")
+WIRINGS = pytest.mark.parametrize("wiring", [PAPER, RESIDUAL], ids=["paper", "residual"])
 
 
 def small_backbone(*opts: str) -> DGNet:
-    """A ResNet-18 of 8, 16, 32 and 64 channels with batch norm, untrained: every α is 0.5, every τ
-    is 0."""
-    return backbone_of(narrow_r18(*opts))
+    """A ResNet-18 of 8, 16, 32 and 64 channels with batch norm, untrained: every τ is 0."""
+    return dgnet_of(narrow_r18(*opts))
 
 
 def run(backbone: DGNet, side: int = 64) -> None:
     backbone.train()(torch.randn(2, 3, side, side))
+
+
+def shares_of(backbone: DGNet) -> dict[str, torch.Tensor]:
+    """Each edge's share of all edges' costs, by graph."""
+    costs = edge_costs(backbone)
+    total = sum(float(cost.sum()) for cost in costs.values())
+    return {name: cost / total for name, cost in costs.items()}
 
 
 def test_costs_by_hand() -> None:
@@ -78,50 +86,48 @@ def test_pruned_edges_cost_nothing() -> None:
     assert pruned["res4.0"].nonzero().tolist() == [[2, 0], [3, 0], [3, 2]]
 
 
-@pytest.mark.parametrize("wiring", [PAPER, RESIDUAL])
+@WIRINGS
 def test_share_of_open_edges(wiring: tuple[str, str]) -> None:
     backbone = small_backbone(*wiring)
-    costs = edge_costs(backbone)
-    total = sum(float(cost.sum()) for cost in costs.values())
-    loss = SparsityLoss(backbone, weight=3.0, budget=0.25)
+    shares = shares_of(backbone)
+    loss = BudgetLoss(backbone, weight=3.0, budget=0.25)
     run(backbone)
-    assert float(loss()) == pytest.approx(3 * (1 - 0.25))
-    # In the paper wiring node 2 has no input left: its edge to the output is closed as well.
-    edges = [(0, 2), (1, 2)] if wiring is PAPER else [(0, 2)]
-    close(backbone, "res4", edges, residual=wiring is RESIDUAL)
+    assert loss().item() == pytest.approx(3 * (1 - 0.25))
+    close_edges(backbone, "res4.0", (0, 2))
     run(backbone)
-    saved = sum(float(costs["res4.0"][j, i]) for i, j in edges)
-    saved += float(costs["res4.0"][3, 2]) if wiring is PAPER else 0
-    assert float(loss()) == pytest.approx(3 * (1 - saved / total - 0.25))
+    saved = float(shares["res4.0"][2, 0])
+    assert loss().item() == pytest.approx(3 * (1 - saved - 0.25))
 
 
-def test_gradients_are_those_of_the_surrogate() -> None:
-    backbone = small_backbone(*PAPER)
-    costs = edge_costs(backbone)
-    total = sum(float(cost.sum()) for cost in costs.values())
-    loss = SparsityLoss(backbone, weight=2.0)
-    run(backbone)
+@WIRINGS
+def test_gradients_are_those_of_the_surrogate(wiring: tuple[str, str]) -> None:
+    backbone = small_backbone(*wiring)
+    shares = shares_of(backbone)
+    for graph in dynamic_graphs(backbone).values():
+        for router in graph.routers.values():  # so that α has no influence on later nodes'
+            nn.init.zeros_(router.linear.weight)
+    loss = BudgetLoss(backbone, weight=2.0)
+    with record_edge_weights(backbone) as latest:
+        run(backbone)
     loss().backward()
-    z = SURROGATE_SLOPE * 0.5  # α - τ
-    slope = SURROGATE_SLOPE * math.exp(-z) / (1 + math.exp(-z)) ** 2
-    for stage in backbone.stage_names:
-        graph = backbone.graphs(stage)[0]
-        share = costs[f"{stage}.0"] / total
-        for i, nodes in graph.routed.items():
-            expected = 2 * share[list(nodes), i] * slope
-            # dα/db = α(1 - α) = 1/4.
-            grad = graph.routers[str(i)].linear.bias.grad.double()
-            torch.testing.assert_close(grad, expected / 4, rtol=1e-4, atol=0)
-            tau = float(graph.thresholds.grad[i])
-            assert tau == pytest.approx(-float(expected.sum()), rel=1e-4)
-            assert graph.routers[str(i)].linear.weight.grad.any()
+    for name, graph in dynamic_graphs(backbone).items():
+        for i, nodes in graph.targets.items():
+            # The step's derivative is 1 in α, -1 in τ; dα/db = α(1 - α). The mean is the batch's.
+            share = 2 * shares[name][list(nodes), i]
+            alpha = latest[name].alpha[:, list(nodes), i].double()
+            expected = share * (alpha * (1 - alpha)).mean(dim=0)
+            linear = graph.routers[str(i)].linear
+            torch.testing.assert_close(linear.bias.grad.double(), expected, rtol=1e-4, atol=0)
+            assert linear.weight.grad.any()
+            tau = graph.thresholds.grad[list(graph.targets).index(i)].item()
+            assert tau == pytest.approx(-float(share.sum()), rel=1e-4)
 
 
 def test_no_gradient_within_the_budget() -> None:
     backbone = small_backbone(*PAPER)
-    loss = SparsityLoss(backbone, weight=2.0, budget=0.9)
-    close(backbone, "res4", [(0, 2), (1, 2)], residual=False)
-    close(backbone, "res5", [(0, 2), (1, 2)], residual=False)
+    loss = BudgetLoss(backbone, weight=2.0, budget=0.9)
+    for name in ("res2.0", "res3.0", "res4.0", "res5.0"):
+        close_edges(backbone, name, (0, 2))
     run(backbone)
     value = loss()
     value.backward()
@@ -129,35 +135,20 @@ def test_no_gradient_within_the_budget() -> None:
     assert not any(p.grad.any() for p in backbone.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("wiring", [PAPER, RESIDUAL])
+@WIRINGS
 def test_training_reaches_a_budget(wiring: tuple[str, str]) -> None:
     backbone = small_backbone(*wiring)
-    share, loss = (SparsityLoss(backbone, weight=1.0, budget=budget) for budget in (0.0, 0.6))
+    share, loss = (BudgetLoss(backbone, weight=1.0, budget=budget) for budget in (0.0, 0.6))
     optimizer = torch.optim.SGD(backbone.parameters(), lr=2.0)
     for _ in range(40):
         optimizer.zero_grad()
         run(backbone, side=32)
-        if loss() == 0:
+        over, used = loss(), share()
+        if over == 0:
             break
-        loss().backward()
+        over.backward()
         optimizer.step()
-    assert 0 < float(share()) <= 0.6
-
-
-def test_checkpointed_stages_give_the_same_gradients() -> None:
-    gradients = []
-    for on in ("False", "True"):
-        torch.manual_seed(0)
-        backbone = small_backbone(*PAPER, "MODEL.DGNET.CHECKPOINT_STAGES", on).train()
-        route_at_random(backbone)
-        loss = SparsityLoss(backbone, weight=1.0)
-        for _ in range(2):  # what the backward pass recomputes must not stay for the next
-            backbone.zero_grad()
-            features = backbone(torch.randn(2, 3, 64, 64))
-            (sum(f.sum() for f in features.values()) + 1e4 * loss()).backward()
-        gradients.append([p.grad for p in backbone.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
+    assert 0 < used.item() <= 0.6
 
 
 def detector(*opts: str) -> nn.Module:
@@ -176,10 +167,9 @@ def losses(model: Callable, side: int = 96) -> dict[str, torch.Tensor]:
 
 def test_off_by_default() -> None:
     model = detector()
-    assert "loss_sparsity" not in losses(model)
-    graphs = [g for stage in ("res2", "res5") for g in backbone_of(model).graphs(stage)]
-    routers = [router for graph in graphs for router in graph.routers.values()]
-    assert not any(module._forward_hooks for module in (model, *routers))
+    assert "loss_budget" not in losses(model)
+    assert not model._forward_hooks
+    assert not any(graph.observers for graph in dynamic_graphs(model).values())
 
 
 ON = ("MODEL.DGNET.SPARSITY_WEIGHT", "2.0", "MODEL.DGNET.SPARSITY_BUDGET", "0.25")
@@ -190,24 +180,39 @@ def test_detector_returns_the_loss_in_training_alone(autocast: bool) -> None:
     model = detector(*ON)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = losses(model)
-    assert float(found["loss_sparsity"]) == pytest.approx(2 * 0.75)
-    assert found["loss_sparsity"].dtype == torch.float32
+    assert found["loss_budget"].item() == pytest.approx(2 * 0.75)
+    assert found["loss_budget"].dtype == torch.float32
     sum(found.values()).backward()
     for name, parameter in model.named_parameters():
-        if "thresholds" in name or "routers" in name:
+        if parameter.requires_grad and ("thresholds" in name or "routers" in name):
             assert parameter.grad.any(), name
     with torch.no_grad():
         found = model.eval()([{"image": torch.zeros(3, 96, 96)}])
     assert list(found[0]) == ["instances"]
 
 
+def test_a_copy_made_after_a_training_step_has_its_own_loss() -> None:
+    model = detector(*ON)
+    sum(losses(model).values()).backward()
+    dgnet_of(model)(torch.zeros(1, 3, 64, 64))  # a forward pass whose loss nobody asks for
+    copied = copy.deepcopy(model)
+    close_edges(copied, "res4.0", *((0, j) for j in dynamic_graphs(copied)["res4.0"].targets[0]))
+    original, of_copy = losses(model)["loss_budget"], losses(copied)["loss_budget"]
+    assert original.item() == pytest.approx(2 * 0.75)
+    assert of_copy.item() < original.item()
+    of_copy.backward()
+    assert dynamic_graphs(copied)["res3.0"].thresholds.grad.any()
+
+
 def test_in_distributed_data_parallel(tmp_path: Path) -> None:
     """Every parameter takes part, as DistributedDataParallel wants it, and its gradients are those
     without."""
     model = detector(*ON)
-    alone = losses(model)["loss_sparsity"]
+    alone = losses(model)["loss_budget"]
     alone.backward()
-    thresholds = {n: p for n, p in model.named_parameters() if "thresholds" in n}
+    thresholds = {
+        name: p for name, p in model.named_parameters() if "thresholds" in name and p.requires_grad
+    }
     expected = {name: p.grad.clone() for name, p in thresholds.items()}
     model.zero_grad()
     torch.distributed.init_process_group(
@@ -218,7 +223,7 @@ def test_in_distributed_data_parallel(tmp_path: Path) -> None:
         for _ in range(2):  # the second forward pass checks that all gradients of the first came
             model.zero_grad()
             found = losses(parallel)
-            (found["loss_sparsity"] + 0 * sum(found.values())).backward()
+            (found["loss_budget"] + 0 * sum(found.values())).backward()
     finally:
         torch.distributed.destroy_process_group()
     for name, p in thresholds.items():
@@ -231,10 +236,7 @@ def test_in_distributed_data_parallel(tmp_path: Path) -> None:
         (("MODEL.DGNET.SPARSITY_WEIGHT", "-1.0"), "weight of at least 0"),
         ((*ON[:2], "MODEL.DGNET.SPARSITY_BUDGET", "1.0"), "budget from 0 to below 1"),
         ((*ON, "MODEL.DGNET.EDGE_WEIGHTS", "none"), "there are no edges to pay for"),
-        (
-            (*ON, "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
-            "the backbone is no DG-Net",
-        ),
+        ((*ON, "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"), "is no DG-Net"),
     ],
 )
 def test_errors(opts: tuple[str, ...], message: str) -> None:
@@ -244,11 +246,10 @@ def test_errors(opts: tuple[str, ...], message: str) -> None:
 
 def test_classifier_has_it_too() -> None:
     cfg = load_cfg(
-        str(Path(config("faster")).parents[1] / "ImageNet-Classification/DG_R_18.yaml"),
-        ["MODEL.DEVICE", "cpu", *ON],
+        str(ROOT / "configs/ImageNet-Classification/DG_R_18.yaml"), ["MODEL.DEVICE", "cpu", *ON]
     )
     model = build_classifier(cfg).train()
-    loss = sparsity_loss(cfg, model)
+    loss = budget_loss(cfg, model)
     assert loss is not None
     model(torch.zeros(2, 3, 32, 32))
-    assert float(loss()) == pytest.approx(2 * 0.75)
+    assert loss().item() == pytest.approx(2 * 0.75)

@@ -5,21 +5,22 @@ import copy
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
+from narrow import narrow_backbone
 from torch import nn
 
-from dgnet_det.config import load_cfg
-from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.folding import FoldingConv2d, fold_in_flight, optimize_for_inference
-from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.modeling.folding import FoldingConv2d, fold_frozen_norms, optimize_for_inference
 
-NETWORKS = [
-    "DG_R_18_FPN_1x",
-    "DG_R_50_residual_FPN_1x",
-    "DG_X_50_32x4d_FPN_1x",
-    "DG_MobileNetV2_residual_FPN_1x",
-    "DG_RegNetX_600M_FPN_1x",
-    "R_50_FPN_1x",
-]
+RESIDUAL = ("MODEL.DGNET.WIRING", "residual")
+NETWORKS = {
+    "basic": (),
+    "bottleneck": (*RESIDUAL, "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.WIDTH_PER_GROUP", 4),
+    "groups": (
+        *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.NUM_GROUPS", 4),
+        *("MODEL.RESNETS.WIDTH_PER_GROUP", 2),
+    ),
+    "mobilenetv2": (*RESIDUAL, "MODEL.DGNET.FAMILY", "mobilenetv2"),
+    "regnet": ("MODEL.DGNET.FAMILY", "regnet", "MODEL.DGNET.REGNET", "Y_400M"),
+}
 
 
 def randomise_norms(model: nn.Module) -> None:
@@ -47,9 +48,7 @@ def test_folding_conv_equals_conv_and_norm_in_float64(
     groups: int, activation: object, memory_format: torch.memory_format
 ) -> None:
     conv = make_conv(groups, activation).double()
-    folding = copy.deepcopy(conv)
-    fold_in_flight(folding)
-    assert type(folding) is FoldingConv2d
+    folding = FoldingConv2d.of(copy.deepcopy(conv))
     assert list(folding.state_dict()) == list(conv.state_dict())
     x = torch.randn(2, 4, 7, 9, dtype=torch.float64).to(memory_format=memory_format)
     results = []
@@ -66,8 +65,7 @@ def test_folding_conv_equals_conv_and_norm_in_float64(
 
 
 def test_folding_conv_gradcheck() -> None:
-    conv = make_conv(1).double()
-    fold_in_flight(conv)
+    conv = FoldingConv2d.of(make_conv(1)).double()
     x = torch.randn(1, 4, 5, 5, dtype=torch.float64, requires_grad=True)
 
     def f(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -77,8 +75,7 @@ def test_folding_conv_gradcheck() -> None:
 
 
 def test_folding_conv_under_autocast_has_float32_gradients() -> None:
-    conv = make_conv(1)
-    fold_in_flight(conv)
+    conv = FoldingConv2d.of(make_conv(1))
     x = torch.randn(2, 4, 8, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = conv(x)
@@ -94,8 +91,7 @@ def test_folding_conv_under_autocast_has_float32_gradients() -> None:
 
 
 def test_a_frozen_layer_still_passes_gradients_on() -> None:
-    conv = make_conv(1)
-    fold_in_flight(conv)
+    conv = FoldingConv2d.of(make_conv(1))
     conv.weight.requires_grad_(False)
     x = torch.randn(1, 4, 8, 8, requires_grad=True)
     conv(x).sum().backward()
@@ -104,24 +100,26 @@ def test_a_frozen_layer_still_passes_gradients_on() -> None:
     assert conv.weight.grad is None
 
 
+def test_frozen_norms_alone_are_folded() -> None:
+    model = nn.ModuleDict({"frozen": make_conv(1), "plain": Conv2d(4, 6, 3)})
+    model["batch"] = Conv2d(4, 6, 3, bias=False, norm=get_norm("BN", 6))
+    names = list(model.state_dict())
+    fold_frozen_norms(model)
+    assert [type(module) for module in model.values()] == [FoldingConv2d, Conv2d, Conv2d]
+    assert list(model.state_dict()) == names
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 def test_optimized_backbone_equals_the_original(name: str, norm: str) -> None:
-    torch.manual_seed(0)
-    opts = ["MODEL.WEIGHTS", "", "MODEL.RESNETS.NORM", norm]
-    cfg = load_cfg(f"configs/COCO-Detection/faster_rcnn_{name}.yaml", opts)
-    model = build_model(cfg).backbone.bottom_up.eval()
+    model = narrow_backbone("MODEL.RESNETS.NORM", norm, *NETWORKS[name])
     randomise_norms(model)
-    for graph in dynamic_graphs(model).values():
-        for parameter in graph.routers.parameters():
-            parameter.data.normal_(std=0.1)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         expected = model(images)
         optimized = optimize_for_inference(model)
-        assert not any(
-            isinstance(m, (nn.BatchNorm2d, FrozenBatchNorm2d)) for m in optimized.modules()
-        )
+        norms = (nn.BatchNorm2d, FrozenBatchNorm2d)
+        assert not any(isinstance(module, norms) for module in optimized.modules())
         got = optimized(images)
     for level, want in expected.items():
         scale = want.abs().max().item()

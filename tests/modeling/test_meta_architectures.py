@@ -2,20 +2,17 @@
 too."""
 
 import json
-import os
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectors import META_ARCHITECTURES, SMALL, config, write_objects
+from detectors import SMALL, config, write_objects
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
+from train_net import main
 
-from configs import DETECTORS, ROOT
+from configs import DETECTORS
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
@@ -31,6 +28,7 @@ LOSSES = {
         *(f"loss_box_reg_stage{i}" for i in range(3)),
     ],
 }  # fmt: skip
+PAPER = ["MODEL.DGNET.WIRING", "paper"]
 OTHERS = [path for path in DETECTORS if not path.stem.startswith("faster_rcnn")]
 
 
@@ -47,7 +45,7 @@ def objects(*, num_keypoints: int) -> Instances:
 
 def check_training_step(path: Path, opts: list[str]) -> None:
     """One step gives the meta-architecture's losses, and whatever trains a gradient."""
-    cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+    cfg = load_cfg(str(path), [*SMALL, *opts])
     model = build_model(cfg)
     image = {"image": torch.rand(3, 64, 64) * 255, "instances": objects(num_keypoints=17)}
     with EventStorage():
@@ -58,28 +56,32 @@ def check_training_step(path: Path, opts: list[str]) -> None:
     assert all(torch.isfinite(loss) for loss in losses.values())
     for name, parameter in model.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, name
-    dynamic = cfg.MODEL.DGNET.EDGE_WEIGHTS == "dynamic"
-    assert bool(dynamic_graphs(model)) == dynamic
+    assert bool(dynamic_graphs(model)) == (cfg.MODEL.DGNET.EDGE_WEIGHTS == "dynamic")
+
+
+NARROW_RESNET = [
+    "MODEL.DGNET.FAMILY", "resnet", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", "8", "MODEL.RESNETS.WIDTH_PER_GROUP", "4",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
 def test_every_config_trains(path: Path) -> None:
-    check_training_step(path, ["MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"])
+    check_training_step(path, NARROW_RESNET)
 
 
 @pytest.mark.parametrize(
     "network",
     [
-        ["MODEL.DGNET.FAMILY", "mobilenetv2", "MODEL.DGNET.WIRING", "residual"],
-        ["MODEL.DGNET.FAMILY", "regnet", "MODEL.DGNET.WIRING", "paper"],
-        ["MODEL.DGNET.FAMILY", "resnet", "MODEL.DGNET.WIRING", "paper", "MODEL.RESNETS.DEPTH", "18",
-         "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"],
+        [],
+        ["MODEL.DGNET.FAMILY", "regnet", *PAPER],
+        [*NARROW_RESNET, "MODEL.RESNETS.DEPTH", "18", *PAPER],
     ],
     ids=["mobilenetv2", "regnet", "resnet"],
-)  # fmt: skip
-@pytest.mark.parametrize("kind", [kind for kind in META_ARCHITECTURES if kind != "faster"])
+)
+@pytest.mark.parametrize("kind", ["retinanet", "cascade"])
 def test_every_family_trains(kind: str, network: list[str]) -> None:
-    check_training_step(Path(config(kind)), [*SMALL, *network])
+    check_training_step(Path(config(kind)), network)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +104,8 @@ def test_own_data_is_trained_and_evaluated_on(
     dataset: Path, tmp_path: Path, kind: str, tasks: list[str], opts: list[str]
 ) -> None:
     arguments = [
-        sys.executable, "tools/train_net.py", "--config-file", config(kind),
-        "--json", str(tmp_path / "metrics.json"), *SMALL, "INPUT.MIN_SIZE_TRAIN", "(64,)",
+        "--config-file", config(kind), "--json", str(tmp_path / "metrics.json"), *SMALL,
+        "INPUT.MIN_SIZE_TRAIN", "(64,)",
         "SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2",
         "SOLVER.STEPS", "(1,)", "SOLVER.BASE_LR", "0.0001", "TEST.EVAL_PERIOD", "0",
         "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path), *opts,
@@ -111,19 +113,14 @@ def test_own_data_is_trained_and_evaluated_on(
     for split in ("TRAIN", "VAL"):
         arguments += [f"DATASETS.{split}_JSON", str(dataset / "objects.json")]
         arguments += [f"DATASETS.{split}_IMAGES", str(dataset)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    main(arguments)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert sorted(metrics) == tasks
+    assert sorted(metrics) == [*tasks, "wiring"]
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert saved["class_names"] == ["bird"]
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "keypoint"])
 def test_augmentation_that_detectron2_lacks_is_told(kind: str) -> None:
-    main = runpy.run_path(str(ROOT / "tools/train_net.py"))["main"]
     with pytest.raises(UserError, match=r"TEST\.AUG\.ENABLED: Detectron2 augments tests of R-CNN"):
         main(["--config-file", config(kind), "TEST.AUG.ENABLED", "True"])

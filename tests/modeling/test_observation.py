@@ -1,18 +1,18 @@
-"""Recorded wirings and their statistics, against counts by hand."""
+"""Recorded edge weights and their statistics, against counts by hand."""
 
+import numpy as np
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
+from narrow import close_edges, narrow_backbone
 
-from dgnet_det import build_dgnet_backbone
-from dgnet_det.config import get_cfg
-from dgnet_det.graph.stage import Wiring
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.errors import UserError
+from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.modeling.observation import (
-    RecordedWiring,
+    AlphaSpread,
+    dgnet_of,
     dynamic_graphs,
     graph_statistics,
-    record_wiring,
+    record_edge_weights,
 )
 
 # N = 4: input, two blocks, output. Row j holds the edges into node j. In the second sample both
@@ -23,11 +23,17 @@ ALPHA = torch.tensor(
         [[0, 0, 0, 0], [0.5, 0, 0, 0], [0.0, 0.0, 0, 0], [0.25, 0.25, 0.0, 0]],
     ]
 )
+COMPLETE = torch.ones(4, 4, dtype=torch.bool).tril(-1)
+CHAIN = torch.diag(torch.ones(3), -1).bool()
+
+
+def edge_weights(alpha: torch.Tensor, weight: torch.Tensor, *, fixed_chain: bool) -> EdgeWeights:
+    edges = COMPLETE & ~CHAIN if fixed_chain else COMPLETE
+    return EdgeWeights(alpha.ne(0).float() * edges, alpha, weight, edges, fixed_chain)
 
 
 def test_statistics_of_the_paper_wiring() -> None:
-    statistics = graph_statistics(RecordedWiring(ALPHA, ALPHA, residual=False))
-    assert statistics == {
+    assert graph_statistics(edge_weights(ALPHA, ALPHA, fixed_chain=False)) == {
         # 6 edges a sample; the first sample's sum is 3, the second's 1.
         "mean_weight": pytest.approx(4 / 12),
         "open_edges": pytest.approx((5 + 3) / 12),
@@ -36,14 +42,8 @@ def test_statistics_of_the_paper_wiring() -> None:
 
 
 def test_statistics_of_the_residual_wiring() -> None:
-    alpha = ALPHA.clone()
-    for j in range(1, 4):
-        alpha[:, j, j - 1] = 1
-    weight = alpha * -2
-    for j in range(1, 4):
-        weight[:, j, j - 1] = 1
-    statistics = graph_statistics(RecordedWiring(alpha, weight, residual=True))
-    assert statistics == {
+    alpha, weight = (torch.where(CHAIN, 1.0, values) for values in (ALPHA, ALPHA * -2))
+    assert graph_statistics(edge_weights(alpha, weight, fixed_chain=True)) == {
         # The further edges are 0 → 2, 0 → 3 and 1 → 3.
         "mean_weight": pytest.approx(-2 * (0 + 0.25 + 0.5 + 0 + 0.25 + 0.25) / 6),
         "open_edges": pytest.approx(4 / 6),
@@ -51,53 +51,55 @@ def test_statistics_of_the_residual_wiring() -> None:
     }
 
 
-def test_routed_edges() -> None:
-    paper = RecordedWiring(ALPHA, ALPHA, residual=False).routed()
-    assert paper.nonzero().tolist() == [[1, 0], [2, 0], [2, 1], [3, 0], [3, 1], [3, 2]]
-    residual = RecordedWiring(ALPHA, ALPHA, residual=True).routed()
-    assert residual.nonzero().tolist() == [[2, 0], [3, 0], [3, 1]]
-
-
 def test_absent_nodes() -> None:
-    absent = RecordedWiring(ALPHA, ALPHA, residual=False).absent()
+    absent = edge_weights(ALPHA, ALPHA, fixed_chain=False).absent()
     # The input has no edges into it, and the output is never absent.
     assert absent.nonzero().tolist() == [[1, 2]]
 
 
-def make_backbone(wiring: str, edge_weights: str = "dynamic") -> DGNet:
-    cfg = get_cfg()
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3"]
-    cfg.MODEL.DGNET.WIRING, cfg.MODEL.DGNET.EDGE_WEIGHTS = wiring, edge_weights
-    return build_dgnet_backbone(cfg, ShapeSpec(channels=3))
+def test_spread_of_alpha_is_numpys() -> None:
+    spread = AlphaSpread()
+    assert spread.pop() == {}
+    images = torch.rand(5, 4, 4) * COMPLETE
+    for batch in (images[:3], images[3:]):
+        spread.add({"res2.0": edge_weights(batch, batch, fixed_chain=False)})
+    std = np.std([image[COMPLETE].numpy() for image in images], axis=0, ddof=1)
+    assert spread.pop() == {
+        "alpha_std": pytest.approx(std.mean(), rel=1e-5),
+        "alpha_std_max": pytest.approx(std.max(), rel=1e-5),
+    }
+    assert spread.pop() == {}
 
 
 @pytest.mark.parametrize("wiring", ["paper", "residual"])
 def test_recording(wiring: str) -> None:
-    backbone = make_backbone(wiring).eval()
+    backbone = narrow_backbone("MODEL.DGNET.WIRING", wiring, "MODEL.RESNETS.OUT_FEATURES", ["res3"])
     model = torch.nn.Sequential(backbone)
+    assert dgnet_of(model) is backbone
     assert list(dynamic_graphs(model)) == ["res2.0", "res3.0"]
-    # α = 0.5 at the start; a threshold above it closes every edge out of that node.
-    with torch.no_grad():
-        backbone.graphs("res3")[0].thresholds[0] = 0.6
+    if wiring == "paper":
+        close_edges(model, "res3.0", (0, 1), (0, 2), (0, 3))
+    else:
+        close_edges(model, "res3.0", (0, 2), (0, 3))
     images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad(), record_wiring(model) as latest:
+    with torch.no_grad(), record_edge_weights(model) as latest:
         assert latest == {}
         model(images[:1])
         assert latest["res2.0"].alpha.shape == (1, 4, 4)
         model(images)
-    assert latest["res2.0"].alpha.shape == latest["res2.0"].weight.shape == (2, 4, 4)
-    assert latest["res2.0"].residual == (wiring == "residual")
-    statistics = {name: graph_statistics(w) for name, w in latest.items()}
+    weights = latest["res2.0"]
+    assert weights.alpha.shape == weights.weight.shape == weights.gate.shape == (2, 4, 4)
+    assert weights.fixed_chain == (wiring == "residual")
+    assert torch.equal(weights.edges, COMPLETE & ~CHAIN if weights.fixed_chain else COMPLETE)
+    statistics = {name: graph_statistics(weights) for name, weights in latest.items()}
     assert statistics["res2.0"]["open_edges"] == 1
-    assert statistics["res2.0"]["mean_weight"] == (0.5 if wiring == "paper" else 0)
     if wiring == "paper":
         # Without its one input node 1 is absent; without both of its inputs so is node 2; the
         # output's strongest edge stays open.
         assert statistics["res3.0"]["absent_nodes"] == 1
         assert statistics["res3.0"]["open_edges"] == pytest.approx(1 / 6)
     else:
+        assert statistics["res2.0"]["mean_weight"] == 0  # γ
         assert statistics["res3.0"]["absent_nodes"] == 0
         assert statistics["res3.0"]["open_edges"] == pytest.approx(1 / 3)
 
@@ -105,19 +107,16 @@ def test_recording(wiring: str) -> None:
     with torch.no_grad():
         model(torch.randn(3, 3, 64, 64))
     assert latest == recorded  # nothing is recorded after the context
+    assert not any(graph.observers for graph in dynamic_graphs(model).values())
 
 
-def test_observer_is_handed_a_wiring() -> None:
-    seen: list[object] = []
-    backbone = make_backbone("paper").eval()
-    hook = backbone.graphs("res2")[0].observer.register_forward_hook(lambda m, i, o: seen.append(o))
-    backbone(torch.randn(1, 3, 32, 32))
-    hook.remove()
-    assert [type(wiring) for wiring in seen] == [Wiring]
-
-
-def test_plain_network_has_no_wiring() -> None:
-    backbone = make_backbone("residual", "none").eval()
-    with torch.no_grad(), record_wiring(backbone) as latest:
+def test_a_plain_network_has_no_graphs() -> None:
+    backbone = narrow_backbone("MODEL.DGNET.WIRING", "residual", "MODEL.DGNET.EDGE_WEIGHTS", "none")
+    with torch.no_grad(), record_edge_weights(backbone) as latest:
         backbone(torch.randn(1, 3, 32, 32))
     assert latest == dynamic_graphs(backbone) == {}
+
+
+def test_a_model_without_a_dgnet_is_told() -> None:
+    with pytest.raises(UserError, match=r"MODEL\.BACKBONE\.NAME: Linear is no DG-Net"):
+        dgnet_of(torch.nn.Linear(1, 1))

@@ -156,8 +156,8 @@ def make_dgnet(
         raise UserError(f"MODEL.DGNET.STAGES {list(graph_stages)}: choose from {', '.join(LEVELS)}")
     if set(graph_stages) != set(LEVELS) and not graph_of.fixed_chain:
         raise UserError(
-            f"MODEL.DGNET.STAGES {list(graph_stages)}: in the paper wiring all stages are graphs;"
-            " set MODEL.DGNET.WIRING to residual"
+            f"MODEL.DGNET.STAGES {list(graph_stages)}: in the paper wiring all stages are graphs:"
+            " name them all, or set MODEL.DGNET.WIRING to residual"
         )
     stem, levels = FAMILIES[family].network(
         in_channels, norm=norm, shortcuts=graph_of.fixed_chain, **network

@@ -108,6 +108,16 @@ class Match:
                 f"it is {theirs}, the config builds {ours}; change MODEL.DGNET.WIRING or"
                 " MODEL.DGNET.EDGE_WEIGHTS"
             )
+        if (
+            not self.missing
+            and all(map(GRAPH_TENSOR.match, self.unexpected))
+            and not self.misshaped
+        ):
+            stages = sorted({name.split(".")[0] for name in self.unexpected})
+            return (
+                f"{', '.join(stages)}: a graph in the checkpoint, plain in the config; name it in"
+                " MODEL.DGNET.STAGES"
+            )
         return (
             f"another depth, width or norm (check {family.keys}), other MODEL.DGNET.STAGES or"
             " PRUNED_EDGES, or part of a checkpoint"
