@@ -46,7 +46,7 @@ demo: demo-data
 		MODEL.WEIGHTS $(WEIGHTS) OUTPUT_DIR $(DEMO)/training
 	$(PY) tools/visualize_detections.py --num 4 --output $(DEMO)/detections --config-file $(DG) \
 		MODEL.WEIGHTS $(DEMO)/training/model_final.pth
-	$(PY) tools/visualize_wiring.py --dataset $(TREES)/annotations/val.json --num 4 \
+	$(PY) tools/demo.py --wiring --dataset $(TREES)/annotations/val.json --num 4 \
 		--output $(DEMO)/wiring --json $(DEMO)/wiring.json \
 		--config-file $(DG) MODEL.WEIGHTS $(DEMO)/training/model_final.pth
 	@echo "Detections beside ground truth: $(DEMO)/detections/"

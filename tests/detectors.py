@@ -11,7 +11,9 @@ from torch import nn
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
-from dgnet_det.export.predictor import Predictor, load_predictor
+from dgnet_det.data.classes import class_names
+from dgnet_det.export.predictor import Predictor
+from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dynamic_graphs
 
 # The config of each meta-architecture that the tests make small.
@@ -41,7 +43,8 @@ def config(kind: str) -> str:
 
 def small_predictor(kind: str, *opts: str) -> Predictor:
     """A detector whose edges close on some images and not on others."""
-    predictor = load_predictor(load_cfg(config(kind), [*SMALL, *opts]))
+    cfg = load_cfg(config(kind), [*SMALL, *opts])
+    predictor = Predictor(cfg, build_model(cfg).eval(), class_names(cfg))
     route_at_random(predictor.model)
     for name, parameter in predictor.model.named_parameters():
         if name.endswith("cls_score.weight"):

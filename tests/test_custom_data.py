@@ -16,7 +16,7 @@ from PIL import Image
 
 from configs import ROOT
 from dgnet_det.data import read_image
-from dgnet_det.export.predictor import load_detector
+from dgnet_det.export import load_detector
 from studies.tree_crowns import find_photographs, read_voc_boxes
 
 SIDE = 128
@@ -201,5 +201,5 @@ def test_from_raw_data_to_ap_pictures_and_onnx(layout: str, tmp_path: Path) -> N
         detector = load_detector(mine / "detector.onnx")
         found = detector(read_image(mine / "voc/0.png", "BGR"))
         assert len(found.scores) > 0
-        assert found.boxes.shape == (len(found.scores), 4)
-        assert set(found.class_names) == {"Tree"}
+        assert found.pred_boxes.tensor.shape == (len(found.scores), 4)
+        assert {detector.class_names[k] for k in found.pred_classes} == {"Tree"}

@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if images:
         if not cfg.MODEL.WEIGHTS:
             print("MODEL.WEIGHTS is empty: the routers are untrained", file=sys.stderr)
-        report["dynamic"] = count_images(load_predictor(cfg).model, cfg, images)
+        trained = load_predictor(cfg).model if cfg.MODEL.WEIGHTS else model
+        report["dynamic"] = count_images(trained, cfg, images)
 
     if "parameter" in args.tasks:
         print(parameter_count_table(model), end="\n\n")

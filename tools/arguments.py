@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -47,18 +47,40 @@ class ConfigParser(argparse.ArgumentParser):
     A key ends an option of several values.
     """
 
-    def __init__(self, description: str | None, *, config_help: str = "a YAML file") -> None:
+    def __init__(
+        self, description: str | None, *, config_help: str = "a YAML file", required: bool = True
+    ) -> None:
         """
         Args:
             description: the tool's docstring.
             config_help: what the YAML describes.
+            required: whether the tool needs a config.
         """
         super().__init__(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        self.add_argument("--config-file", required=True, metavar="FILE", help=config_help)
+        self.add_argument("--config-file", required=required, metavar="FILE", help=config_help)
         self.add_argument(
             "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config's keys"
+        )
+
+    def add_images(self, input_help: str, *, num: int = sys.maxsize) -> None:
+        """Add ``--input``, or instead of it ``--dataset`` and ``--num``, for :func:`chosen_files`.
+
+        Args:
+            input_help: what may be named.
+            num: how many images of the dataset are taken by default.
+        """
+        source = self.add_mutually_exclusive_group(required=True)
+        source.add_argument("--input", nargs="+", metavar="PATH", help=input_help)
+        source.add_argument("--dataset", metavar="NAME", help="images of a registered dataset")
+        default = "all" if num == sys.maxsize else num
+        self.add_argument(
+            "--num",
+            type=int,
+            default=num,
+            metavar="N",
+            help=f"how many of the dataset, spread evenly over it (default: {default})",
         )
 
     def parse_known_args(  # type: ignore[override]
@@ -76,6 +98,25 @@ class ConfigParser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(rest, namespace)
         parsed.opts = [*parsed.opts, *overrides]
         return parsed, unknown
+
+
+def chosen_files(cfg: Any, args: argparse.Namespace, also: Collection[str] = ()) -> list[Path]:
+    """The images of ``--input`` or ``--dataset``, see :meth:`ConfigParser.add_images`.
+
+    Args:
+        cfg: the config.
+        args: the parsed arguments.
+        also: suffixes of further files to take from folders, such as ``.mp4``.
+
+    Raises:
+        UserError: there are none.
+    """
+    from dgnet_det.data import check_datasets, find_images, spread_images
+
+    if args.input:
+        return find_images(args.input, also)
+    check_datasets(cfg, [args.dataset])
+    return [Path(image["file_name"]) for image in spread_images(args.dataset, args.num)]
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,98 +1,39 @@
 #!/usr/bin/env python
 """Detect in images and videos, and draw what was found.
 
-Takes image files, video files, folders of both, and quoted patterns. Each becomes a picture (.png)
-or a video (.mp4) of its name in the output folder, with boxes, class names and scores. All
-detections go to detections.json in the same folder. Nothing is written unless all succeed.
+Takes image files, video files, folders of both, quoted patterns, or images of a registered dataset.
+Each becomes a picture (.png) or a video (.mp4) of its name in the output folder, with boxes, class
+names and scores and, with --wiring, the graphs with their edge weights for this image. A file that
+does not decode is named and left out. All detections and edge weights go to a JSON file.
 
-Weights are those of MODEL.WEIGHTS. A GPU is used if there is one; MODEL.DEVICE cpu forces the CPU.
+The detector is MODEL.WEIGHTS of a config, or a file of tools/export_model.py. A GPU is used if
+there is one; MODEL.DEVICE cpu forces the CPU.
 
 Examples:
     tools/demo.py --input photo.jpg holiday/ clip.mp4 --output output/seen \\
         --config-file output/config.yaml MODEL.WEIGHTS output/model_final.pth
-    tools/demo.py --input 'shots/*.jpg' --output output/seen --wiring --confidence 0.7 \\
+    tools/demo.py --dataset tree_crowns_val --num 4 --wiring --output output/wiring \\
         --config-file output/config.yaml MODEL.WEIGHTS output/model_final.pth
+    tools/demo.py --input 'shots/*.jpg' --output output/seen --exported detector.onnx
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from dgnet_det.config import load_cfg, mark_overrides, score_threshold
-from dgnet_det.data import find_images, read_image
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.export.demo import FIELDS, Annotated, annotator, to_records
-from dgnet_det.export.predictor import load_predictor
-from dgnet_det.utils.files import files_written_whole, write_json
-from dgnet_det.utils.pictures import picture_paths
-from dgnet_det.utils.videos import SUFFIX, VIDEO_SUFFIXES, Video, is_video, written_video
-
-RECORDS = "detections.json"
-Annotate = Callable[[np.ndarray], Annotated]
-
-
-def annotate_image(annotate: Annotate, file: Path, target: Path) -> dict[str, Any]:
-    """Write the picture of an image file and return its record."""
-    image = read_image(file, "BGR")
-    picture, detections = annotate(image)
-    Image.fromarray(picture).save(target)
-    return {
-        "file": str(file),
-        "picture": target.name,
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "detections": to_records(detections),
-    }
-
-
-def annotate_video(annotate: Annotate, file: Path, target: Path) -> dict[str, Any]:
-    """Write the annotated video of a video file and return its record."""
-    video = Video(file)
-    frames: list[dict[str, Any]] = []
-    with written_video(target, video.rate) as append:
-        progress = tqdm(
-            video, total=video.num_frames or None, desc=file.name, unit="frame", leave=False
-        )
-        for frame in progress:
-            picture, detections = annotate(frame)
-            append(picture[:, :, ::-1])
-            frames.append({"frame": len(frames), "detections": to_records(detections)})
-    if len(frames) < video.num_frames:
-        print(
-            f"{file}: {len(frames)} of the {video.num_frames} frames that its header states could"
-            " be read",
-            file=sys.stderr,
-        )
-    return {
-        "file": str(file),
-        "picture": target.name,
-        "width": frame.shape[1],
-        "height": frame.shape[0],
-        "frames_per_second": video.rate,
-        "frames": frames,
-    }
+import arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML of the detector")
+    parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector", required=False)
+    parser.add_argument("--exported", metavar="FILE", help="detector of tools/export_model.py")
+    parser.add_images("images, videos, folders of them, or quoted patterns", num=8)
     parser.add_argument(
-        "--input",
-        required=True,
-        nargs="+",
-        metavar="PATH",
-        help="images, videos, folders of them, or quoted patterns",
+        "--output", required=True, type=Path, metavar="FOLDER", help="folder for the pictures"
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="FOLDER", help="folder for what is written"
+        "--json", type=Path, metavar="FILE", help="default: detections.json among the pictures"
     )
     parser.add_argument(
         "--confidence",
@@ -102,48 +43,77 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="what a detection's score must be above (default: %(default)s)",
     )
     parser.add_argument(
-        "--wiring", action="store_true", help="draw the wiring beside each image or frame"
+        "--wiring", action="store_true", help="draw the graphs beside each image or frame"
     )
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config, last"
-    )
-    args = parser.parse_args(mark_overrides(argv))
+    args = parser.parse_args(argv)
+    if bool(args.config_file) == bool(args.exported):
+        parser.error("give either --config-file or --exported")
+    if args.exported and (args.dataset or args.opts):
+        parser.error("--dataset and overrides need --config-file")
 
-    opts = [*args.opts, *score_threshold(args.confidence, "--confidence")]
-    cfg = load_cfg(args.config_file, opts)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS: empty: name the checkpoint of a trained detector")
-    files = find_images(args.input, also=VIDEO_SUFFIXES)
+    from dgnet_det.config import get_cfg, load_cfg, score_threshold
+    from dgnet_det.errors import UserError
+    from dgnet_det.export.demo import FIELDS, Annotator, annotate_image, annotate_video, skeleton_of
+    from dgnet_det.export.exported import load_detector
+    from dgnet_det.export.predictor import Detector, load_predictor
+    from dgnet_det.modeling.folding import optimize_for_inference
+    from dgnet_det.utils.files import make_folder, write_json
+    from dgnet_det.utils.pictures import picture_paths
+    from dgnet_det.utils.videos import SUFFIX, VIDEO_SUFFIXES, is_video
+
+    above = score_threshold(args.confidence, "--confidence")
+    cfg = load_cfg(args.config_file, [*args.opts, *above]) if args.config_file else get_cfg()
+    files = arguments.chosen_files(cfg, args, also=VIDEO_SUFFIXES)
     targets = picture_paths(args.output, files, dict.fromkeys(VIDEO_SUFFIXES, SUFFIX))
-    for file in files:  # before hours of work, not amid them
-        Video(file) if is_video(file) else read_image(file, "BGR")
-    records: dict[str, Any] = {
+    make_folder(args.output)
+    detector: Detector
+    if args.exported:
+        detector = load_detector(args.exported)
+    else:
+        detector = predictor = load_predictor(cfg)
+        optimize_for_inference(predictor.model)
+    annotate = Annotator(
+        detector,
+        confidence=args.confidence,
+        graphs=args.wiring,
+        skeleton=skeleton_of(args.dataset or cfg.DATASETS.TRAIN[0]) if args.config_file else (),
+    )
+
+    report: dict[str, Any] = {
         "config_file": args.config_file,
-        "weights": cfg.MODEL.WEIGHTS,
+        "weights": args.exported or cfg.MODEL.WEIGHTS,
+        "wiring": cfg.MODEL.DGNET.WIRING if args.wiring else None,
         "confidence": args.confidence,
         "fields": FIELDS,
+        "class_names": detector.class_names,
         "images": [],
         "videos": [],
     }
-    with files_written_whole(args.output) as folder:
-        predictor = load_predictor(cfg, whole=True)
-        records["class_names"] = predictor.class_names
-        with annotator(predictor, wiring=args.wiring) as annotate:
-            for file, target in zip(tqdm(files, unit="file"), targets, strict=True):
-                if is_video(file):
-                    records["videos"].append(annotate_video(annotate, file, folder / target.name))
-                else:
-                    records["images"].append(annotate_image(annotate, file, folder / target.name))
-        write_json(folder / RECORDS, records)
-    frames = [frame for video in records["videos"] for frame in video["frames"]]
-    count = sum(len(seen["detections"]) for seen in [*records["images"], *frames])
+    failed = 0
+    for k, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
+        print(f"[{k}/{len(files)}] {file}", flush=True)
+        try:
+            if is_video(file):
+                report["videos"].append(annotate_video(annotate, file, target))
+            else:
+                report["images"].append(annotate_image(annotate, file, target))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+    json_file = args.json or args.output / "detections.json"
+    write_json(json_file, report)
+
+    frames = [frame for video in report["videos"] for frame in video["frames"]]
+    count = sum(len(seen["detections"]) for seen in [*report["images"], *frames])
     print(
-        f"images: {len(records['images'])}, videos: {len(records['videos'])}, of"
-        f" {len(frames)} frames; detections of score > {args.confidence:g}: {count}"
+        f"images: {len(report['images'])}, videos: {len(report['videos'])}, of {len(frames)}"
+        f" frames; detections of score > {args.confidence:g}: {count}"
         + ("" if count else " (lower --confidence to see weaker ones)")
     )
-    print(f"written to {args.output}, detections to {args.output / RECORDS}")
+    print(f"written to {args.output}, detections to {json_file}")
+    if failed:
+        raise UserError(f"{failed} of {len(files)} files could not be read or drawn: see above")
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

@@ -13,7 +13,8 @@ TorchScript.
 Before the file is kept it is run on images and compared with the detector it came from. If it finds
 anything else, nothing is written.
 
-dgnet_det.inference.load_detector() runs either file. ONNX needs the packages onnx and onnxruntime.
+dgnet_det.export.load_detector() and tools/demo.py --exported run either file. ONNX needs the
+packages onnx and onnxruntime.
 Limits: one image at a time; nodes behind closed edges are computed all the same; a TorchScript file
 keeps to the kind of device, MODEL.DEVICE, that it was exported on, and needs torchvision imported.
 
@@ -24,28 +25,25 @@ Examples:
         --output detector.ts MODEL.WEIGHTS output/model_final.pth
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+import arguments
 
-from dgnet_det.config import load_cfg
-from dgnet_det.data import find_images, read_image
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.export.predictor import detector_of, load_detector, load_predictor
-from dgnet_det.export.tracing import SUFFIXES, TOLERANCES, compare, export_detector, fits
-from dgnet_det.modeling.observation import record_edge_weights
-from dgnet_det.utils.files import write_json, written_whole
+if TYPE_CHECKING:
+    import numpy as np
 
-# Of skimage.data, in its wheel.
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts"}
 MAX_IMAGES = 8
 
 
-def images_to_compare(inputs: Sequence[str] | None) -> dict[str, np.ndarray]:
+def images_to_compare(inputs: Sequence[str] | None) -> "dict[str, np.ndarray]":
     """Images [H, W, 3] BGR by name: those of ``inputs``, or photographs of scikit-image; each whole
     and its left half, which has another size and other content."""
+    from dgnet_det.data import find_images, read_image
+    from dgnet_det.errors import UserError
+
     if inputs:
         files = find_images(inputs)
         files = files[:: -(-len(files) // MAX_IMAGES)]
@@ -57,7 +55,9 @@ def images_to_compare(inputs: Sequence[str] | None) -> dict[str, np.ndarray]:
             raise UserError(
                 "scikit-image is not installed: pip install scikit-image, or name --input"
             ) from error
-        images = {name: getattr(data, name)()[:, :, ::-1] for name in PHOTOGRAPHS}
+        # Those that are in its wheel.
+        photographs = (data.astronaut, data.chelsea, data.coffee, data.rocket)
+        images = {photograph.__name__: photograph()[:, :, ::-1] for photograph in photographs}
     halves = {
         f"{name}, left half": image[:, : (image.shape[1] + 1) // 2]
         for name, image in images.items()
@@ -66,10 +66,7 @@ def images_to_compare(inputs: Sequence[str] | None) -> dict[str, np.ndarray]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML of the detector")
+    parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector")
     parser.add_argument("--format", required=True, choices=SUFFIXES)
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="to write: *.onnx or *.ts"
@@ -82,37 +79,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         " (default: photographs of scikit-image)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the comparison to this file")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
-    )
     args = parser.parse_args(argv)
+    if args.output.suffix != SUFFIXES[args.format]:
+        parser.error(f"--output: a file of --format {args.format} ends in {SUFFIXES[args.format]}")
 
-    suffix = SUFFIXES[args.format]
-    if args.output.suffix != suffix:
-        raise UserError(
-            f"--output {args.output}: a file of --format {args.format} ends in {suffix}"
-        )
+    import numpy as np
+
+    from dgnet_det.config import load_cfg
+    from dgnet_det.errors import UserError
+    from dgnet_det.export.comparison import TOLERANCES, compare_detections, same_detections
+    from dgnet_det.export.exported import load_detector
+    from dgnet_det.export.predictor import load_predictor
+    from dgnet_det.export.tracing import export_detector
+    from dgnet_det.modeling.observation import record_edge_weights
+    from dgnet_det.utils.files import write_json, written_whole
+
     device = ["MODEL.DEVICE", "cpu"] if args.format == "onnx" else []
     cfg = load_cfg(args.config_file, [*args.opts, *device])
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS: empty: name the checkpoint to export")
     images = images_to_compare(args.input)
-    predictor = load_predictor(cfg, whole=True)
-    detector = detector_of(predictor)
     comparisons, alphas = {}, []
     with written_whole(args.output) as temporary:
+        predictor = load_predictor(cfg)
         print(f"exporting {cfg.MODEL.WEIGHTS} …", flush=True)
-        example = detector.prepare(next(iter(images.values())))
-        export_detector(predictor, example, args.format, temporary)
+        example = predictor.prepare(next(iter(images.values())))
+        export_detector(predictor, example, temporary)
         exported = load_detector(temporary)
         for name, image in images.items():
-            with record_edge_weights(predictor.model) as wirings:
-                comparisons[name] = compared = compare(detector, exported, image)
-            alphas.append([alpha for w in wirings.values() for alpha in w.alpha.flatten().tolist()])
+            with record_edge_weights(predictor.model) as edge_weights:
+                compared = compare_detections(predictor, exported, image)
+            comparisons[name] = compared
+            alphas.append([x for w in edge_weights.values() for x in w.alpha.flatten().tolist()])
             apart = ", ".join(f"{key} {value:.2g}" for key, value in compared.differences.items())
             print(
                 f"[{len(comparisons)}/{len(images)}] {name}: {compared.expected} detections,"
-                f" {compared.exported} exported, {compared.lone} on one side alone; largest"
+                f" {compared.found} exported, {compared.unmatched} on one side alone; largest"
                 f" differences: {apart}",
                 flush=True,
             )
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "no detection in any of these images, so nothing was compared: name --input images"
                 " of what the detector was trained for; nothing was written"
             )
-        if not fits(list(comparisons.values())):
+        if not same_detections(list(comparisons.values())):
             raise UserError(
                 f"{args.output}: the exported detector differs from the original by more than"
                 f" {TOLERANCES}, see above; nothing was written"
@@ -143,4 +143,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

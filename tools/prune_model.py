@@ -12,7 +12,7 @@ closed has run. Training, tracing and export compute every edge that there is: t
 detector saves all that it has lost.
 
 Writes FOLDER/model.pth and FOLDER/config.yaml, which names it: a config and a checkpoint as any
-other, for evaluation, export and further training.
+other, for evaluation, export and further training. tools/benchmark.py compares their latency.
 
 Examples:
     tools/prune_model.py --dataset coco_2017_train --output output/pruned \\
@@ -22,105 +22,50 @@ Examples:
     tools/train_net.py --eval-only --config-file output/pruned/config.yaml
 """
 
-import argparse
-import copy
-import sys
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from detectron2.config import CfgNode
-from tabulate import tabulate
-from torch import nn
-from tqdm import tqdm
+import arguments
 
-from dgnet_det.checkpoint import CLASS_NAMES, class_names_in
-from dgnet_det.config import load_cfg, read_yaml
-from dgnet_det.data import check_datasets, find_images, read_image, spread_images
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.export.predictor import Predictor, detector_of, load_predictor
-from dgnet_det.export.pruning import (
-    REPEATS,
-    compare_detectors,
-    load_pruned,
-    measure_open_edges,
-    prune_config,
-    raise_thresholds,
-)
-from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import dynamic_graphs
-from dgnet_det.utils.environment import describe_environment
-from dgnet_det.utils.files import folder_written_whole, write_json
+if TYPE_CHECKING:
+    from torch import nn
 
-# What is reported of both backbones: the field, the table's row, its unit.
+    from dgnet_det.analysis.counts import ImageCounts
+
+# What is reported of both backbones: the figure, the table's row, its unit.
 ROWS = (
     ("edges", "weighted edges", 1),
     ("blocks", "blocks", 1),
     ("params", "parameters", 1),
     ("all_open_macs", "multiply-adds, all edges open, M", 1e6),
     ("macs", "multiply-adds as run, M", 1e6),
-    ("seconds", "latency, ms", 1e-3),
 )
 MEANING = (
     "Of the backbone without FPN. Multiply-adds: means over the images; training, tracing and"
-    " export compute every edge. Latency: of one image alone, median over the images, each the"
-    f" fastest of {REPEATS} runs"
+    " export compute every edge"
 )
 
 
-def calibration_files(cfg: CfgNode, args: argparse.Namespace) -> list[Path]:
-    """The images of --input or --dataset."""
-    if args.input:
-        return find_images(args.input)
-    check_datasets(cfg, [args.dataset])
-    return [Path(image["file_name"]) for image in spread_images(args.dataset, args.num)]
+def backbone_figures(model: "nn.Module", counts: "Sequence[ImageCounts]") -> dict[str, float]:
+    """The figures of :data:`ROWS`, with multiply-adds from the counts of each image."""
+    from dgnet_det.analysis.counts import structure
+    from dgnet_det.modeling.observation import dgnet_of
 
-
-def load(cfg: CfgNode, threshold: float | None) -> Predictor:
-    """The detector to prune."""
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS: empty: name the checkpoint of a trained detector")
-    predictor = load_predictor(cfg, whole=True)
-    if not dynamic_graphs(predictor.model):
-        raise UserError("MODEL.DGNET.EDGE_WEIGHTS: the plain network has no edges to prune")
-    if threshold is not None:
-        raise_thresholds(predictor.model, threshold)
-    return predictor
-
-
-def write(pruned: nn.Module, cfg: CfgNode, source: CfgNode, folder: Path, output: Path) -> None:
-    """Write the detector ``pruned`` of ``cfg`` into ``folder``, which becomes ``output``.
-
-    ``source`` is the config of the detector that it comes from, as on the command line.
-    """
-    folder.mkdir()
-    checkpoint: dict[str, Any] = {"model": pruned.state_dict()}
-    if names := class_names_in(source.MODEL.WEIGHTS):
-        checkpoint[CLASS_NAMES] = names
-    torch.save(checkpoint, folder / "model.pth")
-    cfg = cfg.clone()
-    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(output / "model.pth"), str(output / "training")
-    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+    stages = structure(dgnet_of(model), counts[0].size)
+    return {
+        "edges": sum(stage.routed_edges for stage in stages),
+        "blocks": sum(stage.blocks for stage in stages),
+        "params": sum(parameter.numel() for parameter in dgnet_of(model).parameters()),
+        "all_open_macs": statistics.fmean(count.all_open.macs for count in counts),
+        "macs": statistics.fmean(count.ran.macs for count in counts),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML of the detector")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--input", nargs="+", metavar="PATH", help="calibration images, or folders of images"
-    )
-    source.add_argument("--dataset", metavar="NAME", help="the same of a registered dataset")
-    parser.add_argument(
-        "--num",
-        type=int,
-        default=sys.maxsize,
-        metavar="N",
-        help="at most so many images of the dataset, spread evenly over it (default: all)",
-    )
+    parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector")
+    parser.add_images("calibration images, or folders of images")
     parser.add_argument(
         "--threshold",
         type=float,
@@ -132,48 +77,86 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output", required=True, type=Path, metavar="FOLDER", help="to write; it must not exist"
     )
     parser.add_argument("--json", metavar="FILE", help="write the report to this file")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
-    )
     args = parser.parse_args(argv)
+
+    from tabulate import tabulate
+    from tqdm import tqdm
+
+    from dgnet_det.analysis.counts import ImageCounter
+    from dgnet_det.checkpoint import DGNetCheckpointer, class_names_in
+    from dgnet_det.config import load_cfg, read_yaml
+    from dgnet_det.data import read_image
+    from dgnet_det.errors import UserError
+    from dgnet_det.export.predictor import load_predictor
+    from dgnet_det.export.pruning import (
+        check_equal,
+        find_closed_edges,
+        load_pruned,
+        prune_config,
+        raise_thresholds,
+    )
+    from dgnet_det.modeling.build import build_model
+    from dgnet_det.modeling.observation import dynamic_graphs
+    from dgnet_det.utils.environment import describe_environment
+    from dgnet_det.utils.files import folder_written_whole, write_json
+
     if args.output.exists():
         raise UserError(f"--output {args.output}: exists: name a new folder")
-
     cfg = load_cfg(args.config_file, args.opts)
-    files = calibration_files(cfg, args)
-    predictor = load(cfg, args.threshold)
-    deployed = copy.deepcopy(predictor)
-    detector = detector_of(deployed)
-    images = (detector.prepare(read_image(file, "BGR")) for file in files)
-    progress = tqdm(images, desc="measuring edges", total=len(files), unit="image")
-    closed = measure_open_edges(deployed.model, progress).closed()
-    if not closed:
-        raise UserError(
-            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: every edge is open for some of the {len(files)}"
-            " images: nothing to prune. --threshold closes edges, and training with"
-            " MODEL.DGNET.SPARSITY_WEIGHT does"
-        )
-
-    pruned_cfg = prune_config(predictor.cfg, closed)
-    pruned_model = build_model(pruned_cfg).eval()
-    load_pruned(pruned_model, predictor.model)
-    pruned_cfg.MODEL.DEVICE = read_yaml(args.config_file).MODEL.DEVICE
+    files = arguments.chosen_files(cfg, args)
     with folder_written_whole(args.output) as folder:
-        write(pruned_model, pruned_cfg, cfg, folder, args.output)
-        weights = ["MODEL.WEIGHTS", str(folder / "model.pth"), "MODEL.DEVICE", cfg.MODEL.DEVICE]
-        pruned = load_predictor(load_cfg(str(folder / "config.yaml"), weights), whole=True)
-        comparison = compare_detectors(predictor, pruned, tqdm(files, "comparing", unit="image"))
+        before = load_predictor(cfg)
+        if not dynamic_graphs(before.model):
+            raise UserError("MODEL.DGNET.EDGE_WEIGHTS: the plain network has no edges to prune")
+        if args.threshold is not None:
+            raise_thresholds(before.model, args.threshold)
+        images = (before.prepare(read_image(file, "BGR")) for file in files)
+        progress = tqdm(images, "measuring edges", len(files), unit="image")
+        closed = find_closed_edges(before.model, progress)
+        if not closed:
+            raise UserError(
+                f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: every edge is open for some of the"
+                f" {len(files)} images: nothing to prune. A --threshold closes edges, and training"
+                " with MODEL.DGNET.SPARSITY_WEIGHT does"
+            )
+
+        pruned_cfg = prune_config(before.cfg, closed)
+        model = build_model(pruned_cfg)
+        load_pruned(model, before.model)
+        names = class_names_in(cfg.MODEL.WEIGHTS)
+        DGNetCheckpointer(model, str(folder), class_names=names).save("model")
+        pruned_cfg.MODEL.WEIGHTS = str(args.output / "model.pth")
+        pruned_cfg.OUTPUT_DIR = str(args.output / "training")
+        pruned_cfg.MODEL.DEVICE = read_yaml(args.config_file).MODEL.DEVICE
+        (folder / "config.yaml").write_text(pruned_cfg.dump(), encoding="utf-8")
+
+        here = ["MODEL.WEIGHTS", str(folder / "model.pth"), "MODEL.DEVICE", cfg.MODEL.DEVICE]
+        after = load_predictor(load_cfg(str(folder / "config.yaml"), here))
+        counters = ImageCounter(before.model), ImageCounter(after.model)
+        difference, counts = 0.0, []
+        for file in tqdm(files, "comparing", unit="image"):
+            image = read_image(file, "BGR")
+            difference = max(difference, check_equal(before, after, image, file))
+            prepared = before.prepare(image)
+            counts.append([count(prepared) for count in counters])
+
+    figures = [
+        backbone_figures(predictor.model, of_one)
+        for predictor, of_one in zip((before, after), zip(*counts, strict=True), strict=True)
+    ]
     rows = []
-    for field, name, unit in ROWS:
-        before, after = getattr(comparison.before, field), getattr(comparison.after, field)
+    for key, name, unit in ROWS:
+        was, left = figures[0][key], figures[1][key]
         digits = 0 if unit == 1 else 2
-        values = [f"{x / unit:,.{digits}f}" for x in (before, after)]
-        rows.append([name, *values, f"{1 - after / before:.1%}"])
+        values = [f"{x / unit:,.{digits}f}" for x in (was, left)]
+        rows.append([name, *values, f"{1 - left / was:.1%}"])
     headers = [f"{len(files)} images", "before", "after", "saved"]
     print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"))
     print(f"{MEANING}.")
-    print(f"largest difference of a feature map: {comparison.difference:.1e} of its largest value")
+    print(f"largest difference of a feature map: {difference:.1e} of its largest value")
     print(f"pruned: {', '.join(pruned_cfg.MODEL.DGNET.PRUNED_EDGES)}")
+    if not figures[1]["edges"]:
+        print("no weighted edge is left: this is the plain network")
     print(f"written to {args.output}")
     if args.json:
         write_json(
@@ -185,14 +168,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "num_images": len(files),
                 "threshold": args.threshold,
                 "pruned_edges": pruned_cfg.MODEL.DGNET.PRUNED_EDGES,
-                "largest_difference": comparison.difference,
+                "largest_difference": difference,
                 "meaning": MEANING,
-                "before": comparison.before._asdict(),
-                "after": comparison.after._asdict(),
+                "before": figures[0],
+                "after": figures[1],
                 "environment": describe_environment(),
             },
         )
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

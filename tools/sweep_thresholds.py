@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     results = {}
     for name, cfg in cfgs.items():
-        predictor = load_predictor(cfg, whole=True)
+        predictor = load_predictor(cfg, cfg.DATASETS.TEST[0])
         if not dynamic_graphs(predictor.model):
             raise UserError(f"{name}: the plain network has no edges to close")
         model, cfg = optimize_for_inference(predictor.model), predictor.cfg

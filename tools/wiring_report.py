@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.data import check_datasets, find_images, read_image, spread_images
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
-    from dgnet_det.export.demo import annotator
+    from dgnet_det.export.demo import Annotator
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
     from dgnet_det.modeling.observation import dynamic_graphs
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = spread_images(args.dataset, args.num)
     else:
         images = [{"file_name": str(file)} for file in find_images(args.input)[: args.num]]
-    predictor = load_predictor(confident, whole=True)
+    predictor = load_predictor(confident, args.dataset or "")
     if not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to report")
     class_names = predictor.class_names
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     interventions: dict[str, Any] = {"not_tested": "AP needs annotations: give --dataset"}
     if args.dataset:
         try:  # with the scores that AP counts
-            model = optimize_for_inference(load_predictor(cfg, whole=True).model)
+            model = optimize_for_inference(load_predictor(cfg).model)
             interventions = intervene(model, cfg, args.dataset, images).as_dict()
         except UserError as error:
             interventions = {"not_tested": str(error)}
@@ -126,14 +126,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     ranking = np.argsort(far, kind="stable")
     places = np.linspace(0, len(ranking) - 1, min(args.examples, len(ranking))).round().astype(int)
     examples = []
-    limit = float(np.abs(survey.weight).max())
-    with annotator(predictor, wiring=True, limit=limit) as annotate:
-        for image, distance in zip(
-            np.array(report["images"])[ranking[places]], far[ranking[places]], strict=True
-        ):
-            picture = annotate(read_image(image["file"], "BGR")).picture
-            name = Path(image["file"]).name
-            examples.append({**image, "file": name, "distance": distance, "picture": picture})
+    annotate = Annotator(predictor, graphs=True)
+    for image, distance in zip(
+        np.array(report["images"])[ranking[places]], far[ranking[places]], strict=True
+    ):
+        picture, _ = annotate(read_image(image["file"], "BGR"))
+        name = Path(image["file"]).name
+        examples.append({**image, "file": name, "distance": distance, "picture": picture})
 
     page = render_page(report, survey, effects, examples)
     with written_whole(args.output) as temporary:

@@ -38,7 +38,7 @@ class Router(nn.Module):
         """
         with torch.autocast(average.device.type, enabled=False):
             if self.normalised:
-                average = F.layer_norm(average, average.shape[1:])
+                average = F.layer_norm(average, (self.linear.in_features,))
             return torch.sigmoid(self.linear(average.to(self.linear.weight.dtype)))
 
 

@@ -166,7 +166,8 @@ class DynamicGraph(PlainStage):
         m = Adjacency(can_close=has_no_values(x) or bool((self.thresholds > 0).any()))
         projected = self._project(x)
         average = ValidAverage(projected, valid)
-        nodes: list[Tensor | None] = [projected]
+        # Without an edge but 0 → 1, node 0 may have nothing that gives P the shape of the others.
+        nodes: list[Tensor | None] = [projected if 0 in self.targets else None]
         present: Tensor | None = None
         for j in range(1, self.num_nodes):
             m.write(*self._column(j - 1, nodes[-1], present, average))

@@ -11,14 +11,18 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-METRIC = re.compile(r"(?:(?P<dataset>.+)/)?(?P<task>bbox|segm|keypoints)(?P<tta>_TTA)?/AP(50|75)?")
-WIRING = re.compile(r"wiring/(?P<graph>.+)/(?P<figure>open_edges|mean_weight|absent_nodes)")
-# What RouterStatistics writes, and its titles.
-ROUTER_PANELS = {
-    "open_edges": "share of open edges",
+METRIC = re.compile(
+    r"(?P<dataset>(?:.+/)?)(?P<task>bbox|segm|keypoints)(?P<tta>_TTA)?/(?P<name>AP(?:50|75)?)"
+)
+TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+# The figures of a DG-Net's graphs, "wiring/res2.0/open_edges", and their titles.
+GRAPH_PANELS = {
     "mean_weight": "mean weight of an edge",
+    "alpha_std": "spread of α over images (std)",
+    "open_edges": "share of open edges",
     "absent_nodes": "share of absent nodes",
 }
+GRAPH = re.compile(rf"wiring/(?P<graph>.+)/(?P<figure>{'|'.join(GRAPH_PANELS)})")
 Curves = dict[str, tuple[list[int], list[float]]]
 
 
@@ -46,53 +50,65 @@ def read_metrics(path: Path) -> Curves:
 
 
 def draw_curves(curves: Curves) -> Figure:
-    """One panel each for the losses, the learning rate and AP, and for a DG-Net three more for the
-    edges and nodes of every graph, coloured from the first stage (dark) to the last (light)."""
-    panels: list[tuple[str, Mapping[str, str]]] = [
+    """One panel each for the losses, the learning rate and AP, and for a DG-Net a second row on the
+    edges and nodes of its graphs: their mean and range, and every graph as a thin line from the
+    first (dark) to the last (light)."""
+    lines: list[tuple[str, dict[str, str]]] = [
         ("loss", _names(curves, r"total_loss|.*loss_.+")),
         ("learning rate", _names(curves, r"lr")),
-        ("AP, %", {name: _metric_label(name) for name in curves if METRIC.fullmatch(name)}),
+        ("AP, %", {n: _metric_label(m) for n in curves if (m := METRIC.fullmatch(n))}),
     ]
-    routed: dict[str, dict[str, str]] = {figure: {} for figure in ROUTER_PANELS}
+    graphs: dict[str, dict[str, str]] = {figure: {} for figure in GRAPH_PANELS}
     for name in curves:
-        if match := WIRING.fullmatch(name):
-            routed[match["figure"]][name] = match["graph"]
-    panels += [(title, routed[key]) for key, title in ROUTER_PANELS.items() if routed[key]]
+        if match := GRAPH.fullmatch(name):
+            graphs[match["figure"]][name] = match["graph"]
+    bands = [(title, graphs[key]) for key, title in GRAPH_PANELS.items() if graphs[key]]
 
     last = max(1, *(iterations[-1] for iterations, _ in curves.values()))
-    rows = len(panels) // 3
-    figure = Figure(figsize=(15, 4.2 * rows), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(rows, 3).flat, panels, strict=True):
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("iteration", fontsize=9)
-        axes.set_xlim(0, 1.02 * last)
-        axes.grid(alpha=0.3)
-        if names:
-            _draw_panel(axes, curves, names, by_depth=title in ROUTER_PANELS.values())
+    figure = Figure(figsize=(15, 8.4 if bands else 4.2), layout="constrained")
+    rows = figure.subfigures(2 if bands else 1, 1, squeeze=False)[:, 0]
+    for row, panels, draw in zip(rows, (lines, bands), (_draw_lines, _draw_bands), strict=False):
+        places = row.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, names) in zip(places, panels, strict=True):
+            axes.set_title(title, fontsize=11)
+            axes.set_xlabel("iteration", fontsize=9)
+            axes.set_xlim(-0.02 * last, 1.02 * last)
+            axes.grid(alpha=0.3)
+            draw(axes, curves, names)
             if title.startswith("share"):
                 axes.set_ylim(-0.05, 1.05)
-            elif title != ROUTER_PANELS["mean_weight"]:
-                axes.set_ylim(bottom=0)
-        else:
-            axes.text(
-                0.5, 0.5, "nothing recorded", ha="center", va="center", transform=axes.transAxes
-            )
     return figure
 
 
-def _draw_panel(axes: Axes, curves: Curves, names: Mapping[str, str], *, by_depth: bool) -> None:
-    depths = np.linspace(0, 0.9, len(names))
-    colors = colormaps["viridis"](depths) if by_depth else colormaps["tab10"](range(10))
+def _draw_lines(axes: Axes, curves: Curves, names: Mapping[str, str]) -> None:
+    if not names:
+        axes.text(0.5, 0.5, "nothing recorded", ha="center", transform=axes.transAxes)
+        return
+    colors = colormaps["tab10"](range(10))
     for k, (name, label) in enumerate(names.items()):
         # A point alone would be no line, and evaluations are few.
         marker = "o" if len(curves[name][0]) < 20 else ""
         width = 2.2 if name == "total_loss" else 1.3
-        axes.plot(
-            *curves[name], marker=marker, markersize=4, lw=width, color=colors[k % len(colors)],
-            label=label,
-        )  # fmt: skip
+        color = colors[k % len(colors)]
+        axes.plot(*curves[name], marker=marker, markersize=4, lw=width, color=color, label=label)
     if len(names) > 1:
         axes.legend(fontsize=8, frameon=False, ncols=1 + len(names) // 9)
+    # Not at 0: the frame would cut a point there in half.
+    axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
+
+
+def _draw_bands(axes: Axes, curves: Curves, names: Mapping[str, str]) -> None:
+    """Draw curves that often lie on each other."""
+    iterations = curves[next(iter(names))][0]
+    values = np.array([np.interp(iterations, *curves[name]) for name in names])
+    axes.fill_between(
+        iterations, values.min(axis=0), values.max(axis=0), color="0.88", label="range"
+    )
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    for label, line, color in zip(names.values(), values, colors, strict=True):
+        axes.plot(iterations, line, lw=0.9, color=color, label=label)
+    axes.plot(iterations, values.mean(axis=0), lw=2.2, ls="--", color="black", label="mean")
+    axes.legend(fontsize=8, frameon=False, ncols=1 + len(names) // 6)
 
 
 def _names(curves: Curves, pattern: str) -> dict[str, str]:
@@ -103,5 +119,6 @@ def _names(curves: Curves, pattern: str) -> dict[str, str]:
     return {name: name.replace("_", " ") for name in found}
 
 
-def _metric_label(name: str) -> str:
-    return name.removeprefix("bbox/").replace("_TTA", ", augmented")
+def _metric_label(metric: re.Match[str]) -> str:
+    label = f"{metric['dataset']}{TASKS[metric['task']]} {metric['name']}"
+    return f"{label}, augmented" if metric["tta"] else label

@@ -1,26 +1,35 @@
 """Files that are written whole or not at all."""
 
+import errno
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dgnet_det.errors import UserError
+FULL = 1 << 20  # bytes; with less free space than this a disk counts as full
 
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it if the body succeeds and removed if not."""
+    """A temporary name beside ``path``, renamed to it if the body succeeds and removed if not.
+
+    Raises:
+        OSError: nothing can be written there, which is found before the body, or the disk is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _full_disk_as_os_error(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -28,33 +37,49 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """A name for a new folder, which takes the place of the folder ``path`` if the body succeeds
-    and is removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    and is removed if not. Errors are those of :func:`written_whole`."""
+    make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         fresh = Path(temporary) / "new"
-        yield fresh
-        if path.exists():
-            os.replace(path, Path(temporary) / "old")
-        os.replace(fresh, path)
+        with _full_disk_as_os_error(path):
+            yield fresh
+            if path.exists():
+                os.replace(path, Path(temporary) / "old")
+            os.replace(fresh, path)
 
 
 @contextmanager
 def files_written_whole(folder: Path) -> Iterator[Path]:
-    """A new folder, whose files move into ``folder`` if the body succeeds and are removed if
-    not.
-
-    Raises:
-        UserError: ``folder`` is a file.
-    """
-    folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file: name a folder to write to")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        yield Path(temporary)
-        folder.mkdir(exist_ok=True)
+    """A new folder, whose files move into ``folder`` if the body succeeds and are removed if not.
+    Errors are those of :func:`written_whole`."""
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new.") as temporary:
+        with _full_disk_as_os_error(folder):
+            yield Path(temporary)
         for file in Path(temporary).iterdir():
             os.replace(file, folder / file.name)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless there is one.
+
+    Raises:
+        OSError: there is a file of this name, or nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+@contextmanager
+def _full_disk_as_os_error(path: Path) -> Iterator[None]:
+    """PyTorch reports a full disk as a RuntimeError about positions in an archive."""
+    try:
+        yield
+    except RuntimeError as error:
+        if shutil.disk_usage(path.parent).free < FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:

@@ -1,6 +1,6 @@
-"""Wiring as the paper draws it: the nodes of a graph on a line, its edges as arcs above them."""
+"""Graphs as the paper draws them: their nodes on a line, their edges as arcs above it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,11 +8,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import FuncNorm, Normalize, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-
-from dgnet_det.graph.routing import EdgeWeights
 
 # Inches. A graph is drawn at one of two sizes.
 SPACING, SMALL_SPACING = 0.56, 0.3  # of neighbouring nodes
@@ -20,12 +18,13 @@ LARGE_GRAPH = 12  # nodes, from which on the spacing is the small one
 ARC, CELL = 0.3, 0.36  # height of an arc for each node that it spans, and of a cell, in spacings
 SIDE, BOTTOM, TITLE = 0.35, 0.3, 0.42  # margins of a graph
 MAX_ROW = 11.5
-BAR = 0.95  # width that a colour bar takes
-MAX_IMAGE = 5.0
-FIGURES_UP_TO = 8  # nodes of a graph whose values are written into its cells
+BAR = 1.1  # width that a colour bar takes
+LEGEND = 0.35  # height of the legend
+MAX_WRITTEN = 8  # nodes of a graph whose values are written into its cells
 
 CLOSED, ABSENT, CHAIN, FAINT = "0.72", "0.94", "0.2", "0.88"
 HALF_CIRCLE = np.linspace(0, np.pi, 41)
+ALPHA_TICKS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 
 
 class Scale(NamedTuple):
@@ -35,18 +34,26 @@ class Scale(NamedTuple):
     low: float
     high: float
     colormap: str
+    sigmoid: bool = False  # whether colours are evenly spaced in the logit of a value
 
     @classmethod
-    def of_weights(cls, residual: bool, limit: float) -> "Scale":
-        """Of α, or of γ·α up to ±``limit``."""
-        if residual:
-            # Before training all γ are 0, and any scale shows that.
-            return cls("weight γ·α", -(limit or 1.0), limit or 1.0, "PuOr")
-        return cls("weight α", 0.0, 1.0, "YlGnBu")
+    def of_alpha(cls) -> "Scale":
+        """Of α, from 0 to 1. Colours follow the router's output before its sigmoid: they also tell
+        weights near 1 apart, where a trained graph may start."""
+        return cls("α", 0.01, 0.99, "YlGnBu", sigmoid=True)
+
+    @classmethod
+    def of_gamma_alpha(cls, limit: float) -> "Scale":
+        """Of γ·α up to ±``limit``."""
+        # Before training all γ are 0, and any scale shows that.
+        return cls("γ·α", -(limit or 1.0), limit or 1.0, "PuOr")
 
     def colors(self) -> ScalarMappable:
         """The mapping from values to colours."""
-        return ScalarMappable(Normalize(self.low, self.high), colormaps[self.colormap])
+        norm = Normalize(self.low, self.high)
+        if self.sigmoid:
+            norm = FuncNorm((_logit, _sigmoid), self.low, self.high, clip=True)
+        return ScalarMappable(norm, colormaps[self.colormap])
 
     def strength(self, values: np.ndarray) -> np.ndarray:
         """How large values are, from 0 to 1."""
@@ -55,8 +62,18 @@ class Scale(NamedTuple):
     def text(self, value: float) -> str:
         """A value with as many decimals as tell it apart on the scale."""
         decimals = 2 if self.high >= 0.1 else 3
-        sign = "+" if self.low < 0 else ""
-        return f"{value:{sign}.{decimals}f}".replace("-", "−")
+        sign = "+" if self.low < 0 and round(value, decimals) else ""
+        # Adding 0 makes 0 of -0.
+        return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "−")
+
+
+def _logit(value: np.ndarray) -> np.ndarray:
+    value = np.clip(value, 1e-6, 1 - 1e-6)
+    return np.log(value / (1 - value))
+
+
+def _sigmoid(value: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-value))
 
 
 class GraphPanel(NamedTuple):
@@ -68,7 +85,7 @@ class GraphPanel(NamedTuple):
     arcs: np.ndarray
     cells: np.ndarray
     absent: np.ndarray  # bool [N]
-    residual: bool  # whether the chain j-1 → j is fixed
+    fixed_chain: bool  # whether the edges j-1 → j are fixed at 1, as in the residual wiring
 
     @property
     def spacing(self) -> float:
@@ -86,46 +103,8 @@ class GraphPanel(NamedTuple):
     @property
     def below(self) -> float:
         """Height of what is below the line of nodes."""
-        shortest = 2 if self.residual else 1
+        shortest = 2 if self.fixed_chain else 1
         return CELL * self.spacing * (len(self.edges) - shortest + 1) + BOTTOM
-
-
-def largest_weight(wirings: Mapping[str, EdgeWeights]) -> float:
-    """The largest absolute weight of a routed edge: the limit of a scale that fits the wiring."""
-    return max(float(w.weight[:, w.edges].abs().max()) for w in wirings.values())
-
-
-def draw_wiring(
-    image: np.ndarray,
-    wirings: Mapping[str, EdgeWeights],
-    *,
-    sample: int = 0,
-    limit: float | None = None,
-) -> Figure:
-    """An image beside all graphs, each as its nodes on a line, from the input to the output.
-
-    An arc above the line is an edge; wide and dark is a large weight. The cell that hangs below an
-    arc's middle is the same edge, with its weight written in where there is room. Colours are on
-    one scale for all graphs: α from 0 to 1, or, in the residual wiring, γ·α around 0. Closed edges
-    and absent nodes are grey.
-
-    Args:
-        image: [H, W, 3] RGB, uint8.
-        wirings: of one forward pass, by graph, as :func:`record_edge_weights` gives them.
-        sample: the image's place in the batch.
-        limit: the largest weight of the residual wiring's scale; default: the largest there is.
-    """
-    panels = []
-    for name, wiring in wirings.items():
-        edges = wiring.edges.cpu().numpy()
-        is_open = edges & (wiring.alpha[sample] != 0).cpu().numpy()
-        weight = np.where(is_open, wiring.weight[sample].double().cpu().numpy(), np.nan)
-        absent = wiring.absent()[sample].cpu().numpy()
-        title = f"{name}: {is_open.sum()} of {edges.sum()} open"
-        panels.append(GraphPanel(title, edges, weight, weight, absent, wiring.fixed_chain))
-    residual = any(panel.residual for panel in panels)
-    scale = Scale.of_weights(residual, largest_weight(wirings) if limit is None else limit)
-    return draw_graphs(panels, scale, scale, image=image)
 
 
 def draw_graphs(
@@ -133,39 +112,30 @@ def draw_graphs(
     arcs: Scale,
     cells: Scale,
     *,
-    image: np.ndarray | None = None,
     grey: tuple[str, str] = ("closed edge", "absent node"),
 ) -> Figure:
-    """A picture of graphs, beside an image if one is given.
+    """A picture of graphs, each as its nodes on a line, from the input to the output.
+
+    An arc above the line is an edge; wide and dark is a large value. The cell that hangs below an
+    arc's middle is the same edge, with its value written in where there is room. Pictures with
+    equal scales and graphs can be compared: size and places are the same.
 
     Args:
         panels: the graphs.
         arcs, cells: scales of the arcs above the nodes and of the cells below. If they are the
             same, there is one colour bar.
-        image: [H, W, 3] RGB, uint8.
         grey: what the edges are whose arcs have no value, and the absent nodes.
     """
     rows = _rows(panels)
     width = max(sum(panel.width for panel in row) for row in rows)
     heights = [max(p.above for p in row) + max(p.below for p in row) for row in rows]
     height = max(sum(heights), 2.6)
-    left = 0.0
-    if image is not None:
-        left = min(height, MAX_IMAGE) * image.shape[1] / image.shape[0]
-        left = min(left, MAX_IMAGE) + 0.2
     scales = list(dict.fromkeys((arcs, cells)))
-    legend = 0.35
-    size = left + width + BAR * len(scales), height + legend
+    size = width + BAR * len(scales), height + LEGEND
     figure = Figure(figsize=size)
 
-    if image is not None:
-        picture = figure.add_axes(
-            (0.1 / size[0], legend / size[1], left / size[0], height / size[1])
-        )
-        picture.imshow(image, aspect="equal", interpolation="antialiased")
-        picture.set_axis_off()
     # One inch of paper is 1 in these axes.
-    axes = figure.add_axes((left / size[0], legend / size[1], width / size[0], height / size[1]))
+    axes = figure.add_axes((0, LEGEND / size[1], width / size[0], height / size[1]))
     axes.set(xlim=(0, width), ylim=(-height, 0))
     axes.set_axis_off()
     top = 0.0
@@ -176,16 +146,12 @@ def draw_graphs(
             x += panel.width
         top -= row_height
     for k, scale in enumerate(scales):
-        bar = figure.add_axes(
-            (
-                (left + width + 0.12 + BAR * k) / size[0],
-                0.15 + legend / size[1],
-                0.14 / size[0],
-                0.7,
-            )
-        )
+        left, bottom = (width + 0.12 + BAR * k) / size[0], 0.15 + LEGEND / size[1]
+        bar = figure.add_axes((left, bottom, 0.14 / size[0], 0.7))
         place = "" if len(scales) == 1 else (" (arcs)", " (cells)")[k]
-        figure.colorbar(scale.colors(), cax=bar).set_label(scale.label + place, fontsize=8)
+        ticks = ALPHA_TICKS if scale.sigmoid else None
+        colorbar = figure.colorbar(scale.colors(), cax=bar, ticks=ticks, format="%g")
+        colorbar.set_label(scale.label + place, fontsize=8)
         bar.tick_params(labelsize=7)
     keys = _legend(panels, grey)
     figure.legend(handles=keys, loc="lower center", ncols=len(keys), frameon=False, fontsize=8)
@@ -223,7 +189,7 @@ def _draw_panel(
     title_at = baseline + panel.above - 0.24
     axes.text(left + 0.2, title_at, panel.title, fontsize=9, va="center")
 
-    if panel.residual:
+    if panel.fixed_chain:
         axes.plot(nodes[[0, -1]], [baseline] * 2, color=CHAIN, lw=1.6, zorder=2)
     to, source = np.nonzero(panel.edges)
     values = panel.arcs[to, source]
@@ -239,11 +205,19 @@ def _draw_panel(
     axes.add_collection(
         LineCollection(paths[~is_open], colors=CLOSED, linewidths=thin, linestyles=(0, (3, 2)))
     )
-    # Under each, a line that is seen where the weight is near 0 and its colour near white.
-    axes.add_collection(LineCollection(paths[is_open], colors=FAINT, linewidths=thin))
-    widths = thin + (1.8 if large else 3.2) * arcs.strength(values[is_open])
+    # Under each arc a white one, which keeps those that cross apart, and a faint one, which is seen
+    # where the value is near 0 and its colour near white.
+    widths = thin + (1.4 if large else 2.6) * arcs.strength(values[is_open])
     colors = arcs.colors().to_rgba(values[is_open])
-    axes.add_collection(LineCollection(paths[is_open], colors=colors, linewidths=widths))
+    layers = np.broadcast_to(to_rgba_array(["white", FAINT, FAINT]), (len(colors), 3, 4)).copy()
+    layers[:, 2] = colors
+    axes.add_collection(
+        LineCollection(
+            list(np.repeat(paths[is_open], 3, axis=0)),
+            colors=layers.reshape(-1, 4),
+            linewidths=np.stack([widths + 1.2, 0 * widths + thin, widths], axis=1).ravel(),
+        )
+    )
 
     _draw_cells(axes, panel, nodes, baseline - 0.17, cells)
     for j, x_j in enumerate(nodes):
@@ -256,7 +230,7 @@ def _draw_cells(axes: Axes, panel: GraphPanel, nodes: np.ndarray, top: float, ce
     to, source = np.nonzero(panel.edges)
     values = panel.cells[to, source]
     is_open = ~np.isnan(values)
-    shortest = 2 if panel.residual else 1
+    shortest = 2 if panel.fixed_chain else 1
     x = (nodes[source] + nodes[to]) / 2
     y = top - s * CELL * (to - source - shortest + 1)
     corners = np.array([[-0.5, 0], [0, CELL], [0.5, 0], [0, -CELL]]) * s
@@ -268,7 +242,7 @@ def _draw_cells(axes: Axes, panel: GraphPanel, nodes: np.ndarray, top: float, ce
     )
     size = 0.16 * 72 * s * CELL
     axes.plot(x[~is_open], y[~is_open], "x", color=CLOSED, markersize=2 * size, mew=0.8)
-    if len(panel.edges) > FIGURES_UP_TO:
+    if len(panel.edges) > MAX_WRITTEN:
         return
     for k in np.flatnonzero(is_open):
         dark = np.dot(faces[k][:3], (0.299, 0.587, 0.114)) < 0.5
@@ -306,6 +280,6 @@ def _legend(panels: Sequence[GraphPanel], grey: tuple[str, str]) -> list[Line2D]
         keys.append(Line2D([], [], color=CLOSED, lw=1, ls=(0, (3, 2)), label=grey[0]))
     if any(panel.absent.any() for panel in panels):
         keys.append(dot("o", CLOSED, ABSENT, grey[1]))
-    if any(panel.residual for panel in panels):
+    if any(panel.fixed_chain for panel in panels):
         keys.append(Line2D([], [], color=CHAIN, lw=1.6, label="fixed chain, weight 1"))
     return keys

@@ -1,7 +1,7 @@
-"""tools/demo.py, on images and on a video that it is given."""
+"""Pictures, videos and records of what a detector finds, and the tools that write them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -11,184 +11,281 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
-from detectors import SMALL, config, route_at_random
+from detectors import SMALL, config, route_at_random, write_objects
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from skimage import data
 from torch import nn
 
 from configs import ROOT
-from dgnet_det.config import load_cfg, score_threshold
+from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
-from dgnet_det.export.demo import annotator, to_records
-from dgnet_det.export.predictor import Detections, detector_of, load_predictor
+from dgnet_det.export.demo import Annotator, draw_edge_weights, draw_truth, to_records
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.export.tracing import export_detector
 from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.folding import optimize_for_inference
+from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
+from dgnet_det.utils.pictures import draw_objects
 from dgnet_det.utils.videos import Video, written_video
 
-main = run_path(str(ROOT / "tools" / "demo.py"))["main"]
+demo = run_path(str(ROOT / "tools" / "demo.py"))["main"]
+visualize_detections = run_path(str(ROOT / "tools" / "visualize_detections.py"))["main"]
 CONFIDENCE = 0.05
 NAMES = ["kite", "ball"]  # of the checkpoint; the config has 80 classes
+DATASET = "dgnet_test_demo"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint with class names, whose detector finds something in every photograph."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model.pth``, whose detector finds something in every photograph, and ``in``:
+    two photographs and a pan over one of them."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    folder = tmp_path_factory.mktemp("made")
     model = build_model(load_cfg(config("faster"), [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "2"]))
     route_at_random(model)
     nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=2)  # type: ignore
-    torch.save({"model": model.state_dict(), "class_names": NAMES}, path)
-    return str(path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two photographs, and a pan over one of them."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    Image.fromarray(data.coffee()[::4, ::4]).save(folder / "coffee.jpg")
-    Image.fromarray(data.astronaut()[::5, ::5]).save(folder / "astronaut.png")
+    torch.save({"model": model.state_dict(), "class_names": NAMES}, folder / "model.pth")
+    (folder / "in").mkdir()
+    Image.fromarray(data.coffee()[::4, ::4]).save(folder / "in/coffee.jpg")
+    Image.fromarray(data.astronaut()[::5, ::5]).save(folder / "in/astronaut.png")
     photo = data.coffee()[:, :, ::-1]
-    with written_video(folder / "pan.mp4", 10) as append:
+    with written_video(folder / "in/pan.mp4", 10) as append:
         for k in range(4):
             append(np.ascontiguousarray(photo[20 * k :, 40 * k :][:96, :128]))
     return folder
 
 
-def argv(weights: str, output: Path, *inputs: str | Path, options: Sequence[str] = ()) -> list[str]:
-    return [
-        "--config-file", config("faster"), "--input", *map(str, inputs), "--output", str(output),
-        "--confidence", str(CONFIDENCE), *options, *SMALL, "MODEL.WEIGHTS", weights,
-    ]  # fmt: skip
+def run(
+    made: Path, output: Path, *inputs: str | Path, options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The JSON of tools/demo.py."""
+    demo(
+        ["--config-file", config("faster"), "--input", *map(str, inputs), "--output", str(output),
+         "--confidence", str(CONFIDENCE), *SMALL, "MODEL.WEIGHTS", str(made / "model.pth"),
+         *options]
+    )  # fmt: skip
+    return json.loads((output / "detections.json").read_text())
 
 
-def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    main(argv(*args, **kwargs))
-    return json.loads((args[1] / "detections.json").read_text())
+@pytest.fixture(scope="module")
+def plain(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """What the demo writes of all inputs, and its JSON."""
+    output = tmp_path_factory.mktemp("plain") / "out"
+    return output, run(made, output, made / "in")
 
 
-def test_a_folder_of_images_and_a_video(folder: Path, weights: str, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    report = run(weights, output, folder)
+def test_a_folder_of_images_and_a_video(made: Path, plain: tuple[Path, dict]) -> None:
+    output, report = plain
     assert sorted(path.name for path in output.iterdir()) == [
         "astronaut.png", "coffee.png", "detections.json", "pan.mp4",
     ]  # fmt: skip
     assert report["class_names"] == NAMES
-    assert [Path(image["file"]).name for image in report["images"]] == [
-        "astronaut.png",
-        "coffee.jpg",
-    ]
-    assert [image["picture"] for image in report["images"]] == ["astronaut.png", "coffee.png"]
+    images = [(Path(image["file"]).name, image["picture"]) for image in report["images"]]
+    assert images == [("astronaut.png", "astronaut.png"), ("coffee.jpg", "coffee.png")]
 
-    opts = [*SMALL, "MODEL.WEIGHTS", weights, *score_threshold(CONFIDENCE, "")]
+    opts = [*SMALL, "MODEL.WEIGHTS", str(made / "model.pth")]
     predictor = load_predictor(load_cfg(config("faster"), opts))
-    detector = detector_of(predictor)
+    optimize_for_inference(predictor.model)
     image = report["images"][1]
     pixels = cv2.imread(image["file"])
     assert (image["height"], image["width"]) == pixels.shape[:2]
-    expected = detector(pixels)
-    assert len(expected.scores) > 0
-    assert (expected.scores > CONFIDENCE).all()
+    expected = predictor(pixels)
+    expected = expected[expected.scores > CONFIDENCE]
     found = image["detections"]
-    np.testing.assert_allclose([d["box"] for d in found], expected.boxes, atol=0.006)
-    np.testing.assert_allclose([d["score"] for d in found], expected.scores, atol=6e-5)
-    assert [d["class_id"] for d in found] == expected.classes.tolist()
-    assert [d["class_name"] for d in found] == [NAMES[k] for k in expected.classes]
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(
+        [d["box"] for d in found], expected.pred_boxes.tensor.numpy(), atol=0.006
+    )
+    np.testing.assert_allclose([d["score"] for d in found], expected.scores.numpy(), atol=6e-5)
+    assert [d["class_id"] for d in found] == expected.pred_classes.tolist()
+    assert [d["class_name"] for d in found] == [NAMES[k] for k in expected.pred_classes]
 
     (video,) = report["videos"]
     assert (video["width"], video["height"], video["frames_per_second"]) == (128, 96, 10)
     assert [frame["frame"] for frame in video["frames"]] == [0, 1, 2, 3]
-    drawn = list(Video(output / "pan.mp4"))
-    frames = list(Video(folder / "pan.mp4"))
-    with annotator(predictor, wiring=False) as annotate:
-        for frame, picture, record in zip(frames, drawn, video["frames"], strict=True):
-            annotated = annotate(frame)
-            assert record["detections"] == to_records(annotated.detections)
-            # The codec loses a little.
-            height, width = annotated.picture.shape[:2]
-            difference = annotated.picture[:, :, ::-1] - picture[:height, :width].astype(float)
-            assert np.abs(difference).mean() < 6
+    annotate = Annotator(predictor, confidence=CONFIDENCE)
+    frames, drawn = Video(made / "in/pan.mp4"), Video(output / "pan.mp4")
+    for frame, picture, record in zip(frames, drawn, video["frames"], strict=True):
+        expected_picture, expected_record = annotate(frame)
+        assert record["detections"] == expected_record["detections"]
+        # The codec loses a little.
+        height, width = expected_picture.shape[:2]
+        difference = expected_picture[:, :, ::-1] - picture[:height, :width].astype(float)
+        assert np.abs(difference).mean() < 6
     assert sum(len(frame["detections"]) for frame in video["frames"]) > 0
 
 
-def test_wiring_beside_images_and_frames(folder: Path, weights: str, tmp_path: Path) -> None:
-    plain, wired = tmp_path / "plain", tmp_path / "wired"
-    inputs = [folder / "coffee.jpg", folder / "pan.mp4"]
-    a = run(weights, plain, *inputs)
-    b = run(weights, wired, *inputs, options=["--wiring"])
-    assert a["images"][0]["detections"] == b["images"][0]["detections"]
-    with Image.open(plain / "coffee.png") as bare, Image.open(wired / "coffee.png") as beside:
-        assert beside.width > 1.5 * bare.width
-    frames = list(Video(wired / "pan.mp4"))
+def test_graphs_beside_images_and_frames(
+    made: Path, plain: tuple[Path, dict], tmp_path: Path
+) -> None:
+    inputs = [made / "in/coffee.jpg", made / "in/pan.mp4"]
+    report = run(made, tmp_path / "out", *inputs, options=["--wiring"])
+    assert report["images"][0]["detections"] == plain[1]["images"][1]["detections"]
+    with Image.open(tmp_path / "out/coffee.png") as picture:
+        assert picture.width > 1500
+    frames = np.stack(list(Video(tmp_path / "out/pan.mp4"))).astype(float)
     assert len(frames) == 4
-    # The graphs, right of the image, follow the frame; titles and scale stay where they are.
-    right = np.stack(frames)[:, :, 900:].astype(float)
+    # The graphs, right of the image, follow the frame; titles and scales stay where they are.
+    right = frames[:, :, 900:]
     assert np.abs(np.diff(right, axis=0)).max() > 100
     assert (np.ptp(right, axis=0).max(axis=2) < 40).mean() > 0.9
 
+    opts = [*SMALL, "MODEL.WEIGHTS", str(made / "model.pth")]
+    predictor = load_predictor(load_cfg(config("faster"), opts))
+    graphs = report["images"][0]["graphs"]
+    assert list(graphs) == list(dynamic_graphs(predictor.model))
+    with record_edge_weights(predictor.model) as edge_weights:
+        predictor(cv2.imread(str(inputs[0])))
+    for name, weights in edge_weights.items():
+        np.testing.assert_allclose(graphs[name]["alpha"], weights.alpha[0], atol=1e-4)
+        np.testing.assert_allclose(graphs[name]["weight"], weights.weight[0], atol=1e-4)
 
-def test_patterns(folder: Path, weights: str, tmp_path: Path) -> None:
-    report = run(weights, tmp_path / "out", folder / "*.jpg")
-    assert [image["picture"] for image in report["images"]] == ["coffee.png"]
+    # All pictures of a detector have one scale.
+    bars = [
+        [axes.get_ylim() for axes in draw_edge_weights(predictor.model, scaled).axes[1:]]
+        for scaled in (
+            edge_weights,
+            {k: w._replace(weight=w.weight / 9) for k, w in edge_weights.items()},
+        )
+    ]
+    assert bars[0] == bars[1]
 
 
-def test_other_files_in_the_output_folder_stay(folder: Path, weights: str, tmp_path: Path) -> None:
+def test_an_exported_detector(made: Path, plain: tuple[Path, dict], tmp_path: Path) -> None:
+    opts = [*SMALL, "MODEL.WEIGHTS", str(made / "model.pth")]
+    predictor = load_predictor(load_cfg(config("faster"), opts))
+    example = predictor.prepare(cv2.imread(str(made / "in/astronaut.png")))
+    file = tmp_path / "detector.ts"
+    export_detector(predictor, example, file)
+    argv = ["--input", str(made / "in/coffee.jpg"), "--output", str(tmp_path / "out")]
+    argv += ["--exported", str(file), "--confidence", str(CONFIDENCE)]
+    demo(argv)
+    (image,) = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    expected = plain[1]["images"][1]["detections"]
+    assert [d["class_name"] for d in image["detections"]] == [d["class_name"] for d in expected]
+    boxes, expected_boxes = ([d["box"] for d in ds] for ds in (image["detections"], expected))
+    np.testing.assert_allclose(boxes, expected_boxes, atol=0.02)
+    with pytest.raises(UserError, match="exported file"):
+        demo([*argv, "--wiring"])
+    with pytest.raises(SystemExit):
+        demo([*argv, "--config-file", "x.yaml"])
+
+
+def test_broken_files_do_not_stop_the_others(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.mp4").write_text("no video")
+    whole = (made / "in/astronaut.png").read_bytes()
+    (tmp_path / "in/b.png").write_bytes(whole[:500])
+    (tmp_path / "in/c.png").write_bytes(whole)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
-    run(weights, tmp_path / "out", folder / "coffee.jpg")
-    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="2 of 3 files could not be read or drawn"):
+        run(made, tmp_path / "out", tmp_path / "in")
+    errors = capsys.readouterr().err
+    assert "in/a.mp4: the video does not decode" in errors
+    assert "in/b.png: the image does not decode" in errors
+    report = json.loads((tmp_path / "out/detections.json").read_text())
+    assert [Path(image["file"]).name for image in report["images"]] == ["c.png"]
+    assert report["images"][0]["detections"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["c.png", "detections.json", "mine.txt"]
 
 
-def test_mistakes_leave_nothing(folder: Path, weights: str, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    (folder / "late.mp4").write_text("no video")
-    with pytest.raises(UserError, match=r"late\.mp4: the video does not decode"):
-        run(weights, output, folder)
-    (folder / "late.mp4").unlink()
-    (folder / "zz.png").write_bytes((folder / "astronaut.png").read_bytes()[:500])
-    with pytest.raises(UserError, match=r"zz\.png: the image does not decode"):
-        run(weights, output, folder)
-    (folder / "zz.png").unlink()
+def test_mistakes_write_nothing(made: Path, tmp_path: Path) -> None:
+    output, folder = tmp_path / "out", made / "in"
     with pytest.raises(UserError, match="nowhere: no such image or folder"):
-        run(weights, output, folder / "nowhere")
-    with pytest.raises(UserError, match="--confidence -1: give a number from 0 to 1"):
-        run(weights, output, folder, options=["--confidence", "-1"])
+        run(made, output, folder / "nowhere")
+    with pytest.raises(UserError, match="-1: give a number from 0 to 1"):
+        run(made, output, folder, options=["--confidence", "-1"])
     with pytest.raises(UserError, match=r"astronaut\.png: a picture would overwrite this image"):
-        run(weights, folder, folder)
+        run(made, folder, folder)
+    assert not output.exists()
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: empty"):
-        run("", output, folder)
+        run(made, output, folder, options=["MODEL.WEIGHTS", ""])
     plain = ["MODEL.DGNET.EDGE_WEIGHTS", "none"]
     model = build_model(load_cfg(config("faster"), [*SMALL, *plain]))
-    torch.save({"model": model.state_dict()}, weights + ".plain.pth")
-    with pytest.raises(UserError, match="the plain network has no wiring"):
-        main([*argv(weights + ".plain.pth", output, folder, options=["--wiring"]), *plain])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    torch.save({"model": model.state_dict()}, tmp_path / "plain.pth")
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "plain.pth")]
+    with pytest.raises(UserError, match="plain network has no graphs"):
+        run(made, output, folder, options=["--wiring", *plain, *weights])
+    assert not list(output.iterdir())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file"):
+        run(made, tmp_path / "file", folder)
 
 
-def test_a_file_in_place_of_the_folder(folder: Path, weights: str, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match="out: is a file: name a folder to write to"):
-        run(weights, tmp_path / "out", folder / "coffee.jpg")
-    assert (tmp_path / "out").read_text() == "mine"
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Four registered images with masks and keypoints."""
+    folder = tmp_path_factory.mktemp("dataset")
+    write_objects(folder / "set.json", folder / "images")
+    register_coco_instances(DATASET, {}, str(folder / "set.json"), str(folder / "images"))
+    yield DATASET
+    DatasetCatalog.remove(DATASET)
+    MetadataCatalog.remove(DATASET)
+
+
+def test_images_of_a_dataset(made: Path, dataset: str, tmp_path: Path) -> None:
+    """Both tools take the same images."""
+    one = ["MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    model = build_model(load_cfg(config("faster"), [*SMALL, *one]))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    common = ["--dataset", dataset, "--num", "2", "--config-file", config("faster"), *SMALL, *one,
+              "MODEL.WEIGHTS", str(tmp_path / "model.pth")]  # fmt: skip
+    demo([*common, "--output", str(tmp_path / "seen"), "--json", str(tmp_path / "seen.json")])
+    visualize_detections([*common, "--output", str(tmp_path / "truth"), "--threshold", "0"])
+    for folder in ("seen", "truth"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["0.png", "2.png"]
+    assert len(json.loads((tmp_path / "seen.json").read_text())["images"]) == 2
+    with pytest.raises(UserError, match="no dataset 'nowhere' is registered"):
+        visualize_detections([*common, "--output", str(tmp_path), "--dataset", "nowhere"])
+    with pytest.raises(UserError, match=r"1\.5: give a number from 0 to 1"):
+        visualize_detections([*common, "--output", str(tmp_path), "--threshold", "1.5"])
+
+
+def test_the_truth_has_its_masks_and_keypoints(dataset: str) -> None:
+    annotations = DatasetCatalog.get(dataset)[0]["annotations"]
+    grey = np.full((64, 80, 3), 128, np.uint8)
+    masks = np.zeros((2, 64, 80), bool)
+    boxes, keypoints = np.zeros((2, 4)), np.zeros((2, 3, 3))
+    for k, x in enumerate((4, 40)):
+        masks[k, 10:50, x : x + 30] = True
+        boxes[k] = x, 10, x + 30, 50
+        keypoints[k, :2] = (x + 5.5, 15.5, 2), (x + 20.5, 20.5, 2)  # COCO counts pixels from 0
+    labels = [("bird",), ("bird (crowd)",)]
+    annotations[1]["iscrowd"] = 1
+    expected = draw_objects(grey, boxes, [0, 0], labels, masks=masks, keypoints=keypoints)
+    picture = draw_truth(grey, annotations, ["bird"])
+    assert np.abs(picture.astype(int) - expected).mean() < 0.5
+    bare = [{key: a[key] for key in ("bbox", "bbox_mode", "category_id")} for a in annotations]
+    boxes_alone = draw_objects(grey, boxes, [0, 0], [("bird",)] * 2)
+    assert np.array_equal(draw_truth(grey, bare, ["bird"]), boxes_alone)
+    rle = pycocotools.mask.encode(np.asfortranarray(masks[0], np.uint8))
+    with_rle = [dict(bare[0], segmentation=rle, bbox_mode=BoxMode.XYWH_ABS)]
+    assert draw_truth(grey, with_rle, ["bird"]).std() > draw_truth(grey, bare[:1], ["bird"]).std()
+    assert draw_truth(grey, [], ["bird"]).std() == 0
 
 
 def test_records_of_masks_and_keypoints() -> None:
-    mask = np.zeros((2, 12, 10), bool)
+    mask = torch.zeros(2, 12, 10, dtype=torch.bool)
     mask[1, 2:5, 3:9] = True
-    detections = Detections(
-        boxes=np.array([[0, 1, 2.5, 3], [3, 2, 9, 5]], np.float32),
-        scores=np.array([0.75, 0.5], np.float32),
-        classes=np.array([1, 0]),
-        class_names=["ball", "kite"],
-        masks=mask,
-        keypoints=np.array([[[1, 2, 0.5]], [[3, 4, 0.25]]], np.float32),
+    found = Instances(
+        (12, 10),
+        pred_boxes=Boxes(torch.tensor([[0, 1, 2.5, 3], [3, 2, 9, 5]])),
+        scores=torch.tensor([0.75, 0.5]),
+        pred_classes=torch.tensor([1, 0]),
     )
-    first, second = json.loads(json.dumps(to_records(detections)))
+    assert to_records(found, NAMES)[0].keys() == {"box", "score", "class_id", "class_name"}
+    found.pred_masks = mask
+    found.pred_keypoints = torch.tensor([[[1, 2, 0.5]], [[3, 4, 0.25]]])
+    first, second = json.loads(json.dumps(to_records(found, NAMES)))
     assert first["box"] == [0, 1, 2.5, 3]
     assert (first["score"], first["class_id"], first["class_name"]) == (0.75, 1, "ball")
     assert second["keypoints"] == [[3, 4, 0.25]]
     decoded = pycocotools.mask.decode(second["mask"])
     np.testing.assert_array_equal(decoded.astype(bool), mask[1])
-    bare = detections._replace(masks=None, keypoints=None)
-    assert to_records(bare)[0].keys() == {"box", "score", "class_id", "class_name"}

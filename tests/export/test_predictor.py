@@ -1,55 +1,53 @@
-"""Detectors on numpy images, whatever file they are loaded from."""
+"""Detectors on numpy images."""
 
-import re
-import sys
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from detectors import SMALL, config, save, small_predictor
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from configs import ROOT
+from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
-from dgnet_det.export.predictor import Detections, detector_of, load_detector
-from dgnet_det.export.tracing import export_detector
+from dgnet_det.export.predictor import Predictor, load_predictor
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
 
 
+faster = cache(lambda: small_predictor("faster"))
+
+
 @pytest.mark.parametrize("kind", ["faster", "retinanet", "mask", "keypoint", "cascade"])
-def test_detections_are_those_of_detectron2s_predictor(kind: str, image: np.ndarray) -> None:
+def test_detections_are_those_of_detectron2(kind: str, image: np.ndarray) -> None:
     predictor = small_predictor(kind)
-    expected = predictor(image)["instances"]
-    found = detector_of(predictor)(image)
+    resized = np.array(Image.fromarray(image[:, :, ::-1]).resize((96, 128), Image.BILINEAR))
+    prepared = torch.tensor(resized.transpose(2, 0, 1))
+    with torch.no_grad():
+        (found,) = predictor.model([{"image": prepared, "height": 120, "width": 90}])
+    expected = found["instances"]
+    found = predictor(image)
     assert len(expected) > 0
-    np.testing.assert_allclose(found.boxes, expected.pred_boxes.tensor, atol=1e-3)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
-    np.testing.assert_array_equal(found.classes, expected.pred_classes)
-    names = predictor.class_names
-    assert found.class_names == [names[k] for k in expected.pred_classes]
-    assert (found.masks is not None) == expected.has("pred_masks") == (kind in ("mask", "cascade"))
-    if found.masks is not None:
-        assert found.masks.shape == (len(expected), 120, 90)
-        assert (found.masks != expected.pred_masks.numpy()).mean() < 1e-3
-    assert (found.keypoints is not None) == expected.has("pred_keypoints") == (kind == "keypoint")
-    if found.keypoints is not None:
-        np.testing.assert_allclose(found.keypoints, expected.pred_keypoints, atol=1e-3)
+    assert found.image_size == (120, 90)
+    assert found.get_fields().keys() == expected.get_fields().keys()
+    assert found.has("pred_masks") == (kind in ("mask", "cascade"))
+    assert found.has("pred_keypoints") == (kind == "keypoint")
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    for name in expected.get_fields().keys() - {"pred_boxes"}:
+        torch.testing.assert_close(found.get(name), expected.get(name))
 
 
 def test_channels_are_taken_in_the_order_that_is_named(image: np.ndarray) -> None:
     for image_format in ("BGR", "RGB"):
-        detector = detector_of(small_predictor("faster", "INPUT.FORMAT", image_format))
+        detector = small_predictor("faster", "INPUT.FORMAT", image_format)
         assert torch.equal(detector.prepare(image, "RGB"), detector.prepare(image[:, :, ::-1]))
         as_given = torch.from_numpy(image.transpose(2, 0, 1))
-        detector = detector_of(
-            small_predictor("faster", "INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", "0")
-        )
-        assert torch.equal(detector.prepare(image, image_format), as_given)
+        opts = ("INPUT.FORMAT", image_format, "INPUT.MIN_SIZE_TEST", "0")
+        assert torch.equal(small_predictor("faster", *opts).prepare(image, image_format), as_given)
 
 
 @pytest.mark.parametrize(
@@ -60,70 +58,62 @@ def test_channels_are_taken_in_the_order_that_is_named(image: np.ndarray) -> Non
         (np.zeros((8, 8, 3), np.float32), "float32: give"),
     ],
 )
-def test_what_is_no_image_is_told(broken: np.ndarray, message: str) -> None:
-    detector = detector_of(small_predictor("faster"))
+def test_arrays_that_are_no_image(broken: np.ndarray, message: str) -> None:
+    detector = faster()
     with pytest.raises(UserError, match=message):
         detector(broken)
     with pytest.raises(UserError, match="image_format 'bgr': choose BGR or RGB"):
         detector(np.zeros((8, 8, 3), np.uint8), "bgr")
 
 
-def test_an_image_without_detections(image: np.ndarray) -> None:
-    for kind in ("mask", "keypoint"):
-        detector = detector_of(small_predictor(kind, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"))
-        found = detector(image)
-        assert found.boxes.shape == (0, 4)
-        assert found.class_names == []
+def test_the_network_sees_what_the_config_says() -> None:
+    """Pixels in INPUT.FORMAT, normalised and resized for testing."""
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:] = (10, 20, 30)  # BGR
+    seen: list[torch.Tensor] = []
+    backbone = faster().model.backbone
+    with backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):  # type: ignore
+        faster()(pixels)
+    (batch,) = seen
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    expected = (torch.tensor([30.0, 20.0, 10.0]) - mean) / std
+    torch.testing.assert_close(batch[0, :, 50, 50], expected)
+    assert batch.shape == (1, 3, 96, 128)
 
 
-def test_the_documented_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """README's example runs as it stands, on a checkpoint, TorchScript and ONNX alike."""
-    (code,) = re.findall(
-        r"```python\n(from dgnet_det\.data import.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
-    predictor = small_predictor("faster")
-    save(predictor, str(tmp_path / "model_final.pth"))
-    detector = detector_of(predictor)
-    (tmp_path / "config.yaml").write_text(predictor.cfg.dump())
-    photo = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
-    Image.fromarray(photo).save(tmp_path / "photo.jpg", quality=95)
-    for file_format, name in (("onnx", "detector.onnx"), ("torchscript", "detector.ts")):
-        export_detector(predictor, detector.prepare(photo), file_format, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    printed = []
-    loads = re.findall(r"^detector = .*\n", code, re.M)
-    assert len(loads) == 3
-    for load in loads:
-        lines = [
-            line for line in code.splitlines(keepends=True) if line not in loads or line == load
-        ]
-        scope: dict[str, object] = {}
-        exec("".join(lines).replace("> 0.5", "> 0.0"), scope)
-        printed.append(capsys.readouterr().out)
-        assert isinstance(scope["found"], Detections)
-    assert printed[0].count("\n") > 3
-    assert printed[0] == printed[1] == printed[2]
+def test_whole_checkpoints_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("checkpoints")
 
+    def load(name: str, *opts: str, dataset: str = "") -> Predictor:
+        weights = ["MODEL.WEIGHTS", str(folder / name) if name else ""]
+        return load_predictor(load_cfg(config("faster"), [*SMALL, *opts, *weights]), dataset)
 
-def test_files_that_are_no_detector_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match=r"model\.pth: neither \.onnx nor \.ts: a checkpoint needs"):
-        load_detector("model.pth")
+    predictor = faster()
+    save(predictor, str(folder / "model.pth"))
+    loaded = load("model.pth").model.state_dict()
+    assert all(torch.equal(loaded[k], x) for k, x in predictor.model.state_dict().items())
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: empty"):
+        load("")
     with pytest.raises(UserError, match=r"no\.pth"):
-        load_detector(tmp_path / "no.pth", config("faster"), SMALL[:2])
-    for suffix in (".onnx", ".ts"):
-        path = tmp_path / f"x{suffix}"
-        with pytest.raises(UserError, match=f"x{suffix}: no such file"):
-            load_detector(path)
-        path.write_bytes(b"nonsense")
-        with pytest.raises(UserError, match=f"x{suffix}: no .* file that runs here: "):
-            load_detector(path)
-    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(tmp_path / "other.ts"))
-    with pytest.raises(UserError, match=r"other\.ts: not written by tools/export_model\.py"):
-        load_detector(tmp_path / "other.ts")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="onnxruntime is not installed: pip install"):
-        load_detector(tmp_path / "x.onnx")
+        load("no.pth")
+    state = predictor.model.state_dict()
+    heads = {name: x for name, x in state.items() if "roi_heads" not in name}
+    torch.save({"model": heads}, folder / "half.pth")
+    with pytest.raises(UserError, match=r"roi_heads\..* missing .* whole detector"):
+        load("half.pth")
+
+    # The classes are those that the checkpoint was trained for, not the config's.
+    names = ["kite", "ball"]
+    two = small_predictor("faster", "MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    torch.save({"model": two.model.state_dict(), "class_names": names}, folder / "two.pth")
+    assert load("two.pth").class_names == names
+    with pytest.raises(UserError, match=r"number of classes"):
+        load("model.pth", "MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    DatasetCatalog.register("three_classes", list)
+    MetadataCatalog.get("three_classes").thing_classes = ["kite", "ball", "cup"]
+    with pytest.raises(
+        UserError, match=r"trained for 2 classes \(kite, ball\), but the data have 3"
+    ):
+        load("two.pth", dataset="three_classes")
+    DatasetCatalog.remove("three_classes")
+    MetadataCatalog.remove("three_classes")

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dgnet_det.utils.curves import draw_curves, read_metrics
 
@@ -42,44 +44,69 @@ def lines(axes: Axes) -> dict[str, tuple[list, list]]:
     }
 
 
+def panels_of(figure: Figure) -> dict[str, Axes]:
+    return {axes.get_title(): axes for axes in figure.get_axes()}
+
+
 PLAIN = {
     "total_loss": ([19, 39], [3.0, 2.0]),
     "loss_cls": ([19, 39], [1.0, 0.5]),
     "lr": ([19, 39], [0.1, 0.01]),
     "data_time": ([19, 39], [7.0, 7.0]),
-    "bbox/AP": ([40], [12.0]),
+    "bbox/AP": ([20, 40], [0.0, 12.0]),
     "bbox/AP50": ([40], [30.0]),
     "bbox/APs": ([40], [1.0]),
     "bbox/AP-tree": ([40], [1.0]),
-    "mine/val.json/segm/AP": ([40], [9.0]),
+    "segm/AP": ([40], [9.0]),
+    "segm_TTA/AP": ([40], [9.5]),
+    "mine/val.json/segm/AP": ([40], [8.0]),
 }
 
 
 def test_a_plain_network_has_three_panels() -> None:
-    panels = draw_curves(PLAIN).get_axes()
-    assert [axes.get_title() for axes in panels] == ["loss", "learning rate", "AP, %"]
-    assert lines(panels[0]) == {"total loss": ([19, 39], [3, 2]), "loss cls": ([19, 39], [1, 0.5])}
-    assert list(lines(panels[1]).values()) == [([19, 39], [0.1, 0.01])]
-    assert lines(panels[2]) == {
-        "AP": ([40], [12]), "AP50": ([40], [30]), "mine/val.json/segm/AP": ([40], [9])
+    panels = panels_of(draw_curves(PLAIN))
+    assert list(panels) == ["loss", "learning rate", "AP, %"]
+    assert lines(panels["loss"]) == {
+        "total loss": ([19, 39], [3, 2]),
+        "loss cls": ([19, 39], [1, 0.5]),
+    }
+    assert list(lines(panels["learning rate"]).values()) == [([19, 39], [0.1, 0.01])]
+    assert lines(panels["AP, %"]) == {
+        "box AP": ([20, 40], [0, 12]), "box AP50": ([40], [30]), "mask AP": ([40], [9]),
+        "mask AP, augmented": ([40], [9.5]), "mine/val.json/mask AP": ([40], [8]),
     }  # fmt: skip
 
 
+def test_no_point_lies_on_the_frame() -> None:
+    for axes in panels_of(draw_curves(PLAIN)).values():
+        for line in axes.get_lines():
+            (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+            assert left < min(line.get_xdata()) <= max(line.get_xdata()) < right
+            assert bottom < min(line.get_ydata()) <= max(line.get_ydata()) < top
+
+
 @pytest.mark.parametrize("metrics", [True, False])
-def test_a_dg_net_also_shows_its_routers(metrics: bool) -> None:
+def test_a_dg_net_also_shows_its_graphs(metrics: bool) -> None:
     curves = {name: curve for name, curve in PLAIN.items() if metrics or "AP" not in name}
     for k, graph in enumerate(("res2.0", "res3.0")):
         curves |= {
             f"wiring/{graph}/open_edges": ([19, 39], [1.0, 0.5 + k / 10]),
             f"wiring/{graph}/mean_weight": ([19, 39], [0.5, -0.25]),
-            f"wiring/{graph}/absent_nodes": ([19, 39], [0.0, 0.125]),
+            f"wiring/{graph}/alpha_std": ([39], [0.02]),
         }
-    panels = draw_curves(curves).get_axes()
-    assert [axes.get_title() for axes in panels[3:]] == [
-        "share of open edges", "mean weight of an edge", "share of absent nodes"
+    panels = panels_of(draw_curves(curves))
+    assert list(panels)[3:] == [
+        "mean weight of an edge", "spread of α over images (std)", "share of open edges"
     ]  # fmt: skip
-    assert lines(panels[3]) == {"res2.0": ([19, 39], [1, 0.5]), "res3.0": ([19, 39], [1, 0.6])}
-    assert lines(panels[4])["res2.0"] == ([19, 39], [0.5, -0.25])
-    assert lines(panels[5])["res3.0"] == ([19, 39], [0, 0.125])
-    assert bool(panels[2].get_lines()) is metrics
-    assert len({axes.get_xlim() for axes in panels}) == 1
+    shown = panels["share of open edges"]
+    assert lines(shown) == {
+        "res2.0": ([19, 39], [1, 0.5]),
+        "res3.0": ([19, 39], [1, 0.6]),
+        "mean": ([19, 39], [1, 0.55]),
+    }
+    (band,) = shown.collections
+    corners = band.get_paths()[0].vertices
+    at_the_end = corners[np.isclose(corners[:, 0], 39), 1]
+    assert (at_the_end.min(), at_the_end.max()) == (0.5, 0.6)
+    assert bool(panels["AP, %"].get_lines()) is metrics
+    assert len({axes.get_xlim() for axes in panels.values()}) == 1

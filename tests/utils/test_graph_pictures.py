@@ -1,38 +1,24 @@
-"""What is in the pictures of wirings."""
+"""What is in the pictures of graphs."""
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from dgnet_det.modeling.observation import RecordedWiring
-from dgnet_det.utils.graph_pictures import (
-    CLOSED,
-    MAX_ROW,
-    GraphPanel,
-    Scale,
-    draw_graphs,
-    draw_wiring,
-    largest_weight,
-)
+from dgnet_det.utils.graph_pictures import CLOSED, MAX_ROW, GraphPanel, Scale, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels
 
-IMAGE = np.full((40, 60, 3), 90, np.uint8)
+ALPHA = Scale.of_alpha()
 
 
-def make_wiring(num_nodes: int, *, residual: bool) -> RecordedWiring:
-    """Random weights of two samples, with the edge 0 → 2 closed in the first."""
-    alpha = (0.1 + 0.8 * torch.rand(2, num_nodes, num_nodes)).tril(-1)
-    alpha[0, 2, 0] = 0
-    weight = alpha
-    if residual:
-        weight = alpha * torch.randn(num_nodes, num_nodes)
-        for j in range(1, num_nodes):
-            alpha[:, j, j - 1] = weight[:, j, j - 1] = 1
-    return RecordedWiring(alpha, weight, residual)
+def make_panel(num_nodes: int, *, fixed_chain: bool = False, title: str = "res2.0") -> GraphPanel:
+    """A graph with random values, whose edge 0 → 2 is closed."""
+    edges = np.tri(num_nodes, k=-2 if fixed_chain else -1, dtype=bool)
+    values = np.random.default_rng(0).uniform(0.1, 0.9, edges.shape)
+    values[~edges] = values[2, 0] = np.nan
+    return GraphPanel(title, edges, values, values, np.zeros(num_nodes, bool), fixed_chain)
 
 
 def graphs_of(figure: Figure) -> Axes:
@@ -41,135 +27,117 @@ def graphs_of(figure: Figure) -> Axes:
     return axes
 
 
+def cells_of(figure: Figure) -> list[PolyCollection]:
+    return [c for c in graphs_of(figure).collections if isinstance(c, PolyCollection)]
+
+
+def arcs_of(figure: Figure) -> tuple[list[np.ndarray], LineCollection]:
+    """The closed arcs of the first graph, and its open ones: three lines each, the last of which
+    shows the value."""
+    closed, opened = (c for c in graphs_of(figure).collections if isinstance(c, LineCollection))
+    return closed.get_segments(), opened
+
+
 def texts_of(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_every_edge_has_an_arc_and_a_cell(residual: bool) -> None:
-    wirings = {
-        "res2.0": make_wiring(4, residual=residual),
-        "res3.0": make_wiring(25, residual=residual),
-    }
-    axes = graphs_of(draw_wiring(IMAGE, wirings))
-    small, large = (c for c in axes.collections if isinstance(c, PolyCollection))
-    shortest = 2 if residual else 1
-    assert len(small.get_paths()) == sum(range(4 - shortest + 1))
-    assert len(large.get_paths()) == sum(range(25 - shortest + 1))
-    lines = [c for c in axes.collections if isinstance(c, LineCollection)]
-    closed, _, weighted = lines[:3]
-    assert len(closed.get_segments()) == 1
-    assert len(weighted.get_segments()) == len(small.get_paths()) - 1
-    # A closed edge is white with a cross; the arc is grey.
-    white = [tuple(color) == (1, 1, 1, 1) for color in small.get_facecolor()]
+@pytest.mark.parametrize("num_nodes", [4, 25])
+@pytest.mark.parametrize("fixed_chain", [False, True])
+def test_every_edge_has_an_arc_and_a_cell(num_nodes: int, fixed_chain: bool) -> None:
+    panel = make_panel(num_nodes, fixed_chain=fixed_chain)
+    figure = draw_graphs([panel], ALPHA, ALPHA)
+    (cells,) = cells_of(figure)
+    assert len(cells.get_paths()) == panel.edges.sum()
+    closed, opened = arcs_of(figure)
+    assert len(opened.get_segments()) == 3 * (panel.edges.sum() - 1)
+    # The closed edge's cell is white; its arc goes from the input to node 2, two spacings wide.
+    white = [tuple(color) == (1, 1, 1, 1) for color in cells.get_facecolor()]
     assert sum(white) == 1
-    np.testing.assert_allclose(closed.get_colors()[0], to_rgba(CLOSED))
-    # It is that from the input to node 2: a half ellipse, two spacings wide.
-    (arc,) = closed.get_segments()
-    nodes = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in ("o", "s")]
+    (arc,) = closed
+    nodes = [line.get_xdata()[0] for line in graphs_of(figure).lines if line.get_marker() in "os"]
     np.testing.assert_allclose(arc[[0, -1], 0], [nodes[0], nodes[2]])
     assert arc[20, 1] > arc[0, 1] == pytest.approx(arc[-1, 1])
-    # The second sample has all edges open.
-    axes = graphs_of(draw_wiring(IMAGE, wirings, sample=1))
-    closed = next(c for c in axes.collections if isinstance(c, LineCollection))
-    assert not closed.get_segments()
+    lines = [c for c in graphs_of(figure).collections if isinstance(c, LineCollection)]
+    np.testing.assert_allclose(lines[0].get_colors()[0], to_rgba(CLOSED))
 
 
 def test_a_cell_hangs_below_the_middle_of_its_arc() -> None:
-    wiring = make_wiring(5, residual=False)
-    wiring.weight[1].copy_(torch.arange(25).reshape(5, 5).tril(-1) / 25)
-    axes = graphs_of(draw_wiring(IMAGE, {"res2.0": wiring}, sample=1))
-    scale = Scale.of_weights(False, 1.0).colors()
-    (cells,) = [c for c in axes.collections if isinstance(c, PolyCollection)]
-    weighted = [c for c in axes.collections if isinstance(c, LineCollection)][2]
+    values = np.where(np.tri(5, k=-1), np.arange(25).reshape(5, 5) / 25, np.nan)
+    panel = make_panel(5)._replace(arcs=values, cells=values)
+    figure = draw_graphs([panel], ALPHA, ALPHA)
+    (cells,) = cells_of(figure)
+    _, arcs = arcs_of(figure)
     middles = {
         tuple(np.round(color, 6)): arc[:, 0].mean()
-        for arc, color in zip(weighted.get_segments(), weighted.get_colors(), strict=True)
+        for arc, color in zip(arcs.get_segments()[2::3], arcs.get_colors()[2::3], strict=True)
     }
     assert len(middles) == 10
     for path, color in zip(cells.get_paths(), cells.get_facecolor(), strict=True):
         assert path.vertices[:4, 0].mean() == pytest.approx(middles[tuple(np.round(color, 6))])
     # The longest edge, 0 → 4, is the lowest cell.
     lowest = min(range(10), key=lambda k: cells.get_paths()[k].vertices[:4, 1].mean())
-    np.testing.assert_allclose(cells.get_facecolor()[lowest], scale.to_rgba(20 / 25))
+    expected = ALPHA.colors().to_rgba(np.array([20 / 25]))[0]
+    np.testing.assert_allclose(cells.get_facecolor()[lowest], expected)
 
 
-def test_wide_and_dark_is_a_large_weight() -> None:
-    wiring = make_wiring(3, residual=False)
-    wiring.weight[1] = torch.tensor([[0, 0, 0], [0.1, 0, 0], [0.5, 0.9, 0]])
-    axes = graphs_of(draw_wiring(IMAGE, {"res2.0": wiring}, sample=1))
-    weighted = [c for c in axes.collections if isinstance(c, LineCollection)][2]
-    widths = weighted.get_linewidths()
-    assert np.all(np.diff(widths) > 0)
-    assert np.all(np.diff(weighted.get_colors()[:, :3].mean(axis=1)) < 0)
-    assert {"0.10", "0.50", "0.90"} <= set(texts_of(axes))
+def test_wide_and_dark_is_a_large_value() -> None:
+    values = np.array([[np.nan] * 3, [0.1, np.nan, np.nan], [0.5, 0.9, np.nan]])
+    panel = make_panel(3)._replace(arcs=values, cells=values)
+    figure = draw_graphs([panel], ALPHA, ALPHA)
+    _, arcs = arcs_of(figure)
+    assert np.all(np.diff(arcs.get_linewidths()[2::3]) > 0)
+    assert np.all(np.diff(arcs.get_colors()[2::3, :3].mean(axis=1)) < 0)
+    assert {"0.10", "0.50", "0.90"} <= set(texts_of(graphs_of(figure)))
 
 
-def test_one_scale_for_all_graphs() -> None:
-    wirings = {name: make_wiring(3, residual=True) for name in ("res2.0", "res3.0")}
-    for wiring in wirings.values():
-        wiring.weight[0, 2, 0], wiring.alpha[0, 2, 0] = 0.3, 0.5
-    axes = graphs_of(draw_wiring(IMAGE, wirings))
-    first, second = (c.get_facecolor() for c in axes.collections if isinstance(c, PolyCollection))
-    np.testing.assert_array_equal(first, second)
-    # With a limit twice as large, the same weight is half as strong.
-    axes = graphs_of(draw_wiring(IMAGE, wirings, limit=2 * largest_weight(wirings)))
-    paler = next(c for c in axes.collections if isinstance(c, PolyCollection)).get_facecolor()
-    assert paler[0, :3].mean() > first[0, :3].mean()
+def test_weights_near_1_are_told_apart_by_colour() -> None:
+    """Where a graph of the paper's wiring starts, every α is about 0.98."""
+    colors = ALPHA.colors().to_rgba(np.array([0.96, 0.99, 0.5, 0.53]))
+    near_1, in_the_middle = (np.abs(a - b).max() for a, b in (colors[:2], colors[2:]))
+    assert near_1 > 0.1
+    assert near_1 > in_the_middle
+    ends = ALPHA.colors().to_rgba(np.array([0.0, 0.001, 0.999, 1.0]))
+    assert np.array_equal(ends[0], ends[1])
+    assert np.array_equal(ends[2], ends[3])
+    brightness = ALPHA.colors().to_rgba(np.linspace(0.02, 0.98, 9))[:, :3].mean(axis=1)
+    assert np.all(np.diff(brightness) < 0)
 
 
-def test_titles_count_open_edges() -> None:
-    wirings = {"res2.0": make_wiring(4, residual=False), "res2.1": make_wiring(5, residual=True)}
-    texts = texts_of(graphs_of(draw_wiring(IMAGE, wirings)))
-    assert "res2.0: 5 of 6 open" in texts
-    assert "res2.1: 5 of 6 open" in texts
-    assert {"in", "out", "1", "3"} <= set(texts)
-
-
-def legend_of(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_absent_nodes_are_grey() -> None:
-    wiring = make_wiring(5, residual=False)
-    wiring.alpha[0, 3] = wiring.alpha[0, :, 3] = 0  # node 3 has no input and feeds nothing
-    figure = draw_wiring(IMAGE, {"res2.0": wiring})
-    circles = [line for line in graphs_of(figure).lines if line.get_marker() == "o"]
+def test_titles_nodes_and_absent_nodes() -> None:
+    panel = make_panel(5, title="res2.0: 9 of 10 open")
+    figure = draw_graphs([panel, panel._replace(title="res3.0")], ALPHA, ALPHA)
+    assert {"res2.0: 9 of 10 open", "res3.0", "in", "out", "1", "3"} <= set(
+        texts_of(graphs_of(figure))
+    )
+    panel.absent[3] = True
+    absent = draw_graphs([panel], ALPHA, ALPHA)
+    circles = [line for line in graphs_of(absent).lines if line.get_marker() == "o"]
     assert [line.get_markeredgecolor() == CLOSED for line in circles] == [False, False, True]
-    assert "absent node" in legend_of(figure)
-    assert "absent node" not in legend_of(draw_wiring(IMAGE, {"res2.0": wiring}, sample=1))
+    for each, there in ((figure, False), (absent, True)):
+        keys = [text.get_text() for text in each.legends[0].get_texts()]
+        assert ("absent node" in keys) is there
 
 
 def test_pruned_edges_are_not_drawn() -> None:
-    wiring = make_wiring(5, residual=True)
-    edges = wiring.routed().clone()
-    edges[4, 1] = False
-    axes = graphs_of(draw_wiring(IMAGE, {"res2.0": wiring._replace(edges=edges)}))
-    (cells,) = [c for c in axes.collections if isinstance(c, PolyCollection)]
+    panel = make_panel(5, fixed_chain=True)
+    panel.edges[4, 1] = False
+    (cells,) = cells_of(draw_graphs([panel], ALPHA, ALPHA))
     assert len(cells.get_paths()) == 5
-    assert "res2.0: 4 of 5 open" in texts_of(axes)
-
-
-def test_largest_weight_leaves_the_chain_out() -> None:
-    alpha = torch.ones(1, 4, 4).tril(-1)
-    weight = alpha.clone()
-    weight[0, 2, 0], weight[0, 3, 0], weight[0, 3, 1] = 0.1, -0.4, 0.2
-    wiring = RecordedWiring(alpha, weight, residual=True)
-    assert largest_weight({"res2.0": wiring}) == pytest.approx(0.4)
-    # Before training every γ is 0, which must draw too.
-    wiring = RecordedWiring(alpha, weight * 0, residual=True)
-    draw_wiring(IMAGE, {"res2.0": wiring})
 
 
 @pytest.mark.parametrize(
     ("scale", "value", "text"),
     [
-        (Scale("", 0, 1, "Greens"), 0.256, "0.26"),
-        (Scale("", -0.2, 0.2, "PuOr"), -0.051, "−0.05"),
-        (Scale("", -0.05, 0.05, "PuOr"), 0.0214, "+0.021"),
+        (ALPHA, 0.256, "0.26"),
+        (Scale.of_gamma_alpha(0.2), -0.051, "−0.05"),
+        (Scale.of_gamma_alpha(0.05), 0.0214, "+0.021"),
+        (Scale.of_gamma_alpha(0.05), -0.0001, "0.000"),
+        (Scale.of_gamma_alpha(0.2), 0.001, "0.00"),
+        (Scale.of_gamma_alpha(0.0), 0.0, "0.00"),  # before training
     ],
 )
-def test_weights_are_written_with_the_decimals_that_tell_them_apart(
+def test_values_are_written_with_the_decimals_that_tell_them_apart(
     scale: Scale, value: float, text: str
 ) -> None:
     assert scale.text(value) == text
@@ -178,12 +146,13 @@ def test_weights_are_written_with_the_decimals_that_tell_them_apart(
 @pytest.mark.parametrize("sizes", [[25], [3], [5, 6, 25, 5], [3, 4, 5, 6, 5, 5, 3], [5] * 9])
 def test_layout(sizes: list[int]) -> None:
     """Rows are no wider than a page, graphs do not overlap, and all are on the paper."""
-    wirings = {f"res{k}.0": make_wiring(size, residual=False) for k, size in enumerate(sizes)}
-    axes = graphs_of(draw_wiring(IMAGE, wirings))
+    panels = [make_panel(size, title=f"res{k}.0") for k, size in enumerate(sizes)]
+    figure = draw_graphs(panels, Scale.of_gamma_alpha(0.04), ALPHA)
+    axes = graphs_of(figure)
     width, height = axes.get_xlim()[1], -axes.get_ylim()[0]
     assert width <= MAX_ROW
     boxes = []
-    for cells in (c for c in axes.collections if isinstance(c, PolyCollection)):
+    for cells in cells_of(figure):
         corners = np.concatenate([path.vertices for path in cells.get_paths()])
         # The arcs rise as far above the nodes as the cells hang below, about.
         top = corners[:, 1].max()
@@ -195,16 +164,17 @@ def test_layout(sizes: list[int]) -> None:
         for other in boxes[:k]:
             apart = left >= other[2] or right <= other[0] or bottom >= other[3] or top <= other[1]
             assert apart
+    # Nothing is cut off at the edges.
+    pixels = figure_pixels(figure)
+    for edge in (pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:]):
+        assert (edge == 255).all()
 
 
 def test_arcs_and_cells_of_different_kinds() -> None:
-    edges = np.tri(4, k=-1, dtype=bool)
-    mean, std = np.where(edges, 0.5, np.nan), np.where(edges, 0.2, np.nan)
-    mean[2, 0] = std[2, 0] = np.nan
-    panel = GraphPanel("res2.0", edges, mean, std, np.zeros(4, bool), residual=False)
     scales = Scale("mean", 0, 1, "YlGnBu"), Scale("spread", 0, 0.4, "Greens")
+    panel = make_panel(4)
+    panel.cells[~np.isnan(panel.cells)] = 0.2
     figure = draw_graphs([panel], *scales, grey=("never open", "never there"))
     assert {"mean (arcs)", "spread (cells)"} <= {axes.get_ylabel() for axes in figure.axes}
-    assert "never open" in legend_of(figure)
+    assert "never open" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts_of(graphs_of(figure)).count("0.20") == 5
-    assert figure_pixels(figure).std() > 10

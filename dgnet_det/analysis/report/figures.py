@@ -23,7 +23,9 @@ def draw_mean_and_spread(survey: Survey) -> Figure:
         )
     ]
     residual = any(graph.fixed_chain for graph in survey.graphs)
-    arcs = Scale.of_weights(residual, float(np.abs(survey.weight).max()))
+    arcs = Scale.of_alpha()
+    if residual:
+        arcs = Scale.of_gamma_alpha(float(np.abs(survey.weight).max()))
     arcs = arcs._replace(label=f"mean {arcs.label}")
     largest = float(np.nanmax(std, initial=0)) or 1.0
     label, unit = "standard deviation", 1.0

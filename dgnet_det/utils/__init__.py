@@ -1,0 +1,1 @@
+"""Files, pictures and videos: nothing here knows a network or a dataset."""
