@@ -5,9 +5,8 @@ from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dgnet_det/__init__.py").read_text())[1]
-# tools/export_model.py; tools/import_dataset.py; tests and style
+# tools/export_model.py; tests and style
 EXPORT = ["onnx", "onnxruntime"]
-DATA = ["globox"]
 DEV = ["timm", "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "scikit-image"]
 
 setup(
@@ -39,5 +38,5 @@ setup(
         "scipy",
         "pydantic",
     ],
-    extras_require={"export": EXPORT, "data": DATA, "dev": [*EXPORT, *DATA, *DEV]},
+    extras_require={"export": EXPORT, "dev": [*EXPORT, *DEV]},
 )

@@ -38,7 +38,7 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # "mobilenetv2" or "regnet".
     cfg.MODEL.DGNET.FAMILY = "resnet"
     # Which RegNet: "X_" (RegNetX) or "Y_" (with squeeze-and-excitation) and 400M, 600M, 800M, 1600M
-    # or 3200M, its multiply-adds.
+    # or 3200M, its multiply-adds; "X_400M_TV" and "Y_800M_TV" are torchvision's wider ones.
     cfg.MODEL.DGNET.REGNET = "X_600M"
     # "paper": edges replace shortcuts, to train from nothing. "residual": starts equal to a static
     # checkpoint.

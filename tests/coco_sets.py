@@ -1,24 +1,12 @@
-"""Synthetic ground truth and detections in COCO's formats, for tests of the evaluation.
+"""Datasets in COCO's formats: random ground truth with detections, and small ones on disk."""
 
-As a program, it times the evaluation of a set of the size of COCO's minival by pycocotools and by
-faster-coco-eval, and says whether all figures are equal:
-
-    PYTHONPATH=tests python tests/coco_sets.py --images 5000
-"""
-
-import argparse
-import contextlib
-import io
 import json
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from PIL import Image
 
 SIDE = 640  # pixels, of every image
 NUM_KEYPOINTS = 17
@@ -120,41 +108,50 @@ def _keypoints(rng: np.random.Generator, box: np.ndarray) -> list[float]:
     return np.column_stack([points, np.full(NUM_KEYPOINTS, 2)]).ravel().tolist()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    from faster_coco_eval import COCOeval_faster
+WIDTH, HEIGHT = 96, 72
+BOXES = [[4.0, 6.0, 30.0, 20.0], [50.0, 40.0, 40.0, 30.0], [20.0, 10.0, 16.0, 48.0]]
 
-    truth, results = random_coco(np.random.default_rng(0), images=args.images, categories=80)
-    print(f"{len(truth['annotations'])} objects, {len(results)} detections")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "truth.json"
-        path.write_text(json.dumps(truth))
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(path)
-    for _ in range(args.repeats):
-        stats = []
-        for kind in (COCOeval, COCOeval_faster):
-            start = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                found = coco.loadRes([dict(result) for result in results])
-                loaded = time.perf_counter()
-                evaluation = kind(coco, found, "bbox")
-                evaluation.evaluate()
-                evaluation.accumulate()
-                evaluation.summarize()
-            end = time.perf_counter()
-            stats.append(evaluation.stats[:12])
-            print(
-                f"{kind.__name__}: {end - start:.1f} s, of which {loaded - start:.1f} s to load"
-                " the detections"
+
+class Split:
+    """Images of noise, three boxes of one class in each."""
+
+    def __init__(self, root: Path, name: str, seed: int, number: int = 8) -> None:
+        self.json, self.images = root / f"{name}.json", root / name
+        self.images.mkdir()
+        rng = np.random.default_rng(seed)
+        self.coco: dict[str, Any] = {"images": [], "annotations": []}
+        for k in range(1, number + 1):
+            pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(self.images / f"{name}{k}.jpg")
+            self.coco["images"].append(
+                {"id": k, "file_name": f"{name}{k}.jpg", "width": WIDTH, "height": HEIGHT}
             )
-        print("equal" if np.array_equal(*stats) else f"different: {stats}")
+            for box in BOXES:
+                identity, area = len(self.coco["annotations"]) + 1, box[2] * box[3]
+                each = {"id": identity, "image_id": k, "category_id": 3, "bbox": list(box)}
+                self.coco["annotations"].append({**each, "area": area, "iscrowd": 0})
+        self.coco["categories"] = [{"id": 3, "name": "kite"}]
+        self.write()
+
+    def write(self) -> None:
+        self.json.write_text(json.dumps(self.coco))
+
+    def path(self, number: int) -> Path:
+        return self.images / self.coco["images"][number - 1]["file_name"]
 
 
-if __name__ == "__main__":
-    main()
+class Splits:
+    """A training and a validation set."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.train, self.val = Split(root, "train", 0), Split(root, "val", 1)
+
+    @property
+    def overrides(self) -> list[str]:
+        """Config keys that name them."""
+        words = []
+        for key, split in (("TRAIN", self.train), ("VAL", self.val)):
+            words += [f"DATASETS.{key}_JSON", str(split.json)]
+            words += [f"DATASETS.{key}_IMAGES", str(split.images)]
+        return words

@@ -37,7 +37,9 @@ def test_a_traced_detector_follows_a_second_image() -> None:
     cfg = load_cfg(
         str(ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_18_residual_FPN_1x.yaml"),
         ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.WEIGHTS", "",
-         "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"],
+         "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8",
+         "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
+         "MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.RPN.PRE_NMS_TOPK_TEST", "50"],
     )  # fmt: skip
     model = build_model(cfg).eval()
     for graph in dynamic_graphs(model).values():
@@ -45,7 +47,7 @@ def test_a_traced_detector_follows_a_second_image() -> None:
             nn.init.normal_(parameter, std=1.0)
         nn.init.constant_(graph.thresholds, 0.5)
     first = [{"image": torch.randint(0, 256, (3, 96, 128)).float()}]
-    second = [{"image": torch.randint(60, 200, (3, 128, 96)).float()}]
+    second = [{"image": torch.randint(0, 40, (3, 128, 96)).float()}]
     infer = partial(type(model).inference, do_postprocess=False)
     adapter = TracingAdapter(model, first, inference_func=infer)
     with torch.no_grad(), record_edge_weights(model) as weights:

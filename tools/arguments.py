@@ -48,18 +48,30 @@ class ConfigParser(argparse.ArgumentParser):
     """
 
     def __init__(
-        self, description: str | None, *, config_help: str = "a YAML file", required: bool = True
+        self,
+        description: str | None,
+        *,
+        config_help: str = "a YAML file",
+        default_config: str | None = None,
+        required: bool = True,
     ) -> None:
         """
         Args:
             description: the tool's docstring.
             config_help: what the YAML describes.
-            required: whether the tool needs a config.
+            default_config: the YAML that is taken where none is given.
+            required: whether a tool without one needs a config.
         """
         super().__init__(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        self.add_argument("--config-file", required=required, metavar="FILE", help=config_help)
+        self.add_argument(
+            "--config-file",
+            required=required and default_config is None,
+            default=default_config,
+            metavar="FILE",
+            help=config_help,
+        )
         self.add_argument(
             "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config's keys"
         )

@@ -3,8 +3,8 @@
 
 Reads the annotations and decodes every image. Prints errors (training or evaluation would fail, or
 learn or tell something wrong), warnings (they may be meant) and statistics, and compares the boxes
-with the anchors of a config. Ends with exit code 1 if there is an error. tools/train_net.py runs
-the part that needs no images by itself.
+with the anchors of a config, and masks and keypoints with what its model wants. Ends with exit code
+1 if there is an error. tools/train_net.py runs the part that opens no images by itself.
 
 Examples:
     tools/check_dataset.py mine/train.json mine/images
@@ -13,18 +13,11 @@ Examples:
         --config-file configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-from dgnet_det.config import load_cfg
-from dgnet_det.data.findings import first_few
-from dgnet_det.data.inspection import ENOUGH_MET, LARGE, SMALL, inspect
-from dgnet_det.errors import UserError, run_tool
-from dgnet_det.utils.files import write_json
+import arguments
 
 CONFIG = Path(__file__).parent.parent / "configs/COCO-Detection/Base-RCNN-DG-FPN.yaml"
 MOST_CLASSES = 30  # in a printed table; the JSON has all
@@ -32,6 +25,8 @@ MOST_CLASSES = 30  # in a printed table; the JSON has all
 
 def print_findings(report: dict[str, Any]) -> None:
     """Errors, then warnings, a line each."""
+    from dgnet_det.data.findings import first_few
+
     for severity in ("errors", "warnings"):
         found = report[severity]
         name = severity if len(found) != 1 else severity[:-1]
@@ -45,6 +40,9 @@ def print_findings(report: dict[str, Any]) -> None:
 
 def print_statistics(datasets: Sequence[dict[str, Any]]) -> None:
     """The datasets side by side, then their classes."""
+    from tabulate import tabulate
+
+    from dgnet_det.data.inspection import LARGE, SMALL
 
     def spread(values: dict[str, float] | None, digits: int) -> str:
         return " / ".join(f"{v:.{digits}f}" for v in values.values()) if values else "-"
@@ -55,7 +53,7 @@ def print_statistics(datasets: Sequence[dict[str, Any]]) -> None:
     names = ["train", "val"][: len(datasets)]
     for name, data in zip(names, datasets, strict=True):
         print(f"{name}: {data['json']}, images in {data['image_folder']}")
-    rows: dict[str, list[Any]] = {
+    rows = {
         "": names,
         "images": [data["images"] for data in datasets],
         "images with boxes": [data["images_with_boxes"] for data in datasets],
@@ -65,25 +63,25 @@ def print_statistics(datasets: Sequence[dict[str, Any]]) -> None:
         "boxes in an image with any: median, most": [
             "{median:g}, {max}".format(**data["boxes_per_image"]) for data in datasets
         ],
-        "image sizes: most common": [size(d["image_sizes"]["most_common"]) for d in datasets],
-        "image sizes: smallest": [size(d["image_sizes"]["smallest"]) for d in datasets],
-        "image sizes: largest": [size(d["image_sizes"]["largest"]) for d in datasets],
-        "box sides √(w·h), pixels: 5/25/50/75/95 %": [
-            spread(data["box_sizes"], 0) for data in datasets
-        ],
-        "box height / width: 5/25/50/75/95 %": [spread(data["ratios"], 2) for data in datasets],
-        f"boxes with sides below {SMALL}, to {LARGE}, above": [
-            " / ".join(map(str, data["small_medium_large"])) for data in datasets
-        ],
     }
+    for which in ("most_common", "smallest", "largest"):
+        label = f"image sizes: {which.replace('_', ' ')}"
+        rows[label] = [size(data["image_sizes"][which]) for data in datasets]
+    for label, key, digits in (
+        ("box sides √(w·h), pixels", "box_sizes", 0),
+        ("box height / width", "ratios", 2),
+    ):
+        rows[f"{label}: 5/25/50/75/95 %"] = [spread(data[key], digits) for data in datasets]
+    rows[f"boxes with sides below {SMALL}, to {LARGE}, above"] = [
+        " / ".join(map(str, data["small_medium_large"])) for data in datasets
+    ]
     print(tabulate([[k, *v] for k, v in rows.items()], tablefmt="plain", disable_numparse=True))
     print()
-    classes: dict[str, list[Any]] = {}
+    classes: dict[str, list[str]] = {}
     for position, data in enumerate(datasets):
-        total = max(1, data["boxes"])
         for entry in data["classes"]:
             row = classes.setdefault(entry["name"], ["-"] * len(datasets))
-            share = f"{entry['boxes'] / total:.1%}"
+            share = f"{entry['boxes'] / max(1, data['boxes']):.1%}"
             row[position] = f"{entry['boxes']} ({share}) in {entry['images']} images"
     shown = [[name, *row] for name, row in classes.items()][:MOST_CLASSES]
     print(tabulate(shown, ["class", *names], disable_numparse=True))
@@ -94,14 +92,15 @@ def print_statistics(datasets: Sequence[dict[str, Any]]) -> None:
 
 def print_anchors(anchors: dict[str, Any], config_file: str) -> None:
     """The boxes against the config's anchors, and better ones."""
+    from tabulate import tabulate
+
     side = anchors["shorter_side"]
     scaled = f"images resized to a shorter side of {side}" if side else "images not resized"
     sizes = " / ".join(f"{v:.0f}" for v in anchors["box_sizes"].values())
     print(f"Anchors of {config_file}, {scaled}: boxes then have sides of {sizes} pixels.")
     rows = []
     for name in ("config", "suggested"):
-        if anchors[name]:
-            fit = anchors[name]
+        if fit := anchors[name]:
             sizes = " ".join(",".join(f"{size:g}" for size in level) for level in fit["sizes"])
             ratios = ", ".join(f"{ratio:g}" for ratio in fit["ratios"])
             rows.append([name, sizes, ratios, f"{fit['meet']:.1%}", f"{fit['overlap']:.3f}"])
@@ -109,13 +108,14 @@ def print_anchors(anchors: dict[str, Any], config_file: str) -> None:
     print(tabulate(rows, headers, disable_numparse=True))
     if anchors["suggested"]:
         print(f"To use the suggested ones:\n  {anchors['suggested']['override']}")
-    elif anchors["config"]["meet"] >= ENOUGH_MET:
-        print("They fit.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = arguments.ConfigParser(
+        __doc__,
+        config_help="whose model, anchors and image size the annotations are compared with"
+        " (default: the base of configs/COCO-Detection)",
+        default_config=str(CONFIG),
     )
     parser.add_argument("dataset", metavar="JSON", help="annotations in COCO's format")
     parser.add_argument("images", metavar="IMAGE_FOLDER", help="where its file names start from")
@@ -126,15 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="the validation set: checked too, and compared with the first",
     )
     parser.add_argument("--json", metavar="FILE", help="write the report here as well")
-    parser.add_argument(
-        "--config-file",
-        default=str(CONFIG),
-        metavar="FILE",
-        help="whose anchors and image size the boxes are compared with (default: the base of"
-        " configs/COCO-Detection)",
-    )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, last")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_args(argv)
+
+    from dgnet_det.config import load_cfg
+    from dgnet_det.data.inspection import inspect
+    from dgnet_det.errors import UserError
+    from dgnet_det.utils.files import write_json
 
     cfg = load_cfg(args.config_file, args.opts)
     report = inspect(cfg, (args.dataset, args.images), args.val)
@@ -148,13 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         write_json(args.json, report)
         print(f"written to {args.json}")
-    if report["errors"]:
-        kinds = len(report["errors"])
-        raise UserError(
-            f"{report['errors'][0]['line']}"
-            + (f"; {kinds - 1} more kinds of errors above" if kinds > 1 else "")
-        )
+    if errors := report["errors"]:
+        more = f"; {len(errors) - 1} more kinds of errors above" if len(errors) > 1 else ""
+        raise UserError(errors[0]["line"] + more)
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    arguments.run(main)

@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.data.importing import read_dataset, split_off, summary, write_coco
     from dgnet_det.utils.files import write_json
 
-    findings = Findings()
+    findings = Findings(args.dataset)
     dataset = read_dataset(
         args.dataset,
         findings,

@@ -53,12 +53,8 @@ def config_anchors(cfg: CfgNode) -> Anchors:
 
 
 def best_overlaps(boxes: np.ndarray, anchors: Anchors) -> np.ndarray:
-    """For each box the IoU, [K], of the anchor that overlaps it most.
-
-    Args:
-        boxes: [K, 4] x, y, width and height, pixels of the resized image.
-        anchors: the anchors.
-    """
+    """For each box the IoU, [K], of the anchor that overlaps it most. ``boxes`` are [K, 4] x, y,
+    width and height, pixels of the resized image."""
     wh = boxes[:, 2:]
     centres = boxes[:, :2] + wh / 2
     best = np.zeros(len(boxes))
@@ -76,30 +72,23 @@ def best_overlaps(boxes: np.ndarray, anchors: Anchors) -> np.ndarray:
 
 def suggest(boxes: np.ndarray, anchors: Anchors) -> Anchors:
     """The anchors with their sizes multiplied by the factor, and with the ratios, either their own
-    or the boxes' quantiles, that overlap boxes, as in :func:`best_overlaps`, most on average."""
+    or the boxes' quantiles, that overlap boxes most on average, of those that meet as many."""
     boxes = boxes[:: 1 + len(boxes) // NUM_BOXES_TRIED]
     own = np.quantile(boxes[:, 3] / boxes[:, 2], RATIO_SHARES).round(2).clip(0.05).tolist()
-    tried = [
-        anchors._replace(sizes=_multiplied(anchors.sizes, factor), ratios=ratios)
-        for factor in FACTORS
-        for ratios in (anchors.ratios, own)
-    ]
-    return max(tried, key=lambda some: best_overlaps(boxes, some).mean())
-
-
-def _multiplied(sizes: list[list[float]], factor: float) -> list[list[float]]:
-    return [[float(max(1, round(size * factor))) for size in level] for level in sizes]
+    tried = [anchors]
+    for factor in FACTORS:
+        sizes = [[float(max(1, round(s * factor))) for s in level] for level in anchors.sizes]
+        tried += [anchors._replace(sizes=sizes, ratios=r) for r in (anchors.ratios, own)]
+    overlaps = [best_overlaps(boxes, each) for each in tried]
+    met = [(each >= MET_IOU).mean() for each in overlaps]
+    means = [each.mean() if m >= met[0] else 0 for each, m in zip(overlaps, met, strict=True)]
+    return tried[int(np.argmax(means))]
 
 
 def resize_factors(cfg: CfgNode, image_sizes: np.ndarray) -> np.ndarray:
-    """The factors, [K], by which training enlarges images, for the middle one of
-    ``INPUT.MIN_SIZE_TRAIN``.
-
-    Args:
-        cfg: the config.
-        image_sizes: [K, 2] width and height, pixels.
-    """
-    shorter = shorter_side(cfg)
+    """The factors, [K], by which training enlarges images, [K, 2] width and height in pixels, for
+    the middle one of ``INPUT.MIN_SIZE_TRAIN``."""
+    shorter = _shorter_side(cfg)
     if shorter == 0:  # Detectron2's sign for no resizing
         return np.ones(len(image_sizes))
     unique, index = np.unique(image_sizes, axis=0, return_inverse=True)
@@ -110,8 +99,7 @@ def resize_factors(cfg: CfgNode, image_sizes: np.ndarray) -> np.ndarray:
     return (np.array(resized) / unique[:, 0])[index.reshape(-1)]
 
 
-def shorter_side(cfg: CfgNode) -> int:
-    """The shorter side of training images, pixels: the middle one of ``INPUT.MIN_SIZE_TRAIN``."""
+def _shorter_side(cfg: CfgNode) -> int:
     return int(np.median(cfg.INPUT.MIN_SIZE_TRAIN))
 
 
@@ -127,26 +115,25 @@ def compare_anchors(cfg: CfgNode, xywh: np.ndarray, image_sizes: np.ndarray) -> 
         ``shorter_side`` that images are resized to (0: they are not); ``box_sizes``, percentiles of
         square roots of areas in pixels of the resized image; ``config``, the config's anchors:
         their sizes and ratios, the share of boxes that they ``meet`` and the mean ``overlap``; and
-        ``suggested``, the same of better ones with their ``override`` (config keys, for a
-        command line), or None.
+        ``suggested``, the same of better ones, which meet as many, with their ``override`` (config
+        keys), or None.
     """
     boxes = xywh * resize_factors(cfg, image_sizes)[:, None]
     anchors = config_anchors(cfg)
-    report: dict[str, Any] = {
-        "shorter_side": shorter_side(cfg),
-        "box_sizes": percentiles(np.sqrt(boxes[:, 2:].prod(axis=1))),
-        "config": _fit(boxes, anchors),
-        "suggested": None,
-    }
     better = suggest(boxes, anchors)
-    suggested = _fit(boxes, better)
-    if suggested["overlap"] >= report["config"]["overlap"] + WORTHWHILE:
+    present, suggested = _fit(boxes, anchors), _fit(boxes, better)
+    worthwhile = suggested["overlap"] >= present["overlap"] + WORTHWHILE
+    if worthwhile and suggested["meet"] >= present["meet"]:
         suggested["override"] = (
             f"MODEL.ANCHOR_GENERATOR.SIZES '{_compact(better.sizes)}'"
             f" MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS '{_compact([better.ratios])}'"
         )
-        report["suggested"] = suggested
-    return report
+    return {
+        "shorter_side": _shorter_side(cfg),
+        "box_sizes": percentiles(np.sqrt(boxes[:, 2:].prod(axis=1))),
+        "config": present,
+        "suggested": suggested if "override" in suggested else None,
+    }
 
 
 def _fit(boxes: np.ndarray, anchors: Anchors) -> dict[str, Any]:
@@ -161,9 +148,7 @@ def _fit(boxes: np.ndarray, anchors: Anchors) -> dict[str, Any]:
 
 def percentiles(values: np.ndarray) -> dict[str, float]:
     """The 5th, 25th, 50th, 75th and 95th percentile of numbers, [K]."""
-    shares = (5, 25, 50, 75, 95)
-    found = np.percentile(values, shares)
-    return {f"p{share}": float(value) for share, value in zip(shares, found, strict=True)}
+    return {f"p{share}": float(np.percentile(values, share)) for share in (5, 25, 50, 75, 95)}
 
 
 def _compact(lists: list[list[float]]) -> str:

@@ -1,6 +1,7 @@
 """Checks of the user's data: before anything is built, and of each image as it is read."""
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,31 +10,23 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathManager
 
-from dgnet_det.data.coco_checks import category_names, check_coco, compare_categories, read_coco
+from dgnet_det.data.classes import NUM_CLASSES_KEYS
+from dgnet_det.data.coco import category_names, forget
+from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.image_checks import check_presence, compare_image_paths
-from dgnet_det.data.images import read_image
-from dgnet_det.data.tasks import check_tasks
+from dgnet_det.data.image_checks import LEARNED_BY_HEART, check_presence
+from dgnet_det.data.images import check_header, read_image
 from dgnet_det.errors import UserError
-
-# Where each meta-architecture keeps its number of classes. Others' is not checked.
-NUM_CLASSES_KEYS = {
-    "GeneralizedRCNN": "ROI_HEADS",
-    "PanopticFPN": "ROI_HEADS",
-    "RetinaNet": "RETINANET",
-}
-# Enough to tell a wrong folder at once. A single missing image is named by the mapper on reading.
-NUM_FILES_LOOKED_FOR = 8
 
 
 def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
     """The quick part of ``tools/check_dataset.py``, in which no image is read, for the datasets of
     a config.
 
-    Every name must be registered. Of a dataset in COCO format, its JSON and its folder must exist,
-    its content must be sound, its number of classes the model's and the first few images there.
-    What is checked without being an error is logged as a warning, and so are images that are in two
-    splits. Datasets of other formats are left to Detectron2.
+    Every name must be registered. Of a dataset in COCO format, its JSON, its folder and its images
+    must exist, its content must be sound, and its number of classes the model's. What is checked
+    without being an error is logged as a warning, and so are images that are in two splits.
+    Datasets of other formats are left to Detectron2.
 
     Args:
         cfg: the config.
@@ -43,7 +36,7 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
         UserError: the first thing that is wrong.
     """
     findings = Findings()
-    checked: dict[str, dict[str, Any]] = {}
+    checked: dict[str, Content] = {}
     for name in dict.fromkeys(names):
         key = "DATASETS.TRAIN" if name in cfg.DATASETS.TRAIN else "DATASETS.TEST"
         if name not in DatasetCatalog.list():
@@ -62,27 +55,33 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
             raise UserError(f"{json_file}: no such annotation file of {name} ({key}): {mend}")
         if not PathManager.isdir(image_root):
             raise UserError(f"{image_root}: no such image folder of {name} ({key}): {mend}")
-        coco = read_coco(json_file)
         trained, evaluated = name in cfg.DATASETS.TRAIN, name in cfg.DATASETS.TEST
-        images, _ = check_coco(json_file, coco, findings, trained=trained, evaluated=evaluated)
-        looked_for = list(images.values())[:NUM_FILES_LOOKED_FOR]
-        check_presence(json_file, looked_for, image_root, findings, mend)
+        of_file = findings.of_file(json_file)
+        content = check_coco(cfg, of_file, trained=trained, evaluated=evaluated)
+        check_presence(content.images.values(), image_root, of_file, mend)
         findings.raise_first_error()
-        _check_num_classes(cfg, name, coco)
-        check_tasks(cfg, json_file, coco)
-        checked[name] = coco
-    _check_pairs(cfg, checked, findings)
+        checked[name] = content
+    for train in cfg.DATASETS.TRAIN:
+        for test in cfg.DATASETS.TEST:
+            if train != test and train in checked and test in checked:
+                _check_pair(train, checked[train], test, checked[test], findings)
+    for name in checked:
+        _check_num_classes(cfg, name)
+        if name != MetadataCatalog.get(name).json_file:  # Detectron2 reads it anew
+            forget(MetadataCatalog.get(name).json_file)
     for finding in findings.of("warning"):
         logging.getLogger(__name__).warning(finding.line())
 
 
 class CheckedDatasetMapper(DatasetMapper):
     """Detectron2's mapper, for training and testing, with a :class:`UserError` that names the file
-    where an image is missing, does not decode or is not of the size that its annotation states."""
+    where :func:`read_image` would raise it, or an image is not of the size that its annotation
+    states."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """As :meth:`DatasetMapper.__call__`."""
         path = dataset_dict["file_name"]
+        check_header(path)
         try:
             return super().__call__(dataset_dict)
         except SizeMismatchError as error:
@@ -93,38 +92,25 @@ class CheckedDatasetMapper(DatasetMapper):
             raise
 
 
-def _check_pairs(cfg: CfgNode, checked: dict[str, dict[str, Any]], findings: Findings) -> None:
-    """Check each test set against the training sets."""
-    for train in cfg.DATASETS.TRAIN:
-        for test in cfg.DATASETS.TEST:
-            if train == test or train not in checked or test not in checked:
-                continue
-            a, b = MetadataCatalog.get(train), MetadataCatalog.get(test)
-            compare_categories(
-                a.json_file,
-                category_names(checked[train]),
-                b.json_file,
-                category_names(checked[test]),
-                findings,
-            )
-            findings.raise_first_error()
-            # A run may be meant to learn its test images, to see whether it learns at all.
-            shared = Findings()
-            compare_image_paths(
-                a.image_root,
-                checked[train]["images"],
-                b.json_file,
-                b.image_root,
-                checked[test]["images"],
-                shared,
-            )
-            for finding in shared.of("error"):
-                logging.getLogger(__name__).warning(finding.line())
+def _check_pair(train: str, ours: Content, test: str, theirs: Content, findings: Findings) -> None:
+    """Check a test set against a training set. A run may be meant to learn its test images, to see
+    whether it learns at all."""
+    a, b = MetadataCatalog.get(train), MetadataCatalog.get(test)
+    of_file = findings.of_file(b.json_file)
+    compare_categories(a.json_file, of_file)
+    findings.raise_first_error()
+    trained, tested = (
+        {os.path.abspath(os.path.join(root, i["file_name"])) for i in content.images.values()}
+        for root, content in ((a.image_root, ours), (b.image_root, theirs))
+    )
+    for path in sorted(trained & tested):
+        problem = f"{path} is in the training set too: {LEARNED_BY_HEART}"
+        of_file.warning("shared-image", problem, path)
 
 
-def _check_num_classes(cfg: CfgNode, name: str, coco: dict[str, Any]) -> None:
+def _check_num_classes(cfg: CfgNode, name: str) -> None:
     group = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    count = len(coco["categories"])
+    count = len(category_names(MetadataCatalog.get(name).json_file))
     if group is not None and count != cfg.MODEL[group].NUM_CLASSES:
         raise UserError(
             f"MODEL.{group}.NUM_CLASSES {cfg.MODEL[group].NUM_CLASSES}: {name} has {count}"

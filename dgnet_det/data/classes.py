@@ -1,4 +1,4 @@
-"""The names of classes."""
+"""The names and the number of classes."""
 
 import os
 from collections.abc import Sequence
@@ -6,25 +6,14 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dgnet_det.data.checks import NUM_CLASSES_KEYS
-from dgnet_det.data.coco_checks import category_names, read_coco
-from dgnet_det.errors import UserError
+from dgnet_det.data.coco import category_names
 
-
-def read_class_names(json_file: str) -> list[str]:
-    """The names of a COCO JSON file's categories in the order of their ids, which is the order of
-    a model's outputs.
-
-    Raises:
-        UserError: the file is not in COCO format.
-    """
-    try:
-        return category_names(read_coco(json_file))
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{json_file}: not in COCO format: each of 'categories' needs a number as 'id' and a"
-            " 'name'"
-        ) from error
+# Where each meta-architecture keeps its number of classes. Others' is not checked.
+NUM_CLASSES_KEYS = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+}
 
 
 def dataset_class_names(datasets: Sequence[str]) -> list[str]:
@@ -36,7 +25,7 @@ def dataset_class_names(datasets: Sequence[str]) -> list[str]:
         if metadata.get("thing_classes"):
             return list(metadata.thing_classes)
         if os.path.isfile(metadata.get("json_file", "")):
-            return read_class_names(metadata.json_file)
+            return category_names(metadata.json_file)
     return []
 
 

@@ -6,6 +6,7 @@ number of processes sees the same images.
 """
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from itertools import count
@@ -21,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
 from torchvision import datasets, transforms
 
-from dgnet_det.data import datasets_root
 from dgnet_det.errors import UserError
 
 # Where the Debian package `dataset-fashion-mnist` puts its files.
@@ -61,7 +61,7 @@ def find_fashion_mnist() -> Path:
     Raises:
         UserError: it is not there and cannot be downloaded.
     """
-    root = Path(datasets_root())
+    root = Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
     downloaded = root / "FashionMNIST" / "raw"
     for folder in (root / "fashion-mnist", downloaded, Path(FASHION_MNIST_SYSTEM_FOLDER)):
         if any(folder.glob("t10k-images-idx3-ubyte*")):

@@ -1,29 +1,26 @@
-"""Checks of a COCO JSON file's content: ids, images, categories and boxes. No image is opened."""
+"""Checks of a COCO JSON file's content: ids, images, categories, boxes, masks and keypoints. No
+image is opened."""
 
-import json
-import math
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
+from detectron2.config import CfgNode
+from pydantic import BaseModel
 
+from dgnet_det.data.coco import (
+    Category,
+    Image,
+    annotation_model,
+    category_names,
+    form_problem,
+    read_coco,
+    sound_polygons,
+)
 from dgnet_det.data.findings import Findings, first_few
-from dgnet_det.errors import UserError
 
-IMPORT = "convert it with tools/import_dataset.py"
-# What other formats have at the top level, and who writes them.
-FOREIGN_KEYS = {
-    "shapes": "LabelMe's format: export COCO JSON from the labelling tool",
-    "_via_img_metadata": "VIA's format: export COCO JSON from VIA",
-    "names": "a YOLO data file's content: " + IMPORT,
-}
-# What evaluation reads, and would miss only after training.
-EVALUATION_KEYS = {
-    "area": "evaluation needs it: write the box's width × height, or the mask's area",
-    "iscrowd": "evaluation needs it: write 0",
-}
 # Pixels by which a box may reach over its image's edge, as labelling tools round.
 EDGE_TOLERANCE = 1.0
 # As fractions of the image, boxes end at 1, or a little beyond by rounding.
@@ -32,129 +29,82 @@ FRACTION_LIMIT = 1.01
 OVERREACHING_SHARE = 0.1
 
 
-class Boxes(NamedTuple):
-    """The boxes of a file whose annotation has all that it needs.
+class Content(NamedTuple):
+    """What is sound of a file.
 
     Attributes:
-        xywh: [K, 4] pixels.
+        images: the entries of 'images' by id.
+        xywh: the boxes, [K, 4] pixels.
         image_sizes: [K, 2] width and height of each box's image.
-        annotation_ids: K ids.
-        class_names: K names.
-        image_ids: K ids.
+        annotation_ids, class_names, image_ids: K of each.
         crowd: [K], whether the box is marked as a crowd: left out of training and evaluation.
     """
 
+    images: dict[int, dict[str, Any]]
     xywh: np.ndarray
     image_sizes: np.ndarray
-    annotation_ids: list[Any]
+    annotation_ids: list[int]
     class_names: list[str]
-    image_ids: list[Any]
+    image_ids: list[int]
     crowd: np.ndarray
 
 
-class Content(NamedTuple):
-    """What is sound of a file: the entries of 'images' by id, and the boxes."""
-
-    images: dict[Any, dict[str, Any]]
-    boxes: Boxes
-
-
-def read_coco(path: str) -> dict[str, Any]:
-    """The content of a COCO JSON file, which has images and categories.
-
-    Raises:
-        UserError: the file is not there, is no JSON, or is not in COCO format.
-    """
-    try:
-        with PathManager.open(path) as file:
-            text = file.read()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such annotation file") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no valid JSON: {' '.join(str(error).split())}") from error
-    try:
-        coco = json.loads(text)
-    except ValueError as error:
-        hint = f": it is XML: {IMPORT}" if text.lstrip().startswith("<") else ""
-        words = text.split("\n", 1)[0].split()
-        if len(words) == 5 and words[0].isdigit():
-            hint = f": it looks like a YOLO label file: {IMPORT}"
-        raise UserError(f"{path}: no valid JSON{hint or f': {error}'}") from error
-    if isinstance(coco, list):
-        scored = bool(coco) and isinstance(coco[0], dict) and "score" in coco[0]
-        what = "detections, which have scores" if scored else "a list"
-        raise UserError(
-            f"{path}: not in COCO format: the top level is no object but {what}: give the file"
-            " that has 'images', 'annotations' and 'categories'"
-        )
-    if not isinstance(coco, dict):
-        raise UserError(f"{path}: not in COCO format: the top level is no object")
-    for key in ("images", "categories"):
-        if not isinstance(coco.get(key), list) or not coco[key]:
-            foreign = next((hint for k, hint in FOREIGN_KEYS.items() if k in coco), None)
-            reason = f"it is {foreign}" if foreign else f"no list {key!r}, or an empty one"
-            raise UserError(f"{path}: not in COCO format: {reason}")
-    if not isinstance(coco.get("annotations", []), list):
-        raise UserError(f"{path}: not in COCO format: 'annotations' is no list")
-    for key in ("images", "categories", "annotations"):
-        if not all(isinstance(entry, dict) for entry in coco.get(key, ())):
-            raise UserError(f"{path}: not in COCO format: an entry of {key!r} is no object")
-    return coco
-
-
-def check_coco(
-    path: str, coco: dict[str, Any], findings: Findings, *, trained: bool, evaluated: bool
-) -> Content:
+def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bool) -> Content:
     """Check the content of a COCO JSON file.
 
     Args:
-        path: of the file, for messages.
-        coco: as :func:`read_coco` returns it.
-        findings: what is found is added to these.
+        cfg: the config, whose model may want masks or keypoints.
+        findings: of the file; what is found is added.
         trained, evaluated: what the file will be used for.
 
     Returns:
         What is sound.
+
+    Raises:
+        UserError: as :func:`read_coco`.
     """
-    images = _check_images(path, coco["images"], findings)
-    names = _check_categories(path, coco["categories"], findings)
-    boxes = _check_annotations(path, coco, images, names, findings, trained, evaluated)
-    if len(boxes.xywh):
-        _check_boxes(path, boxes, findings)
-    _check_use(path, images, boxes, names, findings, trained)
-    return Content(images, boxes)
-
-
-def category_names(coco: dict[str, Any]) -> list[str]:
-    """The names of the categories in the order of their ids, which is that of the classes."""
-    return [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
-
-
-def compare_categories(
-    train_path: str, train: list[str], val_path: str, val: list[str], findings: Findings
-) -> None:
-    """Check that two files have the same classes in the same order.
-
-    Args:
-        train_path, val_path: the files, for messages.
-        train, val: their :func:`category_names`.
-        findings: what is found is added to these.
-    """
-    if train == val:
-        return
-    only = [
-        f"{first_few(sorted(set(a) - set(b)))} only in {path}"
-        for path, a, b in ((train_path, train, val), (val_path, val, train))
-        if set(a) - set(b)
-    ]
-    pairs = zip(train, val, strict=False)
-    first = next((k for k, pair in enumerate(pairs) if len(set(pair)) > 1), 0)
-    problem = "; ".join(only) or f"class {first + 1} by id is {val[first]!r}, not {train[first]!r}"
-    findings.error(
-        "categories-differ",
-        val_path,
-        f"not the categories of {train_path}: {problem}: give both files one list of categories",
+    coco = read_coco(findings.file)
+    images = _check_images(coco, findings)
+    names = _check_categories(coco, findings)
+    if trained and not coco["annotations"]:
+        findings.error("no-annotations", "no annotations to train on")
+    models = [annotation_model(cfg, evaluated, crowd) for crowd in (False, True)]
+    annotations = list(_check_annotations(coco, models, images, names, findings))
+    for annotation in annotations:
+        if cfg.MODEL.MASK_ON and "segmentation" in annotation:
+            polygons = trained and cfg.INPUT.MASK_FORMAT == "polygon"
+            _check_mask(annotation, images[annotation["image_id"]], polygons, findings)
+    if evaluated and any(annotation["id"] == 0 for annotation in annotations):
+        problem = "annotation id 0: COCO's evaluation counts what matches it as false: start from 1"
+        findings.warning("annotation-id-0", problem, 0)
+    sizes = [size_of(images[a["image_id"]]) for a in annotations]
+    content = Content(
+        images,
+        np.array([a["bbox"] for a in annotations], float).reshape(-1, 4),
+        np.array(sizes, float).reshape(-1, 2),
+        [a["id"] for a in annotations],
+        [names[a["category_id"]] for a in annotations],
+        [a["image_id"] for a in annotations],
+        np.array([a.get("iscrowd", 0) for a in annotations], bool),
     )
+    if annotations:
+        _check_boxes(content, findings)
+        _check_use(content, names, findings, trained)
+    return content
+
+
+def compare_categories(train: str, findings: Findings) -> None:
+    """Check that the file of ``findings`` has the classes of the file ``train`` in their order."""
+    a, b = category_names(train), category_names(findings.file)
+    if a != b:
+        missing, new = sorted(set(a) - set(b)), sorted(set(b) - set(a))
+        differences = [f"without {first_few(missing)}"] * bool(missing)
+        differences += [f"with {first_few(new)}"] * bool(new)
+        if not differences:
+            k = next(k for k, (ours, theirs) in enumerate(zip(a, b, strict=True)) if ours != theirs)
+            differences = [f"class {k + 1} by id is {b[k]!r}, not {a[k]!r}"]
+        problem = f"not the categories of {train}: {' and '.join(differences)}: give both one list"
+        findings.error("categories-differ", problem)
 
 
 def size_of(image: dict[str, Any]) -> tuple[float, float]:
@@ -162,236 +112,200 @@ def size_of(image: dict[str, Any]) -> tuple[float, float]:
     return image["width"], image["height"]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _of_form(
+    noun: str, entries: list[Any], model_of: Callable[[Any], type[BaseModel]], findings: Findings
+) -> Iterator[dict[str, Any]]:
+    """The entries of a list that are of their form."""
+    for number, entry in enumerate(entries, 1):
+        problem = form_problem(model_of(entry), entry)
+        if problem is None:
+            yield entry
+            continue
+        known = entry if isinstance(entry, dict) else {}
+        key = next((key for key in ("file_name", "name", "id") if key in known), "")
+        name = known.get(key, f"number {number}")
+        findings.error(f"{noun}-{problem[0]}", f"{noun} {name}: {problem[1]}", name)
 
 
-def _check_images(
-    path: str, images: list[dict[str, Any]], findings: Findings
-) -> dict[Any, dict[str, Any]]:
-    """Check the entries of 'images'; those that are sound, by id."""
-    sound: dict[Any, dict[str, Any]] = {}
+def _check_images(coco: dict[str, Any], findings: Findings) -> dict[int, dict[str, Any]]:
+    """The sound entries of 'images', by id."""
+    sound: dict[int, dict[str, Any]] = {}
     files: set[str] = set()
-    for k, image in enumerate(images):
-        missing = [key for key in ("id", "file_name", "width", "height") if key not in image]
-        name = image.get("file_name", image.get("id", f"number {k + 1}"))
-        if missing:
-            findings.error("image-keys", path, f"image {name} has no {missing[0]!r}", name)
-            continue
-        identity, size = image["id"], (image["width"], image["height"])
-        if not isinstance(identity, (int, str)) or not isinstance(name, str):
-            problem = f"image {name}: its id or file_name is {identity!r} or {name!r}"
-            findings.error("image-keys", path, problem + ": use a number and a text", name)
-            continue
-        if not all(_is_number(n) and n > 0 and n == int(n) for n in size):
-            problem = f"image {name}: size {size[0]!r} × {size[1]!r} is no whole number of pixels"
-            findings.error("image-size-value", path, problem, name)
-            continue
+    for image in _of_form("image", coco["images"], lambda _: Image, findings):
+        identity, name = image["id"], image["file_name"]
         if identity in sound:
-            problem = f"two images share one id, {identity!r}: number the images"
-            findings.error("duplicate-image-id", path, problem, name)
+            findings.error("duplicate-image-id", f"two images have id {identity}", name)
         if name in files:
-            problem = f"{name} is listed twice: put its annotations under one image id"
-            findings.warning("duplicate-file-name", path, problem, name)
+            findings.warning("duplicate-file-name", f"{name} is listed twice: under one id", name)
         if os.path.isabs(name):
-            problem = f"file_name {name} is absolute: only this machine finds it; make it relative"
-            findings.warning("absolute-file-name", path, problem, name)
+            findings.warning("absolute-file-name", f"{name} is absolute: make it relative", name)
         files.add(name)
         sound[identity] = image
     return sound
 
 
-def _check_categories(
-    path: str, categories: list[dict[str, Any]], findings: Findings
-) -> dict[int, str]:
-    """Check the entries of 'categories'; the names by id."""
+def _check_categories(coco: dict[str, Any], findings: Findings) -> dict[int, str]:
+    """The names of the sound entries of 'categories', by id."""
     names: dict[int, str] = {}
-    for category in categories:
-        identity, name = category.get("id"), category.get("name")
-        if not isinstance(identity, int) or not isinstance(name, str) or not name.strip():
-            problem = f"category {category!r}: give each a number 'id' and a 'name'"
-            findings.error("category-keys", path, problem, name)
-            continue
+    for category in _of_form("category", coco["categories"], lambda _: Category, findings):
+        identity, name = category["id"], category["name"]
         if identity in names:
-            problem = f"categories {names[identity]!r} and {name!r} share one id, {identity}"
-            findings.error("duplicate-category-id", path, problem, name)
+            findings.error("category-ids", f"two categories have id {identity}", name)
         elif name in names.values():
-            problem = f"two categories have the name {name!r}: merge them or rename one"
-            findings.error("duplicate-category-name", path, problem, name)
+            findings.error("category-names", f"two categories are called {name!r}", name)
         names[identity] = name
     return names
 
 
 def _check_annotations(
-    path: str,
     coco: dict[str, Any],
-    images: dict[Any, dict[str, Any]],
+    models: Sequence[type[BaseModel]],
+    images: dict[int, dict[str, Any]],
     names: dict[int, str],
     findings: Findings,
-    trained: bool,
-    evaluated: bool,
-) -> Boxes:
-    annotations = coco.get("annotations", [])
-    if trained and not annotations:
-        findings.error("no-annotations", path, "no annotations to train on")
-    required = ["id", "image_id", "category_id", "bbox", *(EVALUATION_KEYS if evaluated else ())]
-    # What refers to an entry that was told of above is passed over.
-    unsound_images = {str(i.get("id")) for i in coco["images"]} - set(map(str, images))
-    unsound_categories = {str(c.get("id")) for c in coco["categories"]} - set(map(str, names))
-    ids: set[Any] = set()
-    kept = []
-    for annotation in annotations:
-        if unsound_images and str(annotation.get("image_id")) in unsound_images:
-            continue
-        if unsound_categories and str(annotation.get("category_id")) in unsound_categories:
-            continue
-        identity = annotation.get("id")
-        problem = _problem(annotation, required, images, names)
-        if problem is not None:
-            findings.error(problem[0], path, f"annotation {identity}: {problem[1]}", identity)
+) -> Iterator[dict[str, Any]]:
+    """The entries of 'annotations' that have an id of their own and belong to a sound image and
+    category. ``models`` are the forms of objects and of crowds."""
+
+    def model_of(entry: Any) -> type[BaseModel]:
+        return models[isinstance(entry, dict) and entry.get("iscrowd") == 1]
+
+    listed = {
+        group: {str(entry.get("id")) for entry in coco[group] if isinstance(entry, dict)}
+        for group in ("images", "categories")
+    }
+    ids: set[int] = set()
+    for annotation in _of_form("annotation", coco["annotations"], model_of, findings):
+        identity, image, category = (annotation[k] for k in ("id", "image_id", "category_id"))
+        for key, value, group in (
+            ("image_id", image, "images"), ("category_id", category, "categories")
+        ):  # fmt: skip
+            if str(value) not in listed[group]:
+                problem = f"annotation {identity}: {key} {value} is not in {group!r}"
+                findings.error(f"unknown-{key}", problem, identity)
+        if image not in images or category not in names:  # told of here or above
             continue
         # Detectron2 refuses these too, but for the old COCO minival, which is known to have some.
-        if identity in ids and "minival" not in path:
-            problem_text = f"two annotations share one id, {identity}: number the annotations"
-            findings.error("duplicate-annotation-id", path, problem_text, identity)
+        if identity in ids and "minival" not in findings.file:
+            findings.error(
+                "duplicate-annotation-id", f"two annotations have id {identity}", identity
+            )
         ids.add(identity)
-        kept.append(annotation)
-    if 0 in ids and evaluated:
-        problem_text = (
-            "annotation id 0: COCO's evaluation takes a detection that matches it for a false one;"
-            " number the annotations from 1"
+        yield annotation
+
+
+def _check_mask(
+    annotation: dict[str, Any], image: dict[str, Any], polygons: bool, findings: Findings
+) -> None:
+    """Check what the form does not tell. ``polygons``: whether no other form can be learned."""
+    identity, mask, size = annotation["id"], annotation["segmentation"], size_of(image)
+    if isinstance(mask, list):
+        if not sound_polygons(mask):
+            problem = f"annotation {identity}: no polygon of three corners: training leaves it out"
+            findings.warning("mask-corners", problem, identity)
+    elif tuple(mask["size"][::-1]) != size or not fills(mask):
+        problem = (
+            f"annotation {identity}: its mask does not fill the image of {size[0]} × {size[1]}"
         )
-        findings.warning("annotation-id-0", path, problem_text, 0)
-    return Boxes(
-        np.array([a["bbox"] for a in kept], float).reshape(-1, 4),
-        np.array([size_of(images[a["image_id"]]) for a in kept], float).reshape(-1, 2),
-        [a["id"] for a in kept],
-        [names[a["category_id"]] for a in kept],
-        [a["image_id"] for a in kept],
-        np.array([bool(a.get("iscrowd", 0)) for a in kept], bool),
+        findings.error("mask", problem, identity)
+    elif polygons and not annotation.get("iscrowd"):
+        problem = f"annotation {identity}: its mask is no polygon: set INPUT.MASK_FORMAT bitmask"
+        findings.error("mask-format", problem, identity)
+
+
+def fills(mask: dict[str, Any]) -> bool:
+    """Whether a mask's run-length encoding is of as many pixels as its size says. pycocotools
+    decodes what is shorter to whatever lies in memory.
+
+    COCO's text for counts has digits of base 32, the lowest first, each with a bit that says
+    whether more follow. The numbers are signed; from the third on, the last but one is to be added.
+    """
+    runs: list[int] = [] if isinstance(mask["counts"], str) else mask["counts"]
+    value = shift = 0
+    for code in [ord(letter) - ord("0") for letter in mask["counts"]] if not runs else []:
+        value |= (code & 31) << shift
+        shift += 5
+        if not 0 <= code < 64:
+            return False
+        if not code & 32:
+            value -= (code & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return (
+        shift == 0 and min(runs, default=-1) >= 0 and sum(runs) == mask["size"][0] * mask["size"][1]
     )
 
 
-def _problem(
-    annotation: dict[str, Any],
-    required: list[str],
-    images: dict[Any, dict[str, Any]],
-    names: dict[int, str],
-) -> tuple[str, str] | None:
-    """The kind and text of what makes an annotation unusable."""
-    for key in required:
-        if key not in annotation:
-            use = f": {EVALUATION_KEYS[key]}" if key in EVALUATION_KEYS else ""
-            return "annotation-keys", f"no {key!r}{use}"
-    image, category, box = (annotation[key] for key in ("image_id", "category_id", "bbox"))
-    if not isinstance(annotation["id"], int):
-        return "annotation-keys", f"its id is {annotation['id']!r}: evaluation needs whole numbers"
-    if not isinstance(image, (int, str)) or image not in images:
-        other = int(image) if isinstance(image, str) and image.isdigit() else str(image)
-        hint = f", which has {other!r}: write both as numbers" if other in images else ""
-        return "unknown-image", f"image_id {image!r} is not in 'images'{hint}"
-    if not isinstance(category, int) or category not in names:
-        return "unknown-category", f"category_id {category!r} is not in 'categories'"
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        text = f"bbox {box!r} is no [x, y, width, height] of four finite numbers"
-        return "bbox-value", text
-    if not _is_number(annotation.get("area", 0)):
-        return "area-value", f"area {annotation['area']!r} is no number: give the box's area"
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        return "iscrowd-value", f"iscrowd {annotation['iscrowd']!r} is neither 0 nor 1"
-    if annotation.get("ignore", 0) != 0:
-        text = f"'ignore' is {annotation['ignore']!r}: Detectron2 refuses it; set iscrowd to 1"
-        return "ignore", text
-    return None
-
-
-def _check_boxes(path: str, boxes: Boxes, findings: Findings) -> None:
+def _check_boxes(content: Content, findings: Findings) -> None:
     """Check the numbers: first for another format altogether, then each box."""
-    x, y, w, h = boxes.xywh.T
-    width, height = (boxes.image_sizes + EDGE_TOLERANCE).T
+    x, y, w, h = content.xywh.T
+    width, height = (content.image_sizes + EDGE_TOLERANCE).T
 
     def in_image(left: Any, top: Any, right: Any, bottom: Any) -> np.ndarray:
         inside = (np.minimum(left, top) >= -EDGE_TOLERANCE) & (right <= width) & (bottom <= height)
         return inside & (left <= right) & (top <= bottom)
 
-    fractions = abs(boxes.xywh) <= FRACTION_LIMIT
-    if fractions.all() and (boxes.xywh % 1 != 0).any():
+    if (abs(content.xywh) <= FRACTION_LIMIT).all() and (content.xywh % 1 != 0).any():
         problem = (
-            f"all boxes are fractions of their image, such as {_text(boxes.xywh[0])}; COCO's are"
+            f"all boxes are fractions of their image, such as {_text(content.xywh[0])}; COCO's are"
             " in pixels: multiply x and width by the image's width, y and height by its height"
         )
-        findings.error("bbox-normalised", path, problem)
+        findings.error("bbox-normalised", problem)
         return
     over = ~in_image(x, y, x + w, y + h)
     if over.mean() > OVERREACHING_SHARE:
-        others = {
-            "bbox-corners": ("[x1, y1, x2, y2]", in_image(x, y, w, h) & (x < w) & (y < h)),
-            "bbox-centre": (
-                "[centre x, centre y, width, height]",
-                in_image(x - w / 2, y - h / 2, x + w / 2, y + h / 2),
-            ),
-        }
-        for kind, (name, fits) in others.items():
-            if fits.all():
+        corners = in_image(x, y, w, h) & (x < w) & (y < h)
+        centres = in_image(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        for form, fitting in (
+            ("[x1, y1, x2, y2]", corners), ("[centre x, centre y, width, height]", centres)
+        ):  # fmt: skip
+            if fitting.all():
                 problem = (
                     f"{over.sum()} of {len(over)} boxes reach out of their image as [x, y, width,"
-                    f" height], such as {_text(boxes.xywh[over][0])}, and all fit as {name}:"
+                    f" height], such as {_text(content.xywh[over][0])}, and all fit as {form}:"
                     " convert them"
                 )
-                findings.error(kind, path, problem)
+                findings.error("bbox-format", problem)
                 return
-    negative = (w < 0) | (h < 0)
     outside = (x + w < 0) | (y + h < 0) | (x > width - 1) | (y > height - 1)
-    no_area = (w == 0) | (h == 0)
     add, warn = findings.error, findings.warning
+    told = np.zeros(len(over), bool)
     for kind, wrong, report, text in (
-        ("bbox-negative", negative, add, "has a negative width or height"),
-        ("bbox-outside", outside & ~negative, add, "lies outside its image of {} × {}"),
-        ("bbox-no-area", no_area & ~outside, warn, "has no area: training leaves it out"),
-        (
-            "bbox-over-edge",
-            over & ~negative & ~outside,
-            warn,
-            "reaches over the edge of its image of {} × {}: training clips it",
-        ),
+        ("bbox-negative", (w < 0) | (h < 0), add, "has a negative width or height"),
+        ("bbox-outside", outside, add, "lies outside its image of {} × {}"),
+        ("bbox-no-area", (w == 0) | (h == 0), warn, "has no area: training leaves it out"),
+        ("bbox-over-edge", over, warn, "reaches over its image of {} × {}: training clips it"),
     ):
-        for k in np.flatnonzero(wrong):
-            identity, size = boxes.annotation_ids[k], map(int, boxes.image_sizes[k])
-            problem = f"bbox {_text(boxes.xywh[k])} {text.format(*size)}"
-            report(kind, path, f"annotation {identity}: {problem}", identity)
+        for k in np.flatnonzero(wrong & ~told):
+            identity, size = content.annotation_ids[k], map(int, content.image_sizes[k])
+            problem = f"bbox {_text(content.xywh[k])} {text.format(*size)}"
+            report(kind, f"annotation {identity}: {problem}", identity)
+        told |= wrong
 
 
 def _text(box: np.ndarray) -> str:
     return f"[{', '.join(f'{value:g}' for value in box)}]"
 
 
-def _check_use(
-    path: str,
-    images: dict[Any, dict[str, Any]],
-    boxes: Boxes,
-    names: dict[int, str],
-    findings: Findings,
-    trained: bool,
-) -> None:
+def _check_use(content: Content, names: dict[int, str], findings: Findings, trained: bool) -> None:
     """Check what training would make of it: images and classes without boxes, boxes given twice."""
-    usable = ~boxes.crowd
-    if trained and len(usable) and not usable.any():
-        findings.error("no-annotations", path, "every box has iscrowd 1: nothing to train on")
-    with_boxes = {boxes.image_ids[k] for k in np.flatnonzero(usable)}
-    for identity, image in images.items():
+    usable = np.flatnonzero(~content.crowd)
+    if trained and not len(usable):
+        findings.error("no-annotations", "every box has iscrowd 1: nothing to train on")
+    with_boxes = {content.image_ids[k] for k in usable}
+    for identity, image in content.images.items():
         if with_boxes and identity not in with_boxes:
             name = image["file_name"]
             use = "training leaves it out" if trained else "each detection in it counts as false"
-            findings.warning("empty-image", path, f"image {name} has no box: {use}", name)
-    counts = Counter(boxes.class_names[k] for k in np.flatnonzero(usable))
+            findings.warning("empty-image", f"image {name} has no box: {use}", name)
+    counts = Counter(content.class_names[k] for k in usable)
     for name in names.values():
         if counts and not counts[name]:
-            findings.warning("empty-class", path, f"category {name!r} has no box", name)
+            findings.warning("empty-class", f"category {name!r} has no box", name)
+    boxes = zip(content.image_ids, content.class_names, map(tuple, content.xywh), strict=True)
     seen = set()
-    for k, box in enumerate(boxes.xywh.tolist()):
-        key = (boxes.image_ids[k], boxes.class_names[k], *box)
-        if key in seen:
-            identity = boxes.annotation_ids[k]
+    for identity, box in zip(content.annotation_ids, boxes, strict=True):
+        if box in seen:
             problem = f"annotation {identity}: its image has the same box of the same class twice"
-            findings.warning("duplicate-box", path, problem, identity)
-        seen.add(key)
+            findings.warning("duplicate-box", problem, identity)
+        seen.add(box)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partialmethod
+from os import PathLike
 from typing import Any
 
 from dgnet_det.errors import UserError
@@ -35,43 +36,36 @@ class Finding:
 
 
 class Findings:
-    """A collection that puts cases of one kind in one file together."""
+    """Findings in a file, and in others with which they are collected."""
 
-    def __init__(self) -> None:
-        self._by_kind: dict[tuple[str, str], Finding] = {}
+    def __init__(self, file: str | PathLike[str] = "", others: "Findings | None" = None) -> None:
+        self.file = str(file)
+        self._found: dict[tuple[str, str], Finding] = others._found if others else {}
 
-    def add(
-        self,
-        severity: str,
-        kind: str,
-        file: str,
-        problem: str | UserError,
-        case: Any = "",
-        where: str | None = None,
+    def of_file(self, file: str) -> "Findings":
+        """Findings in another file, which are collected here too."""
+        return Findings(file, self)
+
+    def _add(
+        self, severity: str, kind: str, problem: Any, case: Any = "", where: Any = None
     ) -> None:
-        """Add a case.
-
-        Args:
-            severity, kind: as in :class:`Finding`.
-            file: the JSON file or dataset that is checked.
-            problem: what is wrong and how to mend it, or an exception that says this and where. Of
-                a kind's cases, only the first's is kept.
-            case: the name of the image, class or annotation.
-            where: the file to look at, if it is another.
-        """
-        told = str(problem) if isinstance(problem, UserError) else f"{where or file}: {problem}"
+        told = (
+            str(problem) if isinstance(problem, UserError) else f"{where or self.file}: {problem}"
+        )
         first = Finding(severity, kind, " ".join(told.split()))
-        finding = self._by_kind.setdefault((file, kind), first)
+        finding = self._found.setdefault((self.file, kind), first)
         finding.count += 1
         if len(finding.cases) < NUM_CASES_NAMED and str(case):
             finding.cases.append(str(case))
 
-    error = partialmethod(add, "error")
-    warning = partialmethod(add, "warning")
+    # Add a case of a kind. Of the problem, what is wrong and how to mend it, or an exception that
+    # says this, only the first case's is kept. ``where`` is the file to look at, if it is another.
+    error = partialmethod(_add, "error")
+    warning = partialmethod(_add, "warning")
 
     def of(self, severity: str) -> list[Finding]:
-        """Those of one severity, in the order in which they were found."""
-        return [f for f in self._by_kind.values() if f.severity == severity]
+        """Those of one severity in all files, in the order in which they were found."""
+        return [f for f in self._found.values() if f.severity == severity]
 
     def raise_first_error(self) -> None:
         """Raise the first error, if there is one, as a :class:`UserError`."""

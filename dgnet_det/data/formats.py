@@ -7,7 +7,7 @@ import cmath
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -33,13 +33,8 @@ FRACTION_LIMIT = 1.01
 
 
 class Box(NamedTuple):
-    """An object.
-
-    Attributes:
-        name: of its class.
-        ltrb: left, top, right and bottom, as the file counts them.
-        crowd: whether training and evaluation leave it out: it is *difficult*, or a group.
-    """
+    """An object: its class, its left, top, right and bottom as the file counts them, and whether
+    training and evaluation leave it out, as it is *difficult* or a group."""
 
     name: str
     ltrb: tuple[float, float, float, float]
@@ -136,7 +131,7 @@ def read_csv(path: Path) -> list[Entry]:
     row without coordinates is an image without objects.
     """
     rows = _csv_rows(path)
-    columns = csv_columns(path)
+    columns = _csv_columns(rows)
     if missing := [name for name in HEADERLESS if name not in columns]:
         names = " or ".join(CSV_COLUMNS[missing[0]])
         raise UserError(f"{path}: no column {names}: its first line must name the columns")
@@ -156,19 +151,23 @@ def read_csv(path: Path) -> list[Entry]:
     return [entry._replace(fractions=fractions) for entry in entries.values()]
 
 
-def csv_columns(path: Path) -> dict[str, int]:
-    """The numbers of a CSV file's columns, by what is in them; empty if none is known."""
-    header = next(iter(_csv_rows(path)), [])
-    names = [name.strip().lower() for name in header]
+def has_box_columns(path: Path) -> bool:
+    """Whether a CSV file has all columns of boxes."""
+    return set(HEADERLESS) <= _csv_columns(_csv_rows(path)).keys()
+
+
+def _csv_columns(rows: list[list[str]]) -> dict[str, int]:
+    """The numbers of the columns, by what is in them; empty if none is known."""
+    header = [name.strip().lower() for name in rows[0]] if rows else []
     found = {
-        names.index(alias): meaning
+        meaning: header.index(alias)
         for meaning, aliases in CSV_COLUMNS.items()
         for alias in reversed(aliases)
-        if alias in names
+        if alias in header
     }
     if not found and len(header) == len(HEADERLESS):
-        found = dict(enumerate(HEADERLESS))
-    return {meaning: k for k, meaning in found.items()}
+        found = {meaning: k for k, meaning in enumerate(HEADERLESS)}
+    return found
 
 
 def read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> Entry:
@@ -199,6 +198,16 @@ def read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> En
             raise UserError(f"{where}: not fractions of the image: divide by its width and height")
         boxes.append(box)
     return Entry(path, (path.stem,), boxes, fractions=True)
+
+
+# By format: the ending of its files, and what gives the images of one.
+READERS: dict[str, tuple[str, Callable[[Path], list[Entry]]]] = {
+    "voc": (".xml", read_voc),
+    "labelme": (".json", read_labelme),
+    "cvat": (".xml", read_cvat),
+    "csv": (".csv", read_csv),
+}
+FORMATS = (*READERS, "yolo")
 
 
 def read_text(path: Path) -> str:

@@ -2,19 +2,22 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from dgnet_det.data.coco_checks import size_of
 from dgnet_det.data.findings import Findings
+from dgnet_det.data.images import ORIENTATION, is_animation, turned_size, wide_pixels
 
+LEARNED_BY_HEART = "AP would be that of images learned by heart; take it out of one of the two"
 # Pixels that Pillow converts to RGB, but not to what a person sees or means.
 ODD_MODES = {
     "CMYK": "CMYK colours, as for print: they differ on conversion to RGB",
@@ -23,7 +26,6 @@ ODD_MODES = {
     "LA": "transparency, which is dropped: see what lies under it",
     "1": "only black and white",
 }
-SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation tag that swap width and height
 
 
 class ImageFile(NamedTuple):
@@ -31,56 +33,59 @@ class ImageFile(NamedTuple):
 
     Attributes:
         size: width and height as stored, pixels.
-        orientation: the EXIF tag: 1 is upright.
+        upright_size: the same as Detectron2 reads the image, which follows its EXIF tag.
+        turned: whether that tag turns or mirrors it.
         mode: Pillow's name of the pixel format.
-        frames: pictures in the file.
+        problem: of the pixels, which makes :func:`read_image` refuse them.
+        animation: whether there are more pictures in the file.
         digest: of the file's bytes.
     """
 
     size: tuple[int, int]
-    orientation: int
+    upright_size: tuple[int, int]
+    turned: bool
     mode: str
-    frames: int
+    problem: str
+    animation: bool
     digest: str
-
-    @property
-    def upright_size(self) -> tuple[int, int]:
-        """Width and height as Detectron2 reads the image, which follows the EXIF tag."""
-        return self.size[::-1] if self.orientation in SIDEWAYS else self.size
 
 
 def check_presence(
-    path: str,
-    images: Sequence[dict[str, Any]],
+    images: Collection[dict[str, Any]],
     image_root: str,
     findings: Findings,
     mend: str = "give the folder that the file names start from",
 ) -> list[dict[str, Any]]:
-    """Check that image files exist.
+    """Check that image files exist, by one listing of each folder that they are in.
 
     Args:
-        path: of the JSON file that lists them, for messages.
         images: sound entries of 'images'.
         image_root: the folder that file names start from.
-        findings: what is found is added to these.
+        findings: of the JSON file; what is found is added.
         mend: what to do where nothing better can be told.
 
     Returns:
         The entries whose file exists.
     """
+
+    @cache
+    def listing(folder: str) -> set[str]:
+        return set(PathManager.ls(folder)) if PathManager.isdir(folder) else set()
+
+    @cache
+    def lower_case() -> dict[str, str]:
+        return {name.lower(): name for name in listing(image_root)}
+
     present = []
-    in_folder: dict[str, str] | None = None
     for image in images:
-        name = image["file_name"]
-        where = os.path.join(image_root, name)
-        if PathManager.isfile(where):
+        where = os.path.join(image_root, image["file_name"])
+        folder, name = os.path.split(where)
+        if name in listing(folder):
             present.append(image)
-            continue
-        if in_folder is None:
-            in_folder = {entry.lower(): entry for entry in PathManager.ls(image_root)}
-        hint = _where_it_is(name, in_folder) or mend
-        problem = f"no such image, listed in {path}: {hint}"
-        findings.error("missing-image", path, problem, name, where)
+        else:
+            hint = _where_it_is(image["file_name"], lower_case()) or mend
+            problem = f"no such image, listed in {findings.file}: {hint}"
+            findings.error("missing-image", problem, image["file_name"], where)
     return present
 
 
@@ -99,37 +104,32 @@ def _where_it_is(name: str, in_folder: dict[str, str]) -> str | None:
 
 
 def check_files(
-    path: str, images: Sequence[dict[str, Any]], image_root: str, findings: Findings
+    images: Collection[dict[str, Any]], image_root: str, findings: Findings
 ) -> dict[str, ImageFile]:
     """Decode image files and check what is in them. Shows its progress.
 
     Args:
-        path: of the JSON file that lists them, for messages.
         images: sound entries of 'images' whose file exists.
-        image_root: the folder that file names start from.
-        findings: what is found is added to these.
+        image_root, findings: as for :func:`check_presence`.
 
     Returns:
         The files that decode, by file name.
     """
-    names = [image["file_name"] for image in images]
+    paths = [os.path.join(image_root, image["file_name"]) for image in images]
     files: dict[str, ImageFile] = {}
     first_with: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
-        read = pool.map(read_image_file, [os.path.join(image_root, name) for name in names])
-        progress = tqdm(read, total=len(names), desc="images", unit="image")
-        for image, file in zip(images, progress, strict=True):
+        read = tqdm(pool.map(read_image_file, paths), total=len(paths), desc="images", unit="image")
+        for image, path, file in zip(images, paths, read, strict=True):
             name = image["file_name"]
-            where = os.path.join(image_root, name)
             if isinstance(file, str):
-                findings.error("undecodable-image", path, file, name, where)
+                findings.error("undecodable-image", file, name, path)
                 continue
             files[name] = file
-            _check_file(path, where, image, file, findings)
+            _check_file(image, path, file, findings)
             twin = first_with.setdefault(file.digest, name)
             if twin != name:
-                problem = f"the same file as {twin}"
-                findings.warning("duplicate-image", path, problem, name, where)
+                findings.warning("duplicate-image", f"the same file as {twin}", name, path)
     return files
 
 
@@ -140,26 +140,19 @@ def read_image_file(path: str) -> ImageFile | str:
             content = file.read()
         with Image.open(BytesIO(content)) as image:
             image.load()
-            return ImageFile(
-                image.size,
-                image.getexif().get(ExifTags.Base.Orientation, 1),
-                image.mode,
-                getattr(image, "n_frames", 1),
-                hashlib.sha256(content).hexdigest(),
-            )
+            upright, digest = turned_size(image), hashlib.sha256(content).hexdigest()
+            turned = image.getexif().get(ORIENTATION, 1) != 1
+            problem, animation = wide_pixels(image), is_animation(image)
+            return ImageFile(image.size, upright, turned, image.mode, problem, animation, digest)
     except UnidentifiedImageError:
         what = "an empty file" if not content else "no image of a kind that Pillow reads"
         return f"{what}: convert it to PNG or JPEG, or replace it"
     except Exception as error:  # Pillow raises half a dozen kinds
-        reason = " ".join(str(error).split())
-        return f"the image does not decode: {reason}: replace the file"
+        return f"the image does not decode: {' '.join(str(error).split())}: replace the file"
 
 
-def _check_file(
-    path: str, where: str, image: dict[str, Any], file: ImageFile, findings: Findings
-) -> None:
-    name = image["file_name"]
-    stated = size_of(image)
+def _check_file(image: dict[str, Any], path: str, file: ImageFile, findings: Findings) -> None:
+    name, stated = image["file_name"], size_of(image)
     if stated != file.upright_size:
         w, h = file.upright_size
         problem = f"{w} × {h} pixels, but width and height say {stated[0]} × {stated[1]}"
@@ -167,37 +160,29 @@ def _check_file(
             problem += (
                 ": its EXIF tag turns it by 90°; save it upright, and see that its boxes fit then"
             )
-        findings.error("image-size", path, problem, name, where)
-    elif file.orientation != 1:
-        problem = (
-            "its EXIF tag turns it: Detectron2 does so; see that the boxes were drawn on"
-            " the turned image"
-        )
-        findings.warning("image-turned", path, problem, name, where)
-    if file.mode.startswith(("I", "F")):
-        problem = f"{file.mode} pixels: values above 255 become 255; convert to 8 bits"
-        findings.warning("image-16-bit", path, problem, name, where)
+        findings.error("image-size", problem, name, path)
+    elif file.turned:
+        problem = "its EXIF tag turns it: see that the boxes were drawn on the turned image"
+        findings.warning("image-turned", problem, name, path)
+    if file.problem:
+        findings.error("image-16-bit", file.problem, name, path)
     elif file.mode in ODD_MODES:
-        findings.warning(f"image-mode-{file.mode}", path, ODD_MODES[file.mode], name, where)
-    if file.frames > 1:
-        problem = f"holds {file.frames} pictures: only the first is used"
-        findings.warning("image-frames", path, problem, name, where)
+        findings.warning(f"image-mode-{file.mode}", ODD_MODES[file.mode], name, path)
+    if file.animation:
+        problem = "holds several pictures: only the first is read"
+        findings.warning("image-animation", problem, name, path)
 
 
 def compare_images(
-    train_path: str,
-    train: dict[str, ImageFile],
-    val_path: str,
-    val: dict[str, ImageFile],
-    findings: Findings,
+    train_path: str, train: dict[str, ImageFile], val: dict[str, ImageFile], findings: Findings
 ) -> None:
-    """Check that two files list no image in common, by content, and none of one name that may be
-    the same saved anew.
+    """Check that two sets have no image in common, by content, and none of one name that may be the
+    same saved anew.
 
     Args:
-        train_path, val_path: the JSON files, for messages.
+        train_path: the JSON file of the training set.
         train, val: what :func:`check_files` returned for them.
-        findings: what is found is added to these.
+        findings: of the validation set.
     """
     trained = {file.digest: name for name, file in train.items()}
     names = {os.path.basename(name): name for name in train}
@@ -205,31 +190,10 @@ def compare_images(
         namesake = names.get(os.path.basename(name))
         if file.digest in trained:
             problem = f"{name} is the same image as {trained[file.digest]} of {train_path}"
-            _add_shared(val_path, problem, name, findings)
+            findings.error("shared-image", f"{problem}: {LEARNED_BY_HEART}", name)
         elif namesake is not None:
             problem = (
                 f"{name} has the name of {namesake} of {train_path}, and other bytes: see that it"
                 " is not the same picture saved anew"
             )
-            findings.warning("shared-name", val_path, problem, name)
-
-
-def compare_image_paths(
-    train_root: str,
-    train: Iterable[dict[str, Any]],
-    val_path: str,
-    val_root: str,
-    val: Iterable[dict[str, Any]],
-    findings: Findings,
-) -> None:
-    """The same by the files' paths, without reading them."""
-    trained = {os.path.abspath(os.path.join(train_root, i["file_name"])) for i in train}
-    for image in val:
-        file = os.path.join(val_root, image["file_name"])
-        if os.path.abspath(file) in trained:
-            _add_shared(val_path, f"{file} is in the training set too", file, findings)
-
-
-def _add_shared(val_path: str, problem: str, name: str, findings: Findings) -> None:
-    mend = "AP would be that of images learned by heart; take it out of one of the two"
-    findings.error("shared-image", val_path, f"{problem}: {mend}", name)
+            findings.warning("shared-name", problem, name)

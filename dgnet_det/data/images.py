@@ -16,6 +16,8 @@ from PIL import ExifTags, Image
 
 from dgnet_det.errors import UserError
 
+ORIENTATION = ExifTags.Base.Orientation
+
 
 def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]:
     """Files as given, the images directly in folders, by name, and what patterns such as
@@ -54,7 +56,7 @@ def spread_images(dataset: str, num: int) -> list[dict[str, Any]]:
         UserError: ``num`` is below 1.
     """
     if num < 1:
-        raise UserError(f"--num {num}: give at least 1")
+        raise UserError(f"{num} images: give at least 1")
     images = DatasetCatalog.get(dataset)
     num = min(num, len(images))
     return [images[k * len(images) // num] for k in range(num)]
@@ -120,7 +122,7 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def turned_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after turning by the EXIF tag."""
-    sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    sideways = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
     return image.size[::-1] if sideways else image.size
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgnet_det.data.findings import Findings, first_few
-from dgnet_det.data.formats import Box, Entry
+from dgnet_det.data.formats import Box
 from dgnet_det.data.images import upright_size
 from dgnet_det.data.layouts import detect_format, find_labelled, find_yolo
 from dgnet_det.errors import UserError
@@ -49,11 +49,11 @@ def read_dataset(
     evaluation neither asks for them nor counts a detection there as false.
 
     Args:
-        path: its folder, or the file that has its annotations or describes it.
+        path: the folder, or the file that has its annotations or describes it.
         findings: what may be wrong is added to these.
         layout: one of ``FORMATS``; None: what the folder looks like.
-        images: the folder of the images, where the layout does not tell.
-        classes: the classes in order, where the data do not say; empty: those of the data, by name.
+        images: a folder of the images that is not below ``path``.
+        classes: the classes in order; empty: YOLO's own, else those of the data, by name.
         origin: 1 where coordinates count pixels from 1, both ends in the box, as Pascal VOC says; 0
             where they are edges. None: 0, but 1 for Pascal VOC without any coordinate below 1,
             since many tools write edges under its names.
@@ -67,49 +67,40 @@ def read_dataset(
     if layout == "yolo":
         if images is not None or origin is not None:
             raise UserError(f"{path}: YOLO tells the images and has no origin: leave both out")
-        names, labelled = find_yolo(path, findings, classes)
+        names, labelled = find_yolo(path, classes, findings)
     else:
-        labelled = list(find_labelled(path, layout, findings, images))
-        found = {box.name for each in labelled for box in each.entry.boxes}
-        names = list(classes) or sorted(found)
-        for name in sorted(found - set(names)):
-            findings.error("class", str(path), f"class {name!r} is not among those given", name)
+        names, labelled = list(classes), find_labelled(path, layout, images, findings)
     findings.raise_first_error()
+    boxes = [box for _, _, entry in labelled for box in entry.boxes]
+    names = names or sorted({box.name for box in boxes})
     if not names:
         raise UserError(f"{path}: no object in any file: there is nothing to learn")
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path}: the class {repeated[0]!r} is given twice")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{path}: the class {name!r} is given twice")
+    for name in sorted({box.name for box in boxes} - set(names)):
+        raise UserError(f"{path}: class {name!r} is not among those given")
     if origin is None:
-        boxes = [box.ltrb for each in labelled for box in each.entry.boxes]
-        origin = int(layout == "voc" and all(min(ltrb) >= 1 for ltrb in boxes))
-    dataset = Dataset(names, {})
+        origin = int(layout == "voc" and all(min(box.ltrb) >= 1 for box in boxes))
+    splits: dict[str, list[LabelledImage]] = {}
     for split, image, entry in labelled:
         try:
             size = upright_size(image)
         except UserError as error:
-            findings.error("image", str(path), error, image.name)
+            findings.error("image", error, image.name)
             continue
-        _check_entry(str(path), image, size, entry, findings)
+        if entry.size not in (None, size):
+            problem = f"the image has {size[0]} × {size[1]} pixels, {entry.file.name} says"
+            problem += " {} × {}: see that the boxes fit".format(*entry.size)
+            findings.warning("size", problem, image.name, image)
+        if entry.others:
+            problem = f"has {first_few(entry.others)}: left out, as all that is no box or polygon"
+            findings.warning("shape", problem, image.name, entry.file)
         scale = size if entry.fractions else (1, 1)
         objects = [_annotation(box, names, scale, origin) for box in entry.boxes]
-        dataset.splits.setdefault(split, []).append(LabelledImage(image, size, objects))
+        splits.setdefault(split, []).append(LabelledImage(image, size, objects))
     findings.raise_first_error()
-    return dataset
-
-
-def _check_entry(
-    path: str, image: Path, size: tuple[int, int], entry: Entry, findings: Findings
-) -> None:
-    if entry.size not in (None, size):
-        problem = (
-            f"the image has {size[0]} × {size[1]} pixels, {entry.file.name} says {entry.size[0]} ×"
-            f" {entry.size[1]}: see that the boxes fit"
-        )
-        findings.warning("size", path, problem, image.name, str(image))
-    if entry.others:
-        problem = f"has {first_few(entry.others)}: left out, as all that is no box or polygon"
-        findings.warning("shape", path, problem, image.name, str(entry.file))
+    return Dataset(names, splits)
 
 
 def _annotation(

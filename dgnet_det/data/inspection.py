@@ -12,21 +12,14 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from dgnet_det.data.anchors import compare_anchors, percentiles
-from dgnet_det.data.coco_checks import (
-    Boxes,
-    category_names,
-    check_coco,
-    compare_categories,
-    read_coco,
-)
+from dgnet_det.data.coco import read_coco
+from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.image_checks import ImageFile, check_files, check_presence, compare_images
 from dgnet_det.errors import UserError
 
 # COCO's limits between small, medium and large: the side of a square, pixels of the image.
 SMALL, LARGE = 32, 96
-# Errors after which there is no sense in comparing the categories of two files.
-UNSOUND_CATEGORIES = ("category-keys", "duplicate-category-id", "duplicate-category-name")
 # With fewer boxes, a class is hardly learned, and its AP mostly chance.
 FEW_BOXES = 20
 # Share of boxes that anchors should meet.
@@ -34,19 +27,12 @@ ENOUGH_MET = 0.9
 
 
 class Split(NamedTuple):
-    """A dataset that was looked at.
-
-    Attributes:
-        json_file, image_root: as given.
-        coco: the content of the file.
-        boxes: those that are sound.
-        files: the images that decode, by file name.
-    """
+    """A dataset that was looked at: its file and image folder, what is sound of the file, and the
+    images that decode, by file name."""
 
     json_file: str
     image_root: str
-    coco: dict[str, Any]
-    boxes: Boxes
+    content: Content
     files: dict[str, ImageFile]
 
 
@@ -56,7 +42,8 @@ def inspect(
     """Check a dataset, or a training and a validation set, with all their images.
 
     Args:
-        cfg: the config whose anchors and image size the boxes are compared with.
+        cfg: the config whose anchors and image size the boxes are compared with, and whose model
+            may want masks or keypoints.
         train: the COCO JSON file and the image folder.
         val: the same of the validation set. Without, ``train`` is taken for both uses.
 
@@ -66,80 +53,67 @@ def inspect(
         the training boxes; None where boxes are wrong or missing).
     """
     findings = Findings()
-    first = _look(*train, findings, trained=True, evaluated=val is None)
-    second = _look(*val, findings, trained=False, evaluated=True) if val else None
+    first = _look(cfg, *train, findings, trained=True, evaluated=val is None)
+    second = _look(cfg, *val, findings, trained=False, evaluated=True) if val else None
+    wrong = {finding.kind for finding in findings.of("error")}
     if first and second:
-        _compare(first, second, findings)
+        of_val = findings.of_file(second.json_file)
+        if not any(kind.startswith("category-") for kind in wrong):
+            compare_categories(first.json_file, of_val)
+        compare_images(first.json_file, first.files, second.files, of_val)
     anchors = None
     if first:
-        usable = (first.boxes.xywh[:, 2:] > 0).all(axis=1) & ~first.boxes.crowd
-        wrong = any(finding.kind.startswith("bbox") for finding in findings.of("error"))
-        if usable.any() and not wrong:
-            anchors = compare_anchors(
-                cfg, first.boxes.xywh[usable], first.boxes.image_sizes[usable]
-            )
-            _check_anchors(first.json_file, anchors, findings)
-        _check_class_sizes(first, findings)
+        _, xywh, image_sizes, *_, crowd = first.content
+        usable = (xywh[:, 2:] > 0).all(axis=1) & ~crowd
+        if usable.any() and not any("bbox" in kind for kind in wrong):
+            anchors = compare_anchors(cfg, xywh[usable], image_sizes[usable])
+        _check_training(first, anchors, findings.of_file(first.json_file))
     splits = [split for split in (first, second) if split]
     found = {
         f"{severity}s": [vars(each) | {"line": each.line()} for each in findings.of(severity)]
         for severity in ("error", "warning")
     }
-    return {
-        **found,
-        "datasets": [describe(split, splits) for split in splits],
-        "anchors": anchors,
-    }
+    return found | {"datasets": [describe(split, splits) for split in splits], "anchors": anchors}
 
 
 def _look(
-    json_file: str, image_root: str, findings: Findings, *, trained: bool, evaluated: bool
+    cfg: CfgNode,
+    json_file: str,
+    image_root: str,
+    findings: Findings,
+    *,
+    trained: bool,
+    evaluated: bool,
 ) -> Split | None:
     """All checks of one dataset; None if its file cannot be read."""
+    of_file = findings.of_file(json_file)
     try:
         if not os.path.isdir(image_root):
             raise UserError(f"{image_root}: no such image folder")
-        coco = read_coco(json_file)
+        content = check_coco(cfg, of_file, trained=trained, evaluated=evaluated)
     except UserError as error:
-        findings.error("unreadable", json_file, error)
+        of_file.error("unreadable", error)
         return None
-    images, boxes = check_coco(json_file, coco, findings, trained=trained, evaluated=evaluated)
-    present = check_presence(json_file, list(images.values()), image_root, findings)
-    files = check_files(json_file, present, image_root, findings)
-    return Split(json_file, image_root, coco, boxes, files)
+    present = check_presence(content.images.values(), image_root, of_file)
+    files = check_files(present, image_root, of_file)
+    return Split(json_file, image_root, content, files)
 
 
-def _compare(train: Split, val: Split, findings: Findings) -> None:
-    if not any(finding.kind in UNSOUND_CATEGORIES for finding in findings.of("error")):
-        compare_categories(
-            train.json_file,
-            category_names(train.coco),
-            val.json_file,
-            category_names(val.coco),
-            findings,
-        )
-    compare_images(train.json_file, train.files, val.json_file, val.files, findings)
-
-
-def _check_anchors(path: str, anchors: dict[str, Any], findings: Findings) -> None:
-    if anchors["config"]["meet"] < ENOUGH_MET:
+def _check_training(split: Split, anchors: dict[str, Any] | None, findings: Findings) -> None:
+    """Warn where anchors meet few boxes, and where classes have few."""
+    if anchors and anchors["config"]["meet"] < ENOUGH_MET:
         better = anchors["suggested"]
-        mend = (
-            f"{better['override']} would meet {better['meet']:.0%}"
-            if better
-            else "a larger INPUT.MIN_SIZE_TRAIN may help"
-        )
+        mend = "a larger INPUT.MIN_SIZE_TRAIN may help"
+        if better:
+            mend = f"{better['override']} would meet {better['meet']:.0%}"
         problem = f"the config's anchors meet {anchors['config']['meet']:.0%} of the boxes: {mend}"
-        findings.warning("anchors", path, problem)
-
-
-def _check_class_sizes(split: Split, findings: Findings) -> None:
-    crowd = split.boxes.crowd
-    counts = Counter(split.boxes.class_names[k] for k in np.flatnonzero(~crowd))
+        findings.warning("anchors", problem)
+    usable = np.flatnonzero(~split.content.crowd)
+    counts = Counter(split.content.class_names[k] for k in usable)
     for name, count in reversed(counts.most_common()):
         if count < FEW_BOXES:
             problem = f"category {name!r} has {count} boxes to learn from"
-            findings.warning("few-boxes", split.json_file, problem, name)
+            findings.warning("few-boxes", problem, name)
 
 
 def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
@@ -150,25 +124,24 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
         splits: all datasets that are looked at; images of its folder that none of them lists are
             counted.
     """
-    usable = ~split.boxes.crowd
-    xywh = split.boxes.xywh[usable]
-    image_ids = [split.boxes.image_ids[k] for k in np.flatnonzero(usable)]
-    class_names = [split.boxes.class_names[k] for k in np.flatnonzero(usable)]
-    boxes_of = Counter(class_names)
-    images_of = Counter(name for name, _ in set(zip(class_names, image_ids, strict=True)))
-    names = [str(category.get("name")) for category in split.coco["categories"]]
-    per_image = Counter(image_ids)
+    content, coco = split.content, read_coco(split.json_file)
+    usable = np.flatnonzero(~content.crowd)
+    xywh = content.xywh[usable]
+    objects = [(content.class_names[k], content.image_ids[k]) for k in usable]
+    boxes_of, images_of = (Counter(name for name, _ in each) for each in (objects, set(objects)))
+    per_image = Counter(image for _, image in objects)
     sizes = Counter(file.upright_size for file in split.files.values())
     sides = np.sqrt(xywh[:, 2:].clip(0).prod(axis=1))
     positive = (xywh[:, 2:] > 0).all(axis=1)
+    names = [str(c.get("name")) for c in coco["categories"] if isinstance(c, dict)]
     return {
         "json": split.json_file,
         "image_folder": split.image_root,
-        "images": len(split.coco["images"]),
+        "images": len(coco["images"]),
         "images_with_boxes": len(per_image),
         "images_not_listed": _count_unlisted(split, splits),
         "boxes": len(xywh),
-        "crowd_boxes": int(split.boxes.crowd.sum()),
+        "crowd_boxes": int(content.crowd.sum()),
         "boxes_per_image": {
             "median": statistics.median(per_image.values()) if per_image else 0,
             "max": max(per_image.values(), default=0),
@@ -180,11 +153,7 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
             "largest": max(sizes, key=math.prod, default=None),
         },
         "box_sizes": percentiles(sides) if len(sides) else None,
-        "small_medium_large": [
-            int((sides < SMALL).sum()),
-            int(((sides >= SMALL) & (sides < LARGE)).sum()),
-            int((sides >= LARGE).sum()),
-        ],
+        "small_medium_large": np.histogram(sides, [0, SMALL, LARGE, np.inf])[0].tolist(),
         "ratios": percentiles(xywh[positive, 3] / xywh[positive, 2]) if positive.any() else None,
         "classes": [
             {"name": name, "boxes": boxes_of[name], "images": images_of[name]} for name in names
@@ -195,9 +164,9 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
 def _count_unlisted(split: Split, splits: Sequence[Split]) -> int:
     """Images in the folder of a dataset that no dataset lists."""
     listed = {
-        os.path.abspath(os.path.join(other.image_root, str(image.get("file_name"))))
+        os.path.abspath(os.path.join(other.image_root, image["file_name"]))
         for other in splits
-        for image in other.coco["images"]
+        for image in other.content.images.values()
     }
     suffixes = Image.registered_extensions()
     found = (

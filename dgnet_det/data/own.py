@@ -1,35 +1,93 @@
 """A user's own datasets: COCO JSON files and image folders that the config names."""
 
+import logging
 import os
 from collections.abc import Collection
-from typing import NamedTuple
+from functools import partial, reduce
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
-from dgnet_det.data.checks import NUM_CLASSES_KEYS
-from dgnet_det.data.classes import read_class_names, set_num_classes
-from dgnet_det.data.tasks import register_keypoints, use_own_keypoints
+from dgnet_det.data.classes import NUM_CLASSES_KEYS
+from dgnet_det.data.coco import category_names, load_dicts, read_coco
 from dgnet_det.errors import UserError
 
-
-class OwnDataset(NamedTuple):
-    """A split that the config names by its files. Its name in Detectron2's catalog is that of its
-    JSON file."""
-
-    split: str  # "TRAIN" or "VAL"
-    json_file: str
-    images: str
+NUM_COCO_KEYPOINTS = 17  # for which COCO gives the spreads that its metric uses
 
 
-def own_datasets(cfg: CfgNode) -> list[OwnDataset]:
-    """The datasets of ``DATASETS.TRAIN_JSON`` and ``DATASETS.VAL_JSON``, where they are set.
+def use_own_datasets(cfg: CfgNode, given: Collection[str] = ()) -> None:
+    """Register the config's own datasets, if it names any, and make the config follow them.
+
+    ``DATASETS.TRAIN`` and ``DATASETS.TEST`` become theirs (empty for a split that is not named),
+    and every meta-architecture's number of classes, and of keypoints, that of the training set, or
+    of the validation set where that is the only one named. A file that is not there, as where a
+    trained detector is deployed, leaves these numbers as they were.
+
+    Args:
+        cfg: not frozen; changed in place.
+        given: keys that the user overrides. Those must not contradict the data.
 
     Raises:
-        UserError: a JSON file is named without its image folder, or the other way about.
+        UserError: a JSON file is named without its image folder, or the other way about, or is not
+            in COCO format; an override contradicts the data.
     """
-    datasets = []
+    named = _own_datasets(cfg)
+    if not named:
+        return
+    for key, split in (("TRAIN", "TRAIN"), ("TEST", "VAL")):
+        own = (named[split][0],) if split in named else ()
+        if f"DATASETS.{key}" in given and tuple(cfg.DATASETS[key]) != own:
+            raise UserError(
+                f"DATASETS.{key} {cfg.DATASETS[key]}: the config names its data by"
+                " DATASETS.TRAIN_JSON and DATASETS.VAL_JSON; set those and their image folders to"
+                " '' to use registered datasets"
+            )
+        cfg.DATASETS[key] = own
+    register_own_datasets(cfg)
+
+    json_file = next(iter(named.values()))[0]
+    if not os.path.isfile(json_file):
+        return
+    groups = sorted(set(NUM_CLASSES_KEYS.values()))
+    counts = {f"MODEL.{g}.NUM_CLASSES": len(category_names(json_file)) for g in groups}
+    if cfg.MODEL.KEYPOINT_ON:
+        keypoints = MetadataCatalog.get(json_file).keypoint_names
+        counts["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] = len(keypoints)
+    for key, count in counts.items():
+        noun = "keypoints" if "KEYPOINT" in key else "categories"
+        value = reduce(getattr, key.split("."), cfg)
+        if key in given and value != count:
+            raise UserError(
+                f"{key} {value}: {json_file} has {count} {noun}; leave the key out, the data decide"
+            )
+        cfg.merge_from_list([key, count])
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or NUM_COCO_KEYPOINTS
+    if cfg.MODEL.KEYPOINT_ON and sigmas != len(keypoints):
+        raise UserError(
+            f"TEST.KEYPOINT_OKS_SIGMAS: {sigmas} values, but {json_file} has {len(keypoints)}"
+            " keypoints: give one for each, its annotators' spread as a share of the object's size;"
+            " COCO's are 0.026 (eyes) to 0.107 (hips)"
+        )
+
+
+def register_own_datasets(cfg: CfgNode) -> None:
+    """Register the config's own datasets in this process's catalog, in place of what has their
+    names, which are those of their JSON files. Nothing is read yet but keypoints' names."""
+    for json_file, images in _own_datasets(cfg).values():
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.pop(json_file, None)
+        load = partial(load_dicts, json_file, json_file, images, cfg.MODEL.MASK_ON)
+        DatasetCatalog.register(json_file, load)
+        MetadataCatalog.get(json_file).set(
+            json_file=json_file, image_root=images, evaluator_type="coco"
+        )
+        if cfg.MODEL.KEYPOINT_ON and os.path.isfile(json_file):
+            _register_keypoints(json_file)
+
+
+def _own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
+    """The JSON file and image folder of each split that the config names by its files."""
+    named = {}
     for split in ("TRAIN", "VAL"):
         json_file, images = cfg.DATASETS[f"{split}_JSON"], cfg.DATASETS[f"{split}_IMAGES"]
         if json_file and not images:
@@ -42,63 +100,26 @@ def own_datasets(cfg: CfgNode) -> list[OwnDataset]:
                 f"DATASETS.{split}_JSON: empty: name the COCO JSON file of the images in {images}"
             )
         if json_file:
-            datasets.append(OwnDataset(split, json_file, images))
-    return datasets
+            named[split] = json_file, images
+    return named
 
 
-def register_own_datasets(cfg: CfgNode) -> None:
-    """Register the config's own datasets in this process's catalog, in place of what has their
-    names. Nothing is read yet but keypoints' names."""
-    for dataset in own_datasets(cfg):
-        for catalog in (DatasetCatalog, MetadataCatalog):
-            catalog.pop(dataset.json_file, None)
-        register_coco_instances(dataset.json_file, {}, dataset.json_file, dataset.images)
-        if cfg.MODEL.KEYPOINT_ON and os.path.isfile(dataset.json_file):
-            register_keypoints(dataset.json_file)
-
-
-def use_own_datasets(cfg: CfgNode, given: Collection[str] = ()) -> None:
-    """Register the config's own datasets, if it names any, and make the config follow them.
-
-    ``DATASETS.TRAIN`` and ``DATASETS.TEST`` become theirs (empty for a split that is not named),
-    and every meta-architecture's number of classes that of the training set, or of the validation
-    set where that is the only one named. A file that is not there, as where a trained detector is
-    deployed, leaves the number of classes as it was.
-
-    Args:
-        cfg: not frozen; changed in place.
-        given: keys that the command line overrides. Those must not contradict the data.
-
-    Raises:
-        UserError: as :func:`own_datasets`; a JSON file is not in COCO format; an override
-            contradicts the data.
-    """
-    datasets = own_datasets(cfg)
-    if not datasets:
-        return
-    names = {dataset.split: (dataset.json_file,) for dataset in datasets}
-    for key, split in (("TRAIN", "TRAIN"), ("TEST", "VAL")):
-        own = names.get(split, ())
-        if f"DATASETS.{key}" in given and tuple(cfg.DATASETS[key]) != own:
-            raise UserError(
-                f"DATASETS.{key} {cfg.DATASETS[key]}: the config names its data by"
-                f" DATASETS.TRAIN_JSON and DATASETS.VAL_JSON; set those and their image folders to"
-                " '' to use registered datasets"
-            )
-        cfg.DATASETS[key] = own
-    register_own_datasets(cfg)
-
-    json_file = datasets[0].json_file
-    if not os.path.isfile(json_file):
-        return
-    count = len(read_class_names(json_file))
-    for group in sorted(set(NUM_CLASSES_KEYS.values())):
-        key, value = f"MODEL.{group}.NUM_CLASSES", cfg.MODEL[group].NUM_CLASSES
-        if key in given and value != count:
-            raise UserError(
-                f"{key} {value}: {json_file} has {count} categories; leave the key out, the data"
-                " decide"
-            )
-    set_num_classes(cfg, count)
-    if cfg.MODEL.KEYPOINT_ON:
-        use_own_keypoints(cfg, json_file, given)
+def _register_keypoints(json_file: str) -> None:
+    """Tell Detectron2's catalog the keypoints of a file. In mirrored images, each whose name has
+    "left" in it changes places with the one that has "right" instead."""
+    found = [c["keypoints"] for c in read_coco(json_file)["categories"] if c.get("keypoints")]
+    if not found or any(names != found[0] for names in found):
+        raise UserError(
+            f"{json_file}: MODEL.KEYPOINT_ON needs the keypoints' names, the same ones, as"
+            " 'keypoints' of its categories"
+        )
+    names = list(map(str, found[0]))
+    swapped = {name: name.replace("left", "right") for name in names if "left" in name}
+    flip_map = [pair for pair in swapped.items() if pair[1] in names]
+    MetadataCatalog.get(json_file).set(keypoint_names=names, keypoint_flip_map=flip_map)
+    logging.getLogger(__name__).info(
+        "%s: keypoints %s; in mirrored images these change places: %s",
+        json_file,
+        ", ".join(names),
+        ", ".join(f"{a} and {b}" for a, b in flip_map) or "none",
+    )

@@ -5,7 +5,6 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -205,8 +204,7 @@ class Trainer(DefaultTrainer):
             by_name = {names[0]: results} if len(names) == 1 else results
             for name, evaluator in zip(names, evaluators, strict=True):
                 if isinstance(evaluator, Evaluator):
-                    make_loader = partial(cls.build_test_loader, cfg, name)
-                    explain_zero(cfg, model, evaluator, by_name[name], make_loader)
+                    explain_zero(cfg, model, evaluator, by_name[name])
         results.update(gather_spread(spread))
         return results
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dgnet_det.errors import UserError
 from dgnet_det.evaluation.coco import Evaluator, build_image_loader
 from dgnet_det.evaluation.resampling import ResampledAP
-from dgnet_det.modeling.observation import AlphaSpread, dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.observation import dynamic_graphs, record_alpha_spread
 
 RESAMPLES = 1000  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # per cent
@@ -50,9 +50,7 @@ class InterventionResult(NamedTuple):
     # By how much the score of a detection changes on average, by ``mean`` and by ``other``. It is
     # looked for in the same image and class, and counts as 0 where none overlaps it by half.
     score_change: dict[str, float]
-    # Standard deviation of an edge's α over the images: mean and largest of all edges.
-    alpha_std: float
-    alpha_std_max: float
+    spread: dict[str, float]  # of α over the images, as :class:`AlphaSpread` gives it
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON takes it."""
@@ -91,8 +89,8 @@ def intervene(
     loader = build_image_loader(cfg, images)
     evaluators = {name: Evaluator(dataset_name) for name in ("own", "mean", "other")}
     with inference_context(model):
-        returned, spread = _detect(model, loader, evaluators["own"])
-        alpha = _stacked(returned)
+        with record_alpha_spread(model) as spread:
+            alpha = _stacked(_detect(model, loader, evaluators["own"]))
         mean = {name: values.nanmean(dim=0, keepdim=True) for name, values in alpha.items()}
         _detect(model, loader, evaluators["mean"], lambda name, k: mean.get(name))
         rows = torch.as_tensor(another_of_each(len(images)))
@@ -110,8 +108,7 @@ def intervene(
         ap=ap,
         own_minus=own_minus,
         score_change={n: mean_score_change(found["own"], found[n]) for n in own_minus},
-        alpha_std=spread["alpha_std"],
-        alpha_std_max=spread["alpha_std_max"],
+        spread=spread.pop(),
     )
 
 
@@ -164,28 +161,25 @@ def _detect(
     loader: Iterable[list[dict[str, Any]]],
     evaluator: Evaluator,
     instead: Callable[[str, int], Tensor | None] = lambda name, k: None,
-) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
+) -> list[dict[str, Tensor]]:
     """Detect in images with ``instead(name, k)`` in place of what router ``name`` returns for image
     k, and evaluate.
 
     Returns:
-        For each image what the routers returned, [1, K] each by the router's name; and the
-        spread of α.
+        For each image what the routers returned, [1, K] each by the router's name.
     """
     returned: list[dict[str, Tensor]] = []
-    spread = AlphaSpread()
 
     def hook(name: str, output: Tensor) -> Tensor | None:
         returned[-1][name] = output
         return instead(name, len(returned) - 1)
 
     evaluator.reset()
-    with router_hooks(model, hook), record_edge_weights(model) as edge_weights:
+    with router_hooks(model, hook):
         for inputs in tqdm(loader, desc="images", unit="image"):
             returned.append({})
             evaluator.process(inputs, model(inputs))
-            spread.add(edge_weights)
-    return returned, spread.pop()
+    return returned
 
 
 def _stacked(returned: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,15 +6,13 @@ import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation.evaluator import inference_context
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import get_event_storage
 from pycocotools.coco import COCO
@@ -27,7 +25,6 @@ from dgnet_det.data.checks import NUM_CLASSES_KEYS
 from dgnet_det.evaluation.coco import Evaluator
 
 ZERO_AP = 0.05  # per cent, which is printed as 0.0
-NUM_PROBED = 8  # images, to see scores below the threshold
 FEW_ITERATIONS = 100
 FEW_ITERATIONS_FROM_NOTHING = 10_000
 MATCH_IOU = 0.5
@@ -43,9 +40,6 @@ class Evidence:
     model: nn.Module  # as evaluated
     truth: COCO
     found: list[dict[str, Any]]  # detections in COCO's result format
-    # The highest score of a few images without a threshold, None if nothing at all came out. Looked
-    # at only where there are no detections.
-    top_score: float | None = None
     # Of this run; empty and None where a checkpoint is evaluated.
     losses: tuple[float, ...] = ()  # ``total_loss`` of the iterations
     iterations: int | None = None
@@ -60,7 +54,6 @@ def explain_zero(
     model: nn.Module,
     evaluator: Evaluator,
     metrics: Mapping[str, Mapping[str, float]],
-    make_loader: Callable[[], Iterable[list[dict[str, Any]]]],
 ) -> None:
     """Log the likely causes if the box AP is 0 or undefined.
 
@@ -69,13 +62,10 @@ def explain_zero(
         model: as evaluated.
         evaluator: after the evaluation.
         metrics: its result; nothing is said where it has no box AP.
-        make_loader: gives a loader of the evaluated images.
     """
     if metrics.get("bbox", {}).get("AP", math.inf) >= ZERO_AP:
         return
-    score = None if evaluator.found else top_score(model, make_loader())
-    found = evaluator.found
-    evidence = Evidence(cfg, model, evaluator.truth, found, score, *_training_so_far())
+    evidence = Evidence(cfg, model, evaluator.truth, evaluator.found, *_training_so_far())
     causes = likely_causes(evidence) or [
         "none of the usual causes shows: look at tools/visualize_detections.py --threshold 0.05"
     ]
@@ -91,26 +81,6 @@ def likely_causes(evidence: Evidence) -> list[str]:
         return ["the annotation file has no objects to compare with, so AP is not defined"]
     lines = (cause(evidence) for cause in CAUSES)
     return [line for line in lines if line is not None]
-
-
-@torch.no_grad()
-def top_score(model: nn.Module, loader: Iterable[list[dict[str, Any]]]) -> float | None:
-    """The highest score on the first images of a loader with all score thresholds at 0; None if
-    there are no boxes even then."""
-    heads: list[Any] = [m for m in model.modules() if hasattr(m, "test_score_thresh")]
-    thresholds = [head.test_score_thresh for head in heads]
-    scores: list[float] = []
-    try:
-        for head in heads:
-            head.test_score_thresh = 0.0
-        with inference_context(model):
-            for batch in islice(loader, NUM_PROBED):
-                for output in model(batch):
-                    scores += output["instances"].scores.tolist()
-    finally:
-        for head, threshold in zip(heads, thresholds, strict=True):
-            head.test_score_thresh = threshold
-    return max(scores, default=None)
 
 
 def _training_so_far() -> tuple[tuple[float, ...], int | None]:
@@ -205,15 +175,11 @@ def _pixels(e: Evidence) -> str | None:
 def _threshold(e: Evidence) -> str | None:
     if e.found:
         return None
-    if e.top_score is None:
-        return "no boxes come out of the model at all, at any score"
     group = NUM_CLASSES_KEYS.get(e.cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
     threshold = e.cfg.MODEL[group].SCORE_THRESH_TEST
-    if e.top_score >= threshold:
-        return None
     return (
-        f"all scores are below MODEL.{group}.SCORE_THRESH_TEST {threshold:g}: the highest of"
-        f" {NUM_PROBED} images is {e.top_score:.2g}: the classifier has not learned yet"
+        f"nothing is found with a score above MODEL.{group}.SCORE_THRESH_TEST {threshold:g}: the"
+        " classifier has not learned yet; set it to 0 to see what comes out"
     )
 
 

@@ -12,7 +12,7 @@ from detectron2.data.datasets.coco import load_coco_json
 from PIL import Image
 
 from configs import ROOT
-from dgnet_det.data.layouts import FORMATS
+from dgnet_det.data.formats import FORMATS
 from dgnet_det.errors import UserError
 from studies.tree_crowns import find_photographs, read_voc_boxes
 
@@ -387,7 +387,7 @@ BAD_VOC = {
     ),
     "class": ({}, "--classes cat", "", "class 'dog' is not among those given"),
     "has splits": ({}, "--val-share 0.5", None, "the data have splits already: train, val, test"),
-    "yolo too": ({"data.yaml": "names: [a]"}, "", "", "looks like yolo and voc: say which"),
+    "yolo too": ({"data.yaml": "names: [a]"}, "", "", "looks like voc and yolo: say which"),
     "twice": ({}, "--classes cat dog cat", "", "the class 'cat' is given twice"),
 }  # fmt: skip
 BAD_YOLO = {
@@ -404,7 +404,7 @@ BAD_YOLO = {
     "broken yaml": ({"data.yaml": "names: ["}, "", "data.yaml", "no valid YAML"),
     "no split": ({"data.yaml": "names: [a]"}, "", "data.yaml", "neither train nor val"),
     "no folder": (
-        {"data.yaml": "names: [a]\ntrain: gone"}, "", "data.yaml", "train: no such folder"
+        {"data.yaml": "names: [a]\ntrain: gone"}, "", "data.yaml", "train: no image in"
     ),
     "gap in names": ({"data.yaml": "names: {0: a, 2: b}"}, "", "data.yaml", "class 1 is None"),
     "yes": ({"data.yaml": "names: [yes, no]"}, "", "data.yaml", "class 0 is True: give a text"),

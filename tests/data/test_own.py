@@ -1,17 +1,18 @@
 """Datasets that a config names by their files."""
 
+import copy
 import json
-import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
-from dgnet_det.data.classes import class_names, dataset_class_names, read_class_names
+from dgnet_det.data import check_datasets
+from dgnet_det.data.classes import class_names, dataset_class_names
 from dgnet_det.data.own import register_own_datasets
 from dgnet_det.errors import UserError
 
@@ -81,20 +82,15 @@ def test_the_written_config_names_the_same_data(tmp_path: Path) -> None:
     assert yaml.safe_load(load_cfg(str(path)).dump()) == yaml.safe_load(cfg.dump())
 
 
-def registered_names(cfg: CfgNode, queue: multiprocessing.Queue) -> None:
-    before = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in DatasetCatalog]
-    register_own_datasets(cfg)
-    queue.put((before, [len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN]))
-
-
-def test_a_spawned_process_registers_them_for_itself(tmp_path: Path) -> None:
+def test_another_process_registers_them_for_itself(tmp_path: Path) -> None:
+    """What a spawned process is given is the config alone."""
     cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT) + dataset(tmp_path, "VAL", FRUIT))
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=registered_names, args=(cfg, queue))
-    process.start()
-    assert queue.get(timeout=60) == ([], [1])
-    process.join()
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_own_datasets(cfg)
+    assert [len(DatasetCatalog.get(name)) for name in names] == [1, 1]
 
 
 def test_where_the_data_are_not_the_config_still_loads(tmp_path: Path) -> None:
@@ -108,8 +104,11 @@ def test_where_the_data_are_not_the_config_still_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "4"], "NUM_CLASSES 4: .*train.json has 3 categories"),
-        (["DATASETS.TEST", "('coco_2017_val',)"], "DATASETS.TEST .*coco_2017_val.*VAL_JSON"),
+        (
+            ["MODEL.ROI_HEADS.NUM_CLASSES", "4"],
+            "NUM_CLASSES 4: .*train.json has 3 categories; leave",
+        ),
+        (["DATASETS.TEST", "('tree_crowns_val',)"], "DATASETS.TEST .*tree_crowns_val.*VAL_JSON"),
         (["DATASETS.VAL_JSON", "x.json"], "DATASETS.VAL_IMAGES: empty: .*x.json"),
         (["DATASETS.VAL_IMAGES", "x"], "DATASETS.VAL_JSON: empty: .*in x"),
     ],
@@ -124,17 +123,6 @@ def test_an_override_that_agrees_is_none(tmp_path: Path) -> None:
     assert load_cfg(COCO, opts).MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
-@pytest.mark.parametrize(
-    "categories", [[{"id": 1}], [{"name": "a"}], [{"id": 1, "name": "a"}, {"id": "b", "name": "b"}]]
-)
-def test_categories_that_say_too_little(categories: list[dict], tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    coco = {"images": [{"id": 1}], "annotations": [], "categories": categories}
-    path.write_text(json.dumps(coco))
-    with pytest.raises(UserError, match=r"x\.json: .*'categories'"):
-        read_class_names(str(path))
-
-
 def test_names_of_classes(tmp_path: Path) -> None:
     cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT)).clone()
     assert dataset_class_names(["no such dataset", *cfg.DATASETS.TRAIN]) == ["apple", "fig", "pear"]
@@ -144,3 +132,69 @@ def test_names_of_classes(tmp_path: Path) -> None:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     assert class_names(cfg) == ["class 0", "class 1"]
     assert class_names(load_cfg(COCO))[:2] == ["person", "bicycle"]  # Detectron2 knows COCO's
+
+
+KEYPOINT = str(ROOT / "configs/COCO-Keypoints/keypoint_rcnn_DG_R_50_residual_FPN_1x.yaml")
+SIGMAS = ["TEST.KEYPOINT_OKS_SIGMAS", "[0.05, 0.05, 0.05]"]
+POSES: dict[str, Any] = {
+    "images": [{"id": 7, "file_name": "a.png", "width": 80, "height": 64}],
+    "annotations": [
+        {
+            "id": 3, "image_id": 7, "category_id": 1, "iscrowd": 0, "bbox": [4, 10, 30, 40],
+            "area": 1200, "keypoints": [9, 15, 2, 24, 20, 2, 14, 40, 1], "num_keypoints": 3,
+        },
+        # A crowd, as in COCO: no keypoints.
+        {
+            "id": 4, "image_id": 7, "category_id": 1, "iscrowd": 1, "bbox": [4, 10, 30, 40],
+            "area": 1200,
+        },
+    ],
+    "categories": [{"id": 1, "name": "bird", "keypoints": ["beak", "left_wing", "right_wing"]}],
+}  # fmt: skip
+
+
+def check_poses(folder: Path, coco: dict[str, Any], *opts: str) -> str:
+    """Load the config for the data and check them, as ``tools/train_net.py`` does first."""
+    path = folder / "poses.json"
+    path.write_text(json.dumps(coco))
+    (folder / "a.png").touch()
+    keys = ["DATASETS.TRAIN_JSON", str(path), "DATASETS.TRAIN_IMAGES", str(folder)]
+    cfg = load_cfg(KEYPOINT, [*keys, *opts])
+    check_datasets(cfg, cfg.DATASETS.TRAIN)
+    assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 3
+    return str(path)
+
+
+def test_keypoints_are_registered(tmp_path: Path) -> None:
+    metadata = MetadataCatalog.get(check_poses(tmp_path, POSES, *SIGMAS))
+    assert metadata.keypoint_names == ["beak", "left_wing", "right_wing"]
+    assert metadata.keypoint_flip_map == [("left_wing", "right_wing")]
+
+
+@pytest.mark.parametrize(
+    ("opts", "path", "value", "message"),
+    [
+        ([], (), None, "OKS_SIGMAS: 17 values, but .* has 3 keypoints: give one"),
+        (
+            [*SIGMAS, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "4"], (), None,
+            "NUM_KEYPOINTS 4: .* has 3 keypoints; leave the key out",
+        ),
+        (SIGMAS, ("categories", 0, "keypoints"), [], "needs the keypoints' names"),
+        (
+            SIGMAS, ("annotations", 0, "keypoints"), [1, 2, 2],
+            r"annotation 3: keypoints \[1, 2, 2\] is not 9 numbers: x, y and visibility of NUM_K",
+        ),
+    ],
+    ids=["no sigmas", "another number", "no names", "too few"],
+)  # fmt: skip
+def test_what_keypoints_need(
+    tmp_path: Path, opts: list[str], path: tuple, value: Any, message: str
+) -> None:
+    coco: Any = copy.deepcopy(POSES)
+    place = coco
+    for key in path[:-1]:
+        place = place[key]
+    if path:
+        place[path[-1]] = value
+    with pytest.raises(UserError, match=message):
+        check_poses(tmp_path, coco, *opts)

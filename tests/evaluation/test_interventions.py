@@ -108,8 +108,8 @@ def test_a_detector_that_depends_on_its_edge_weights(
         for path in paths:
             predictor(read_image(path, "BGR"))
     stds = np.concatenate([np.std(rows, axis=0, ddof=1) for rows in outputs.values()])
-    assert result.alpha_std == pytest.approx(stds.mean(), rel=1e-3)
-    assert result.alpha_std_max == pytest.approx(stds.max(), rel=1e-3)
+    assert result.spread["alpha_std"] == pytest.approx(stds.mean(), rel=1e-3)
+    assert result.spread["alpha_std_max"] == pytest.approx(stds.max(), rel=1e-3)
 
     # With the mean weights it is the static network of those weights.
     static = small_predictor("faster", *SMALLER, "MODEL.DGNET.EDGE_WEIGHTS", "static")
@@ -124,7 +124,7 @@ def test_a_detector_that_depends_on_its_edge_weights(
     for kind in ("mean", "other"):
         assert unmoved.own_minus[kind] == pytest.approx((0, 0, 0), abs=1e-6)
         assert unmoved.score_change[kind] == pytest.approx(0, abs=1e-6)
-    assert unmoved.alpha_std == pytest.approx(0, abs=1e-6)
+    assert unmoved.spread["alpha_std"] == pytest.approx(0, abs=1e-6)
 
 
 def test_nodes_that_are_absent_in_some_images(tmp_path: Path, paths: list[Path]) -> None:
@@ -140,7 +140,7 @@ def test_nodes_that_are_absent_in_some_images(tmp_path: Path, paths: list[Path])
             predictor(read_image(path, "BGR"))
     assert any(0 < number < len(paths) for number in ran.values())
     result = intervene(predictor.model, predictor.cfg, name)
-    assert np.isfinite([*result.ap.values(), result.alpha_std, result.alpha_std_max]).all()
+    assert np.isfinite([*result.ap.values(), *result.spread.values()]).all()
     assert result.ap["own"] > 95
 
 

@@ -5,17 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 from torch import nn
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.evaluation.coco import Evaluator
-from dgnet_det.evaluation.zero_ap import Evidence, explain_zero, likely_causes, top_score
+from dgnet_det.evaluation.zero_ap import Evidence, explain_zero, likely_causes
 
 TREES = str(
     ROOT / "configs/Tree-Crowns/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml"
@@ -143,12 +141,7 @@ def test_a_sound_run_gives_no_hint() -> None:
             ["anchors meet only 0%", "MODEL.ANCHOR_GENERATOR.SIZES"],
             {"truth": truth(boxes(16, 3)), "found": boxes(16, 3, offset=100)},
         ),
-        (
-            {"found": [], "top_score": 0.031},
-            ["SCORE_THRESH_TEST 0.05", "0.031"],
-            {"found": [], "top_score": 0.06},
-        ),
-        ({"found": [], "top_score": None}, ["no boxes come out"], {"top_score": None}),
+        ({"found": []}, ["score above MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.05"], {}),
     ],
 )  # fmt: skip
 def test_each_cause(changes: dict, parts: list[str], close: dict) -> None:
@@ -157,36 +150,6 @@ def test_each_cause(changes: dict, parts: list[str], close: dict) -> None:
     for part in parts:
         assert part in line
     assert causes(**close) == []
-
-
-SMALL = [
-    "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
-    "MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.DEVICE", "cpu",
-]  # fmt: skip
-
-
-def images(number: int) -> list[list[dict[str, Any]]]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        [{"image": torch.randint(0, 256, (3, 64, 64), generator=generator).byte()}]
-        for _ in range(number)
-    ]
-
-
-def test_the_top_score_is_that_without_a_threshold() -> None:
-    strict = build_model(config(*SMALL, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")).train()
-    lenient = build_model(config(*SMALL, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")).eval()
-    lenient.load_state_dict(strict.state_dict())
-    with torch.no_grad():
-        expected = max(float(lenient(x)[0]["instances"].scores.max()) for x in images(8))
-    # Of the ninth image no score counts.
-    assert top_score(strict, images(9)) == expected
-    assert strict.training
-    assert strict.roi_heads.box_predictor.test_score_thresh == 1.0
-
-
-def test_images_without_boxes_have_no_top_score() -> None:
-    assert top_score(nn.Linear(1, 1), []) is None
 
 
 class Evaluated(Evaluator):
@@ -212,12 +175,12 @@ def test_hints_come_with_an_ap_of_0_alone(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         evaluator = Evaluated(boxes(7, 3, offset=100))
-        explain_zero(config(), nn.Linear(2, 2), evaluator, metrics, lambda: [])
+        explain_zero(config(), nn.Linear(2, 2), evaluator, metrics)
     assert ("sides of 7 and 60 pixels" in caplog.text) is said
     assert ("Likely causes" in caplog.text) is said
 
 
 def test_where_nothing_shows_the_next_step_is_said(caplog: pytest.LogCaptureFixture) -> None:
     evaluator = Evaluated(SOUND["found"])
-    explain_zero(config(), nn.Linear(2, 2), evaluator, {"bbox": {"AP": 0.0}}, lambda: [])
+    explain_zero(config(), nn.Linear(2, 2), evaluator, {"bbox": {"AP": 0.0}})
     assert "none of the usual causes" in caplog.text
