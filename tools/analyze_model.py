@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if images:
         if not cfg.MODEL.WEIGHTS:
             print("MODEL.WEIGHTS is empty: the routers are untrained", file=sys.stderr)
-        trained = load_predictor(cfg).model if cfg.MODEL.WEIGHTS else model
-        report["dynamic"] = count_images(trained, cfg, images)
+        predictor = load_predictor(cfg, allow_untrained=True)
+        report["dynamic"] = count_images(predictor.model, cfg, images)
 
     if "parameter" in args.tasks:
         print(parameter_count_table(model), end="\n\n")

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = spread_images(args.dataset, args.num)
     else:
         images = [{"file_name": str(file)} for file in find_images(args.input)[: args.num]]
-    predictor = load_predictor(confident, args.dataset or "")
+    predictor = load_predictor(confident, args.dataset or "", allow_untrained=True)
     if not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to report")
     class_names = predictor.class_names
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     interventions: dict[str, Any] = {"not_tested": "AP needs annotations: give --dataset"}
     if args.dataset:
         try:  # with the scores that AP counts
-            model = optimize_for_inference(load_predictor(cfg).model)
+            model = optimize_for_inference(load_predictor(cfg, allow_untrained=True).model)
             interventions = intervene(model, cfg, args.dataset, images).as_dict()
         except UserError as error:
             interventions = {"not_tested": str(error)}

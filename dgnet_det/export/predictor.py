@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -152,12 +152,13 @@ def tensors_of(found: Instances) -> dict[str, Tensor]:
     return {name: fields[field] for name, (field, _) in TENSORS.items() if field in fields}
 
 
-def load_predictor(cfg: CfgNode, dataset: str = "") -> Predictor:
+def load_predictor(cfg: CfgNode, dataset: str = "", *, allow_untrained: bool = False) -> Predictor:
     """Load the whole detector that ``MODEL.WEIGHTS`` names.
 
     Args:
         cfg: its config. The number of classes is the checkpoint's, where that has class names.
         dataset: a registered one whose annotations the detections are compared with.
+        allow_untrained: whether ``MODEL.WEIGHTS`` may be empty.
 
     Raises:
         UserError: ``MODEL.WEIGHTS`` is empty or not the whole detector of this config, the config
@@ -174,5 +175,7 @@ def load_predictor(cfg: CfgNode, dataset: str = "") -> Predictor:
         " model_final.pth",
         class_names=dataset_class_names([dataset]) if dataset else [],
     )
-    checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    checkpoint: dict[str, Any] = {}
+    if cfg.MODEL.WEIGHTS or not allow_untrained:
+        checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     return Predictor(cfg, model, saved_class_names(checkpoint) or class_names(cfg))
