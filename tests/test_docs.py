@@ -58,3 +58,19 @@ def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
     assert max(map(len, lines)) <= 120
+
+
+def test_imports_point_up_the_list_of_rooms() -> None:
+    rows = re.findall(
+        r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    )
+    order = [re.findall(r"`(\w+)", row) for row in rows]
+    known: set[str] = set()
+    for rooms in order:
+        known |= set(rooms)
+        for room in rooms:
+            path = ROOT / "dgnet_det" / room
+            files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+            source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+            imported = set(re.findall(r"^\s*from dgnet_det\.(\w+)", source, re.M))
+            assert imported <= known, f"{room} imports {imported - known}"
