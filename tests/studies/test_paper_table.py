@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from narrow import narrow_backbone
 
 from configs import ROOT
+from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.errors import UserError
 from studies.make_paper_table import main
 
@@ -70,3 +74,21 @@ def test_a_page_without_the_markers_is_refused_and_left(tmp_path: Path) -> None:
     assert page.read_text() == "nothing\n"
     with pytest.raises(UserError, match=r"absent\.md"):
         main(["--file", str(tmp_path / "absent.md")])
+
+
+def test_what_p_pools_is_in_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 1 cannot tell P's maximum from a convolution of stride 2."""
+    counts = []
+
+    def strided(x: torch.Tensor, *, kernel_size: int, stride: int, padding: int) -> torch.Tensor:
+        counts.append("strided")
+        return x[:, :, ::stride, ::stride]
+
+    for pool in (F.max_pool2d, strided):
+        monkeypatch.setattr(F, "max_pool2d", pool)
+        backbone = narrow_backbone("MODEL.RESNETS.NORM", "BN", "MODEL.DGNET.WIRING", "paper")
+        params = sum(parameter.numel() for parameter in backbone.parameters())
+        counts.append((params, backbone_counts(backbone, (224, 224))))
+    pooled, *strides, not_pooled = counts
+    assert strides == 4 * ["strided"]
+    assert pooled == not_pooled

@@ -108,11 +108,7 @@ class Match:
                 f"it is {theirs}, the config builds {ours}; change MODEL.DGNET.WIRING or"
                 " MODEL.DGNET.EDGE_WEIGHTS"
             )
-        if (
-            not self.missing
-            and all(map(GRAPH_TENSOR.match, self.unexpected))
-            and not self.misshaped
-        ):
+        if not (self.missing or self.misshaped) and all(map(GRAPH_TENSOR.match, self.unexpected)):
             stages = sorted({name.split(".")[0] for name in self.unexpected})
             return (
                 f"{', '.join(stages)}: a graph in the checkpoint, plain in the config; name it in"
