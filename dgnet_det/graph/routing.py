@@ -100,8 +100,8 @@ class EdgeWeights(NamedTuple):
 
     def detach(self) -> "EdgeWeights":
         """The same without gradients."""
-        gate, alpha, weight, *rest = self
-        return EdgeWeights(gate.detach(), alpha.detach(), weight.detach(), *rest)
+        tensors = {name: getattr(self, name).detach() for name in ("gate", "alpha", "weight")}
+        return self._replace(**tensors)
 
     def absent(self) -> Tensor:
         """The blocks all of whose inputs are closed or pruned, bool, [B, N]."""
