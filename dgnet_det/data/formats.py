@@ -1,21 +1,20 @@
 """What the annotation files of labelling tools say: Pascal VOC, LabelMe, CVAT, CSV and YOLO.
 
-Of a polygon and of a rotated box, the upright box around it is taken.
+Of a polygon and of a turned box, the upright box around it is taken.
 """
 
 import cmath
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from dgnet_det.errors import UserError
 
-SIDES = ("xmin", "ymin", "xmax", "ymax")
-# Names of a CSV file's columns, and what is in them. A file without a header has HEADERLESS.
+# Names of a CSV file's columns, by what is in them. A file without a header has HEADERLESS.
 CSV_COLUMNS = {
     "image": ("filename", "file_name", "image", "image_path", "path", "image_id", "imageid"),
     "class": ("class", "label", "class_name", "labelname", "category", "name"),
@@ -23,11 +22,9 @@ CSV_COLUMNS = {
     "ymin": ("ymin", "y_min", "y1", "top"),
     "xmax": ("xmax", "x_max", "x2", "right"),
     "ymax": ("ymax", "y_max", "y2", "bottom"),
-    "width": ("width",),
-    "height": ("height",),
     "crowd": ("difficult", "isgroupof"),
 }
-HEADERLESS = ("image", *SIDES, "class")
+HEADERLESS = ("image", "xmin", "ymin", "xmax", "ymax", "class")
 # As fractions of the image, boxes end at 1, or a little beyond by rounding.
 FRACTION_LIMIT = 1.01
 
@@ -45,67 +42,56 @@ class Entry(NamedTuple):
     """What a file says of one image.
 
     Attributes:
-        file: that says it.
-        names: by which the image may be found.
+        names: by which the image is found, the best first.
         boxes: its objects.
-        size: width and height that the file states, pixels; None if it does not.
-        fractions: whether the boxes are fractions of the image, not pixels.
+        fractions: whether they are fractions of the image, not pixels.
         split: that the file puts the image in, if it does.
-        others: kinds of shapes that have no box and are left out.
+        left_out: kinds of its shapes that are no boxes.
     """
 
-    file: Path
     names: tuple[str, ...]
     boxes: list[Box]
-    size: tuple[int, int] | None = None
     fractions: bool = False
     split: str = ""
-    others: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
-def read_voc(path: Path) -> list[Entry]:
-    """The one image of an XML file of Pascal VOC's, found by the file's stem or ``<filename>``.
-
-    Raises:
-        UserError: as all readers here: it is no such file, or an object has no class or no box.
-    """
+def read_voc(path: Path) -> Iterator[Entry]:
+    """The one image of an XML file of Pascal VOC's. All readers here raise :class:`UserError` for a
+    file that is of another format, or an object without a class or a box."""
     root = _read_xml(path, "annotation")
     boxes = []
     for number, node in enumerate(root.findall("object"), 1):
-        sides = [node.findtext(f"bndbox/{side}") for side in SIDES]
+        sides = [node.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         crowd = _is_true(node.findtext("difficult"))
         boxes.append(_box(f"{path}: object {number}", node.findtext("name"), sides, crowd))
-    size = _size(path, root.findtext("size/width"), root.findtext("size/height"))
-    return [Entry(path, (path.stem, root.findtext("filename") or ""), boxes, size)]
+    yield Entry((path.stem, root.findtext("filename", "")), boxes)
 
 
-def read_labelme(path: Path) -> list[Entry]:
-    """The one image of a JSON file of LabelMe's, found by the file's stem or ``imagePath``."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise UserError(f"{path}: no LabelMe JSON: it has no list 'shapes'")
-    boxes, others = [], []
-    for number, shape in enumerate(content["shapes"], 1):
-        kind = shape.get("shape_type", "polygon")
-        if kind in ("rectangle", "polygon", "mask"):
-            crowd = bool((shape.get("flags") or {}).get("difficult"))
-            where = f"{path}: shape {number}"
-            boxes.append(_hull(where, shape.get("label"), shape.get("points"), crowd))
-        else:
-            others.append(kind)
+def read_labelme(path: Path) -> Iterator[Entry]:
+    """The one image of a JSON file of LabelMe's."""
+    try:
+        content = json.loads(read_text(path))
+        shapes = [(shape.get("shape_type", "polygon"), shape) for shape in content["shapes"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: no LabelMe JSON with 'shapes': {error}") from error
+    boxes = [
+        _hull(f"{path}: shape {number}", shape.get("label"), shape.get("points"))
+        for number, (kind, shape) in enumerate(shapes, 1)
+        if kind in ("rectangle", "polygon", "mask")
+    ]
+    left_out = [kind for kind, _ in shapes if kind not in ("rectangle", "polygon", "mask")]
     names = (path.stem, str(content.get("imagePath") or ""))
-    size = _size(path, content.get("imageWidth"), content.get("imageHeight"))
-    return [Entry(path, names, boxes, size, others=tuple(others))]
+    yield Entry(names, boxes, left_out=tuple(left_out))
 
 
-def read_cvat(path: Path) -> list[Entry]:
+def read_cvat(path: Path) -> Iterator[Entry]:
     """The images of an XML file of "CVAT for images"."""
     root = _read_xml(path, "annotations")
     if root.find("track") is not None:
         raise UserError(f"{path}: is in the format CVAT for video: export CVAT for images")
-    entries = []
     for image in root.iter("image"):
-        boxes, others = [], []
+        boxes, left_out = [], []
         for number, node in enumerate(image, 1):
             where = f"{path}: image {image.get('name')}: object {number}"
             if node.tag == "box":
@@ -116,39 +102,37 @@ def read_cvat(path: Path) -> list[Entry]:
                 points = [point.split(",") for point in node.get("points", "").split(";")]
                 boxes.append(_hull(where, node.get("label"), points))
             elif node.tag != "tag":  # of the whole image
-                others.append(node.tag)
-        names, size = (image.get("name", ""),), _size(path, image.get("width"), image.get("height"))
-        split = image.get("subset", "").lower().replace("default", "")
-        entries.append(Entry(path, names, boxes, size, split=split, others=tuple(others)))
-    return entries
+                left_out.append(node.tag)
+        split = image.get("subset", "")
+        yield Entry((image.get("name", ""),), boxes, split=split, left_out=tuple(left_out))
 
 
-def read_csv(path: Path) -> list[Entry]:
-    """The images of a CSV file, which has a row for each box.
-
-    The columns have names of ``CSV_COLUMNS``; ``width`` and ``height`` are the image's. Where all
-    coordinates of a file are at most 1, they are fractions of the image, as Open Images has them. A
-    row without coordinates is an image without objects.
-    """
+def read_csv(path: Path) -> Iterator[Entry]:
+    """The images of a CSV file with a row for each box, in columns that have names of
+    ``CSV_COLUMNS``. Where all coordinates of a file are at most 1, they are fractions of the image,
+    as Open Images has them. A row without coordinates is an image without objects."""
     rows = _csv_rows(path)
     columns = _csv_columns(rows)
-    if missing := [name for name in HEADERLESS if name not in columns]:
-        names = " or ".join(CSV_COLUMNS[missing[0]])
-        raise UserError(f"{path}: no column {names}: its first line must name the columns")
-    entries: dict[str, Entry] = {}
+    for meaning in HEADERLESS:
+        if meaning not in columns:
+            names = " or ".join(CSV_COLUMNS[meaning])
+            raise UserError(f"{path}: no column {names}: its first line must name the columns")
+    images: dict[str, list[Box]] = {}
     for number, row in enumerate(rows, 1):
-        cells = {name: row[k].strip() for name, k in columns.items() if k < len(row)}
+        cells = {meaning: row[k].strip() for meaning, k in columns.items() if k < len(row)}
         if not any(row) or (number == 1 and cells["xmin"].lower() in CSV_COLUMNS["xmin"]):
             continue
-        name, size = cells["image"], _size(path, cells.get("width"), cells.get("height"))
-        entry = entries.setdefault(name, Entry(path, (name,), [], size))
-        sides = [cells.get(side) for side in SIDES]
+        boxes, sides = (
+            images.setdefault(cells["image"], []),
+            [cells.get(s) for s in HEADERLESS[1:5]],
+        )
         if any(sides):
-            where, crowd = f"{path}: line {number}", _is_true(cells.get("crowd"))
-            entry.boxes.append(_box(where, cells.get("class"), sides, crowd))
-    values = [x for entry in entries.values() for box in entry.boxes for x in box.ltrb]
+            crowd = _is_true(cells.get("crowd"))
+            boxes.append(_box(f"{path}: line {number}", cells.get("class"), sides, crowd))
+    values = [value for boxes in images.values() for box in boxes for value in box.ltrb]
     fractions = max(values, default=math.inf) <= FRACTION_LIMIT
-    return [entry._replace(fractions=fractions) for entry in entries.values()]
+    for name, boxes in images.items():
+        yield Entry((name,), boxes, fractions)
 
 
 def has_box_columns(path: Path) -> bool:
@@ -156,29 +140,15 @@ def has_box_columns(path: Path) -> bool:
     return set(HEADERLESS) <= _csv_columns(_csv_rows(path)).keys()
 
 
-def _csv_columns(rows: list[list[str]]) -> dict[str, int]:
-    """The numbers of the columns, by what is in them; empty if none is known."""
-    header = [name.strip().lower() for name in rows[0]] if rows else []
-    found = {
-        meaning: header.index(alias)
-        for meaning, aliases in CSV_COLUMNS.items()
-        for alias in reversed(aliases)
-        if alias in header
-    }
-    if not found and len(header) == len(HEADERLESS):
-        found = {meaning: k for k, meaning in enumerate(HEADERLESS)}
-    return found
-
-
-def read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> Entry:
-    """The image of a label file of YOLO's. A line for each object has the number of its class from
+def read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> Iterator[Entry]:
+    """The image of a label file of YOLO's: for each object a line with the number of its class from
     0, then the centre's x and y, width and height as fractions of the image, or a polygon.
 
     Args:
         path: the file.
         classes: their names.
         keypoints: whether key points follow each box. Else, a sixth number is a detector's
-            confidence, which is passed over as they are.
+            confidence. Both are passed over.
     """
     boxes = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -197,17 +167,17 @@ def read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> En
         if max(map(abs, box.ltrb)) > 1.5 * FRACTION_LIMIT:  # half of the largest box outside
             raise UserError(f"{where}: not fractions of the image: divide by its width and height")
         boxes.append(box)
-    return Entry(path, (path.stem,), boxes, fractions=True)
+    yield Entry((path.stem,), boxes, fractions=True)
 
 
 # By format: the ending of its files, and what gives the images of one.
-READERS: dict[str, tuple[str, Callable[[Path], list[Entry]]]] = {
+READERS: dict[str, tuple[str, Callable[..., Iterator[Entry]]]] = {
     "voc": (".xml", read_voc),
     "labelme": (".json", read_labelme),
     "cvat": (".xml", read_cvat),
     "csv": (".csv", read_csv),
+    "yolo": (".txt", read_yolo),
 }
-FORMATS = (*READERS, "yolo")
 
 
 def read_text(path: Path) -> str:
@@ -222,18 +192,6 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: no text in UTF-8: {error}") from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path}: no valid JSON: {error}") from error
-
-
 def _read_xml(path: Path, tag: str) -> ElementTree.Element:
     try:
         root = ElementTree.parse(path).getroot()
@@ -246,20 +204,24 @@ def _read_xml(path: Path, tag: str) -> ElementTree.Element:
 
 def _csv_rows(path: Path) -> list[list[str]]:
     lines = read_text(path).splitlines()
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    return list(csv.reader(lines, delimiter=delimiter))
+    return list(csv.reader(lines, delimiter=max(",;\t", key=lines[0].count) if lines else ","))
+
+
+def _csv_columns(rows: list[list[str]]) -> dict[str, int]:
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    found = {
+        meaning: header.index(alias)
+        for meaning, aliases in CSV_COLUMNS.items()
+        for alias in reversed(aliases)
+        if alias in header
+    }
+    if not found and len(header) == len(HEADERLESS):
+        found = {meaning: k for k, meaning in enumerate(HEADERLESS)}
+    return found
 
 
 def _is_true(text: str | None) -> bool:
     return (text or "").strip().lower() in ("1", "true")
-
-
-def _size(path: Path, width: Any, height: Any) -> tuple[int, int] | None:
-    try:
-        size = int(float(width or 0)), int(float(height or 0))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: the size is no number: correct it or take it out") from error
-    return size if all(size) else None
 
 
 def _numbers(where: str, values: Iterable[Any], count: int = 4) -> list[float]:
@@ -281,12 +243,12 @@ def _box(where: str, name: Any, sides: Iterable[Any], crowd: bool = False) -> Bo
     return Box(name.strip(), (left, top, right, bottom), crowd)
 
 
-def _hull(where: str, name: Any, points: Any, crowd: bool = False) -> Box:
+def _hull(where: str, name: Any, points: Any) -> Box:
     try:
         x, y = zip(*((float(x), float(y)) for x, y in points), strict=True)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: has no points of two numbers each: correct it") from error
-    return _box(where, name, (min(x), min(y), max(x), max(y)), crowd)
+    return _box(where, name, (min(x), min(y), max(x), max(y)))
 
 
 def _turned(where: str, box: Box, degrees: str) -> Box:

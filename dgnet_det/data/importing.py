@@ -4,18 +4,29 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
+from PIL import Image
+from tqdm import tqdm
 
 from dgnet_det.data.findings import Findings, first_few
-from dgnet_det.data.formats import Box
+from dgnet_det.data.formats import READERS, Box, Entry, has_box_columns, read_text, read_yolo
 from dgnet_det.data.images import upright_size
-from dgnet_det.data.layouts import detect_format, find_labelled, find_yolo
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import files_written_whole
+
+IMAGE_FOLDERS = {"JPEGImages", "images", "Images"}
+CLASS_LISTS = ("classes.txt", "obj.names")  # of YOLO
+# Splits as Detectron2 names them, by the names of folders and files.
+SPLITS = {name: name for name in ("train", "val", "test")} | {
+    "training": "train", "valid": "val", "validation": "val", "testing": "test"
+}  # fmt: skip
 
 
 class LabelledImage(NamedTuple):
@@ -45,13 +56,15 @@ def read_dataset(
 ) -> Dataset:
     """Read a dataset in the format of a labelling tool.
 
+    Annotations and images may lie in any folders. The split of an image is what ``ImageSets/Main``
+    says, else CVAT's subset, else what a folder, or a CSV file, is called after, else ``train``.
     Boxes that are marked difficult get COCO's ``iscrowd`` 1: training leaves them out, and
     evaluation neither asks for them nor counts a detection there as false.
 
     Args:
-        path: the folder, or the file that has its annotations or describes it.
+        path: the folder, or the file that has the annotations or describes it.
         findings: what may be wrong is added to these.
-        layout: one of ``FORMATS``; None: what the folder looks like.
+        layout: one of ``READERS``; None: what the folder looks like.
         images: a folder of the images that is not below ``path``.
         classes: the classes in order; empty: YOLO's own, else those of the data, by name.
         origin: 1 where coordinates count pixels from 1, both ends in the box, as Pascal VOC says; 0
@@ -63,17 +76,17 @@ def read_dataset(
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder")
-    layout = layout or detect_format(path)
+    layout = layout or _detect_format(path)
+    read, names, split_names = READERS[layout][1], list(classes), SPLITS
     if layout == "yolo":
-        if images is not None or origin is not None:
-            raise UserError(f"{path}: YOLO tells the images and has no origin: leave both out")
-        names, labelled = find_yolo(path, classes, findings)
-    else:
-        names, labelled = list(classes), find_labelled(path, layout, images, findings)
+        data = _read_yaml(path)
+        names, split_names = names or _yolo_classes(path, data), SPLITS | _yolo_splits(data)
+        read = partial(read_yolo, classes=names, keypoints="kpt_shape" in data)
+    labelled = _find_labelled(path, layout, read, split_names, images, findings)
     findings.raise_first_error()
     boxes = [box for _, _, entry in labelled for box in entry.boxes]
     names = names or sorted({box.name for box in boxes})
-    if not names:
+    if not boxes:
         raise UserError(f"{path}: no object in any file: there is nothing to learn")
     for name, count in Counter(names).items():
         if count > 1:
@@ -88,19 +101,179 @@ def read_dataset(
             size = upright_size(image)
         except UserError as error:
             findings.error("image", error, image.name)
-            continue
-        if entry.size not in (None, size):
-            problem = f"the image has {size[0]} × {size[1]} pixels, {entry.file.name} says"
-            problem += " {} × {}: see that the boxes fit".format(*entry.size)
-            findings.warning("size", problem, image.name, image)
-        if entry.others:
-            problem = f"has {first_few(entry.others)}: left out, as all that is no box or polygon"
-            findings.warning("shape", problem, image.name, entry.file)
-        scale = size if entry.fractions else (1, 1)
-        objects = [_annotation(box, names, scale, origin) for box in entry.boxes]
-        splits.setdefault(split, []).append(LabelledImage(image, size, objects))
+        else:
+            scale = size if entry.fractions else (1, 1)
+            objects = [_annotation(box, names, scale, origin) for box in entry.boxes]
+            splits.setdefault(split, []).append(LabelledImage(image, size, objects))
     findings.raise_first_error()
     return Dataset(names, splits)
+
+
+def _find_labelled(
+    path: Path,
+    layout: str,
+    read: Callable[[Path], Iterable[Entry]],
+    split_names: Mapping[str, str],
+    image_folder: Path | None,
+    findings: Findings,
+) -> list[tuple[str, Path, Entry]]:
+    """The images of a dataset, each with its split before it and what is said of it behind it.
+    Where nothing else tells the split, the names of folders do."""
+    folder, suffix = path if path.is_dir() else path.parent, READERS[layout][0]
+    index = _ImageIndex(image_folder or folder)
+    files = [path] if path.suffix == suffix else _files(folder, suffix)
+    if layout == "yolo":
+        files = [f for f in files if f.stem in index.by_stem or "labels" in f.parts]
+        files = [f for f in files if f.name not in CLASS_LISTS]
+    if not files:
+        raise UserError(f"{path}: no {suffix} file with boxes: name the folder that has them")
+    lists = _split_lists(folder / "ImageSets" / "Main", files, findings)
+    labelled = []
+    for file in tqdm(files, desc=folder.name, unit="file"):
+        try:
+            for entry in read(file):
+                image = index.find(entry.names, file)
+                parts = [*image.relative_to(index.folder).parts, *file.relative_to(folder).parts]
+                words = re.split("[^a-zA-Z]", file.stem) if layout == "csv" else []
+                told = [name.lower() for name in (entry.split, *parts, *words)]
+                splits = [split_names[name] for name in told if name in split_names][:1]
+                for split in lists.get(file.stem, []) if lists else splits or ["train"]:
+                    labelled.append((split, image, entry))
+                if entry.left_out:
+                    problem = f"has {first_few(entry.left_out)}: only boxes and polygons are taken"
+                    findings.warning("shape", problem, image.name, file)
+        except UserError as error:
+            findings.error("label", error, file.name)
+    for image in index.unused():
+        problem = "no annotation: left out; give it one without objects if nothing is on it"
+        if layout == "yolo":
+            problem = "no label file: taken for an image without objects"
+            parts = [*image.relative_to(index.folder).parts, "train"]
+            split = next(split_names[n.lower()] for n in parts if n.lower() in split_names)
+            labelled.append((split, image, Entry((), [])))
+        findings.warning("no-label", problem, image.name, image)
+    return sorted(labelled, key=lambda each: each[1])
+
+
+class _ImageIndex:
+    """The image files below a folder, which are found by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.by_stem, self.used = folder, dict[str, list[Path]](), set[Path]()
+        self.suffixes = Image.registered_extensions()
+        files = [f for f in _files(folder) if f.suffix.lower() in self.suffixes]
+        inside = [f for f in files if IMAGE_FOLDERS & set(f.relative_to(folder).parts)]
+        for file in inside or files:
+            self.by_stem.setdefault(file.stem, []).append(file)
+
+    def find(self, names: Sequence[str], annotation: Path) -> Path:
+        """The file that has the stem of the first name, else of the next; of several, the one whose
+        path ends like most of a name, and that lies nearest to the annotation."""
+        paths = [PurePosixPath(name.replace("\\", "/")) for name in names if name]
+        stems = [p.stem if p.suffix.lower() in self.suffixes else p.name for p in paths]
+        found = next((self.by_stem[stem] for stem in stems if stem in self.by_stem), [])
+        near = set(annotation.parent.parts)
+        rank = [
+            (max(_common_end(f, p) for p in paths), len(near & set(f.parent.parts))) for f in found
+        ]
+        best = [file for file, each in zip(found, rank, strict=True) if each == max(rank)]
+        self.used.update(best)
+        name = " or ".join(dict.fromkeys(map(str, paths)))
+        if not best:
+            raise UserError(f"{annotation}: no image {name} in {self.folder}")
+        if len(best) > 1:
+            raise UserError(f"{annotation}: image {name} may be {best[0]} or {best[1]}")
+        return best[0]
+
+    def unused(self) -> list[Path]:
+        """The files that :meth:`find` did not return, by name."""
+        return sorted(set().union(*self.by_stem.values()) - self.used)
+
+
+def _common_end(file: Path, name: PurePosixPath) -> int:
+    pairs = zip(reversed(file.parts), reversed(name.parts), strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+def _files(folder: Path, suffix: str = "") -> list[Path]:
+    """The files below a folder, by name; of CSV files those that hold boxes."""
+    files = [file for file in sorted(folder.rglob(f"*{suffix}")) if file.is_file()]
+    return [file for file in files if suffix != ".csv" or has_box_columns(file)]
+
+
+def _detect_format(path: Path) -> str:
+    files = {suffix: _files(path, suffix) for suffix in (".xml", ".json", ".csv", ".yaml", ".txt")}
+    if path.is_file():
+        files = {suffix: [path] * (path.suffix == suffix) for suffix in files}
+    starts = {suffix: found[0].read_bytes()[:5000] for suffix, found in files.items() if found}
+    labels = [f for f in files[".txt"] if f.name in CLASS_LISTS or "labels" in f.parts]
+    signs = {
+        "voc": b"<annotations>" not in starts.get(".xml", b"<annotations>"),
+        "labelme": b'"shapes"' in starts.get(".json", b""),
+        "cvat": b"<annotations>" in starts.get(".xml", b""),
+        "csv": bool(files[".csv"]),
+        "yolo": bool(files[".yaml"] or labels),
+    }
+    found = [name for name, sign in signs.items() if sign]
+    if len(found) != 1:
+        what = " and ".join(found) if found else f"none of {', '.join(signs)}"
+        raise UserError(f"{path}: looks like {what}: say which format it is in")
+    return found[0]
+
+
+def _split_lists(lists: Path, files: list[Path], findings: Findings) -> dict[str, list[str]]:
+    """The splits of each stem, by Pascal VOC's lists."""
+    stems = {file.stem for file in files}
+    splits: dict[str, list[str]] = {}
+    for path in [p for p in sorted(lists.glob("*.txt")) if p.stem in SPLITS]:
+        for name in read_text(path).split():
+            stem = name if name in stems else Path(name).stem
+            splits.setdefault(stem, []).append(SPLITS[path.stem])
+            if stem not in stems:
+                problem = f"lists {name}, which has no annotation file"
+                findings.error("split", problem, name, path)
+    return splits
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """YOLO's description of a dataset: ``path``, or the YAML file in it that has ``names``."""
+    for file in [path] if path.is_file() else sorted(path.glob("*.y*ml")):
+        try:
+            data = yaml.safe_load(read_text(file))
+        except yaml.YAMLError as error:
+            raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
+        if isinstance(data, dict) and "names" in data:
+            return data
+    return {}
+
+
+def _yolo_classes(path: Path, data: dict[str, Any]) -> list[str]:
+    """The class names of a data.yaml, else of a list of classes, in order."""
+    names = data.get("names")
+    for file in [f for f in _files(path, ".txt") if f.name in CLASS_LISTS and not data]:
+        names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if isinstance(names, dict):
+        numbered = {str(number): name for number, name in names.items()}
+        names = [numbered.get(str(k)) for k in range(len(numbered))]
+    if not isinstance(names, list) or not names:
+        raise UserError(
+            f"{path}: neither a data.yaml with a list of names nor a classes.txt: give the classes"
+        )
+    for number, name in enumerate(names):
+        if not isinstance(name, (str, int)) or isinstance(name, bool):
+            raise UserError(f"{path}: class {number} of names is {name!r}: give a text, in quotes")
+    return [str(name) for name in names]
+
+
+def _yolo_splits(data: dict[str, Any]) -> dict[str, str]:
+    """The splits by the names of folders that a data.yaml gives to them."""
+    names: dict[str, str] = {}
+    for split in ("test", "val", "train"):
+        entries = data.get(split) or []
+        for entry in [entries] if isinstance(entries, str) else entries:
+            parts = Path(str(entry).lower().removesuffix(".txt")).parts
+            names |= {part: split for part in parts[-2:] if part not in ("images", "..")}
+    return names
 
 
 def _annotation(
