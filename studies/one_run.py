@@ -63,7 +63,7 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
         weights = ["MODEL.WEIGHTS", str(folder / "detector/model_final.pth")]
         cfg = load_cfg(command[1], [*command[2:], *weights])
         result = intervene(load_predictor(cfg).model, cfg, cfg.DATASETS.TEST[0])
-        figures |= {"alpha_std": result.alpha_std, "alpha_std_max": result.alpha_std_max}
+        figures |= result.spread
         for other, difference in result.own_minus.items():
             figures[f"own_minus_{other}"] = difference.value
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
