@@ -75,16 +75,16 @@ def test_a_frozen_stage_freezes_whole_and_everything_else_trains(
 
 
 def test_stages_that_are_not_named_are_plain() -> None:
-    some = narrow_backbone(*RESIDUAL, "MODEL.DGNET.STAGES", ["res3", "res5"])
-    assert list(dynamic_graphs(some)) == ["res3.0", "res5.0"]
+    two_graphs = narrow_backbone(*RESIDUAL, "MODEL.DGNET.STAGES", ["res3", "res5"])
+    assert list(dynamic_graphs(two_graphs)) == ["res3.0", "res5.0"]
     routing = ("routers", "gammas", "thresholds")
-    names = {name for name in some.state_dict() if any(part in name for part in routing)}
+    names = {name for name in two_graphs.state_dict() if any(part in name for part in routing)}
     assert {name[:6] for name in names} == {"res3.0", "res5.0"}
     plain = narrow_backbone(*RESIDUAL, "MODEL.DGNET.EDGE_WEIGHTS", "none")
-    some.load_state_dict(plain.state_dict())
+    two_graphs.load_state_dict(plain.state_dict())
     x = torch.randn(1, 3, 64, 64)
     expected = plain(x)
-    for name, feature in some(x).items():  # γ is 0
+    for name, feature in two_graphs(x).items():  # γ is 0
         torch.testing.assert_close(feature, expected[name], rtol=1e-5, atol=1e-5)
 
 
