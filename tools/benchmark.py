@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from tabulate import tabulate
-    from tqdm import tqdm
 
     from dgnet_det.analysis.benchmark import (
         Contestant,
@@ -102,13 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     variants += [Contestant(f"{s:.0%} of blocks skipped", cfg, skipped=s) for s in args.skipped]
     height, width = args.input_size
     workload = Workload(args.mode, args.part, height, width, args.batch)
-    with tqdm(total=args.repeats, desc="repeats") as bar:
-        results = measure(
-            [*contestants, *variants],
-            workload,
-            repeats=args.repeats,
-            progress=lambda done: bar.update(),
-        )
+    results = measure([*contestants, *variants], workload, repeats=args.repeats)
 
     models: dict[str, dict[str, Any]] = {
         model: {"seconds": median_and_range(result.seconds), "peak_bytes": result.peak_bytes}

@@ -14,7 +14,6 @@ Examples:
         MODEL.WEIGHTS output/model_final.pth
 """
 
-import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -26,17 +25,7 @@ import arguments
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, survey, intervene, write the page and the figures."""
     parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", metavar="NAME", help="a registered dataset, with annotations")
-    source.add_argument(
-        "--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted patterns"
-    )
-    parser.add_argument(
-        "--num",
-        type=int,
-        default=sys.maxsize,
-        help="at most so many images, spread evenly over a dataset (default: all)",
-    )
+    parser.add_images("images, folders of images, or quoted patterns")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="the page, .html"
     )
@@ -53,13 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    import numpy as np
     from detectron2.data import MetadataCatalog
 
     from dgnet_det.analysis.report.page import render_page
-    from dgnet_det.analysis.report.summary import distances, summarize
+    from dgnet_det.analysis.report.summary import choose_examples, summarize
     from dgnet_det.analysis.report.survey import survey_images
-    from dgnet_det.config import load_cfg, score_threshold
+    from dgnet_det.config import load_cfg
     from dgnet_det.data import check_datasets, find_images, read_image, spread_images
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
@@ -69,47 +57,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.modeling.observation import dynamic_graphs
     from dgnet_det.utils.files import write_json, written_whole
 
-    if args.num < 1 or args.examples < 1:
-        raise UserError("--num, --examples: give numbers of at least 1")
+    if args.examples < 1:
+        raise UserError(f"--examples {args.examples}: give at least 1")
     if args.output.is_dir():
         raise UserError(f"{args.output}: is a folder: name the file of the page")
     cfg = load_cfg(args.config_file, args.opts)
-    confident = cfg.clone()
-    confident.defrost()
-    confident.merge_from_list(score_threshold(args.confidence, "--confidence"))
     images: Sequence[dict[str, Any]]
     if args.dataset:
         check_datasets(cfg, [args.dataset])
         images = spread_images(args.dataset, args.num)
     else:
-        images = [{"file_name": str(file)} for file in find_images(args.input)[: args.num]]
-    predictor = load_predictor(confident, args.dataset or "", allow_untrained=True)
+        images = [{"file_name": str(file)} for file in find_images(args.input)]
+    predictor = load_predictor(cfg, args.dataset or "", allow_untrained=True)
     if not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to report")
-    class_names = predictor.class_names
-    if args.dataset:
-        class_names = MetadataCatalog.get(args.dataset).thing_classes
+    model, cfg, class_names = predictor.model, predictor.cfg, predictor.class_names
+    optimize_for_inference(model)
 
     interventions: dict[str, Any] = {"not_tested": "AP needs annotations: give --dataset"}
+    classes_from = "Classes of images are those that the detector found, right or wrong."
     if args.dataset:
-        try:  # with the scores that AP counts
-            model = optimize_for_inference(load_predictor(cfg, allow_untrained=True).model)
+        class_names = MetadataCatalog.get(args.dataset).thing_classes
+        classes_from = "Classes of images are those of their annotations."
+        try:
             interventions = intervene(model, cfg, args.dataset, images).as_dict()
         except UserError as error:
             interventions = {"not_tested": str(error)}
     survey = survey_images(
-        optimize_for_inference(predictor.model),
-        predictor.cfg,
+        model,
+        cfg,
         images,
         class_names,
         annotated=bool(args.dataset),
+        confidence=args.confidence,
     )
     summary, effects = summarize(survey)
-    seen = (
-        "those of their annotations"
-        if args.dataset
-        else "those that the detector found, right or wrong"
-    )
     report = {
         "date": date.today().isoformat(),
         "config_file": args.config_file,
@@ -117,19 +99,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "wiring": cfg.MODEL.DGNET.WIRING,
         "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,
         "images_from": args.dataset or ", ".join(args.input),
-        "classes_from": f"Classes of images are {seen}.",
+        "classes_from": classes_from,
         "confidence": args.confidence,
         "interventions": interventions,
         **summary,
     }
-    far = distances(survey)
-    ranking = np.argsort(far, kind="stable")
-    places = np.linspace(0, len(ranking) - 1, min(args.examples, len(ranking))).round().astype(int)
+    annotate = Annotator(predictor, confidence=args.confidence, graphs=True)
     examples = []
-    annotate = Annotator(predictor, graphs=True)
-    for image, distance in zip(
-        np.array(report["images"])[ranking[places]], far[ranking[places]], strict=True
-    ):
+    for k, distance in choose_examples(survey, args.examples):
+        image = report["images"][k]
         picture, _ = annotate(read_image(image["file"], "BGR"))
         name = Path(image["file"]).name
         examples.append({**image, "file": name, "distance": distance, "picture": picture})

@@ -24,6 +24,7 @@ from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.config import one_line
@@ -87,11 +88,7 @@ def stock_config(cfg: CfgNode) -> CfgNode:
 
 
 def measure(
-    contestants: Sequence[Contestant],
-    workload: Workload,
-    *,
-    repeats: int,
-    progress: Callable[[int], None] = lambda done: None,
+    contestants: Sequence[Contestant], workload: Workload, *, repeats: int
 ) -> dict[str, Measurement]:
     """Run every contestant once per repeat, in turn, after a warm-up of two runs each.
 
@@ -99,7 +96,6 @@ def measure(
         contestants: the models.
         workload: what they do.
         repeats: how often.
-        progress: called with the number of finished repeats.
 
     Returns:
         By the contestants' names.
@@ -117,10 +113,9 @@ def measure(
         for name, process in [*processes.items()] * 2:
             _call(process, name, _run)
         runs: dict[str, list[tuple[float, int]]] = {name: [] for name in processes}
-        for done in range(repeats):
+        for _ in tqdm(range(repeats), desc="repeats"):
             for name, process in processes.items():
                 runs[name].append(_call(process, name, _run))
-            progress(done + 1)
     return {
         name: Measurement([seconds for seconds, _ in of_one], max(peak for _, peak in of_one))
         for name, of_one in runs.items()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectors import SMALL, config, small_predictor
 from detectron2.data import DatasetCatalog
+from narrow import NARROW
 from PIL import Image
 from skimage import data
 from torch import Tensor, nn
@@ -27,9 +28,9 @@ from dgnet_det.export.predictor import Predictor
 from dgnet_det.modeling.observation import dynamic_graphs
 
 SMALLER = [
-    "MODEL.ROI_HEADS.NUM_CLASSES", "2", "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TEST", "64",
-    "MODEL.DGNET.FAMILY", "resnet", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.NORM", "BN",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8",
+    *NARROW, "MODEL.DGNET.FAMILY", "resnet", "MODEL.RESNETS.DEPTH", "18",
+    "MODEL.ROI_HEADS.NUM_CLASSES", "2", "DATALOADER.NUM_WORKERS", "0",
+    "MODEL.RPN.POST_NMS_TOPK_TEST", "40",
 ]  # fmt: skip
 PHOTOS = [data.rocket(), data.coffee(), data.astronaut(), data.chelsea()]
 

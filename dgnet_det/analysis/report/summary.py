@@ -81,6 +81,15 @@ def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
     return report, effects
 
 
+def choose_examples(survey: Survey, count: int) -> list[tuple[int, float]]:
+    """The places of at most ``count`` images, evenly from the one nearest to the mean edge weights
+    to the one farthest from them, and their distances."""
+    far = distances(survey)
+    ranking = np.argsort(far, kind="stable")
+    places = np.linspace(0, len(ranking) - 1, min(count, len(ranking))).round().astype(int)
+    return [(int(k), float(far[k])) for k in ranking[places]]
+
+
 def distances(survey: Survey) -> np.ndarray:
     """How far each image's edge weights are from the mean, [n]: the root of the mean over the edges
     of the squared difference in standard deviations."""

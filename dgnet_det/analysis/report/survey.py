@@ -61,6 +61,7 @@ def survey_images(
     class_names: Sequence[str],
     *,
     annotated: bool,
+    confidence: float,
 ) -> Survey:
     """Run a detector on images, with a progress bar.
 
@@ -70,6 +71,7 @@ def survey_images(
         images: at least one, in Detectron2's dataset format, or with a ``file_name`` alone.
         class_names: of the annotations, or of the detections.
         annotated: whether the class of an image is that of its annotations, not its detections.
+        confidence: what the score of a detection must be above.
     """
     mapper = CheckedDatasetMapper(cfg, is_train=False)
     count = ImageCounter(model)
@@ -78,6 +80,7 @@ def survey_images(
         for image in tqdm(images, desc="images", unit="image"):
             inputs = mapper(image)
             found = model([inputs])[0]["instances"].to("cpu")
+            found = found[found.scores > confidence]
             recorded.append(dict(edge_weights))
             if annotated:
                 label = class_of_annotations(image["annotations"], class_names)

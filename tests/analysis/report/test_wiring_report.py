@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 import torch
 from detectors import SMALL, config, route_at_random
+from narrow import NARROW
 from PIL import Image
 from skimage import data
 from torch import nn
@@ -34,6 +35,7 @@ from dgnet_det.modeling.observation import dgnet_of, record_edge_weights
 main = run_path(str(ROOT / "tools" / "wiring_report.py"))["main"]
 NAMES = ["dark <i>", "bright"]
 NUM_IMAGES = 12
+SMALL_R_18 = [*NARROW, *SMALL, "MODEL.DGNET.FAMILY", "resnet", "MODEL.RESNETS.DEPTH", "18"]
 VOID = {"img", "meta"}
 
 
@@ -83,7 +85,7 @@ class Made(NamedTuple):
 
 def options(weights: str, dataset: Path) -> list[str]:
     return [
-        *SMALL, "DATALOADER.NUM_WORKERS", "0", "MODEL.ROI_HEADS.NUM_CLASSES", "2",
+        *SMALL_R_18, "DATALOADER.NUM_WORKERS", "0", "MODEL.ROI_HEADS.NUM_CLASSES", "2",
         "MODEL.WEIGHTS", weights,
         "DATASETS.VAL_JSON", str(dataset), "DATASETS.VAL_IMAGES", str(dataset.parent / "images"),
     ]  # fmt: skip
@@ -96,7 +98,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("report")
     weights = str(folder / "model.pth")
-    model = build_model(load_cfg(config("faster"), [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "2"]))
+    model = build_model(
+        load_cfg(config("faster"), [*SMALL_R_18, "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
+    )
     route_at_random(model)
     nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=2)  # type: ignore
     torch.save({"model": model.state_dict(), "class_names": NAMES}, weights)
@@ -203,7 +207,7 @@ def test_multiply_adds_of_every_image(made: Made, wirings: dict[str, np.ndarray]
     """What an image took less than all edges open would: in the residual wiring one multiply-add
     for each element of each closed edge."""
     images = made.json["images"]
-    cfg = load_cfg(config("faster"), [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
+    cfg = load_cfg(config("faster"), [*SMALL_R_18, "MODEL.ROI_HEADS.NUM_CLASSES", "2"])
     backbone = dgnet_of(build_model(cfg).eval())
     all_open = functools.cache(lambda size: backbone_counts(backbone, size).macs)
     for k, image in enumerate(images):
@@ -334,7 +338,7 @@ def test_a_folder_takes_its_classes_from_the_detections(made: Made, tmp_path: Pa
     output = tmp_path / "r.html"
     arguments = ["--config-file", config("faster"), "--input", str(made.images), "--num", "3"]
     arguments += ["--output", str(output), "--json", str(tmp_path / "r.json")]
-    main([*arguments, "--confidence", "0.1", *SMALL, "MODEL.WEIGHTS", made.weights])
+    main([*arguments, "--confidence", "0.1", *SMALL_R_18, "MODEL.WEIGHTS", made.weights])
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["num_images"] == 3
     assert {image["class"] for image in report["images"]} <= {*NAMES, ""}
@@ -349,12 +353,12 @@ def test_untrained_routers(made: Made, tmp_path: Path) -> None:
     """As built, all weights of the residual wiring are 0."""
     output = tmp_path / "r.html"
     arguments = ["--config-file", config("faster"), "--output", str(output), "--examples", "1"]
-    main([*arguments, "--input", *(str(made.images / f"{k}.png") for k in range(9)), *SMALL])
+    main([*arguments, "--input", *(str(made.images / f"{k}.png") for k in range(9)), *SMALL_R_18])
     text = " ".join(Page(output.read_text(encoding="utf-8")).text.split())
     for part in (
         "none: untrained",
         "All images are wired alike: no weight depends on the image.",
-        "0 of 33edges tell image sizes apart",
+        "0 of 12edges tell image sizes apart",
         "Not tested: no class has 5 images or more.",
     ):
         assert part in text
@@ -363,7 +367,7 @@ def test_untrained_routers(made: Made, tmp_path: Path) -> None:
 def test_mistakes_leave_nothing(made: Made, tmp_path: Path) -> None:
     output = tmp_path / "r.html"
 
-    def report(*arguments: str, opts: list[str] = SMALL) -> None:
+    def report(*arguments: str, opts: list[str] = SMALL_R_18) -> None:
         common = ["--config-file", config("faster"), "--output", str(output)]
         main([*common, "--json", str(tmp_path / "r.json"), *arguments, *opts])
 
@@ -374,7 +378,7 @@ def test_mistakes_leave_nothing(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--num, --examples: give numbers of at least 1"):
         report("--dataset", "nowhere", "--num", "0")
     with pytest.raises(UserError, match="the plain network has no wiring"):
-        report("--input", str(made.images), opts=[*SMALL, "MODEL.DGNET.EDGE_WEIGHTS", "none"])
+        report("--input", str(made.images), opts=[*SMALL_R_18, "MODEL.DGNET.EDGE_WEIGHTS", "none"])
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(UserError, match=r"broken\.png: the image does not decode"):
         report("--input", str(tmp_path))
