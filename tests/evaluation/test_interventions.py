@@ -54,7 +54,7 @@ def annotate_by(predictor: Predictor, paths: Sequence[Path], json_file: Path) ->
         pixels = read_image(path, "BGR")
         height, width = pixels.shape[:2]
         coco["images"].append({"id": k, "file_name": path.name, "height": height, "width": width})
-        found = predictor(pixels)["instances"]
+        found = predictor(pixels)
         for box, label in zip(found.pred_boxes.tensor.tolist(), found.pred_classes, strict=True):
             bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             coco["annotations"].append(

@@ -336,7 +336,8 @@ def test_matrices_hold_each_edge_in_its_place() -> None:
 
 def test_a_folder_takes_its_classes_from_the_detections(made: Made, tmp_path: Path) -> None:
     output = tmp_path / "r.html"
-    arguments = ["--config-file", config("faster"), "--input", str(made.images), "--num", "3"]
+    arguments = ["--config-file", config("faster"), "--input"]
+    arguments += [str(made.images / f"{k}.png") for k in range(3)]
     arguments += ["--output", str(output), "--json", str(tmp_path / "r.json")]
     main([*arguments, "--confidence", "0.1", *SMALL_R_18, "MODEL.WEIGHTS", made.weights])
     report = json.loads((tmp_path / "r.json").read_text())
@@ -351,12 +352,14 @@ def test_a_folder_takes_its_classes_from_the_detections(made: Made, tmp_path: Pa
 
 def test_untrained_routers(made: Made, tmp_path: Path) -> None:
     """As built, all weights of the residual wiring are 0."""
-    output = tmp_path / "r.html"
+    output, weights = tmp_path / "r.html", tmp_path / "untrained.pth"
+    model = build_model(load_cfg(config("faster"), SMALL_R_18))
+    torch.save({"model": model.state_dict()}, weights)
     arguments = ["--config-file", config("faster"), "--output", str(output), "--examples", "1"]
-    main([*arguments, "--input", *(str(made.images / f"{k}.png") for k in range(9)), *SMALL_R_18])
+    images = [str(made.images / f"{k}.png") for k in range(9)]
+    main([*arguments, "--input", *images, *SMALL_R_18, "MODEL.WEIGHTS", str(weights)])
     text = " ".join(Page(output.read_text(encoding="utf-8")).text.split())
     for part in (
-        "none: untrained",
         "All images are wired alike: no weight depends on the image.",
         "0 of 12edges tell image sizes apart",
         "Not tested: no class has 5 images or more.",
@@ -367,18 +370,25 @@ def test_untrained_routers(made: Made, tmp_path: Path) -> None:
 def test_mistakes_leave_nothing(made: Made, tmp_path: Path) -> None:
     output = tmp_path / "r.html"
 
-    def report(*arguments: str, opts: list[str] = SMALL_R_18) -> None:
+    def report(*arguments: str) -> None:
         common = ["--config-file", config("faster"), "--output", str(output)]
-        main([*common, "--json", str(tmp_path / "r.json"), *arguments, *opts])
+        common += ["--json", str(tmp_path / "r.json"), *SMALL_R_18, "MODEL.WEIGHTS", made.weights]
+        main([*common, *arguments])
 
     with pytest.raises(UserError, match="nowhere: no such image or folder"):
         report("--input", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no dataset 'nowhere' is registered"):
         report("--dataset", "nowhere")
-    with pytest.raises(UserError, match="--num, --examples: give numbers of at least 1"):
-        report("--dataset", "nowhere", "--num", "0")
+    with pytest.raises(UserError, match="--examples 0: give at least 1"):
+        report("--dataset", "nowhere", "--examples", "0")
     with pytest.raises(UserError, match="the plain network has no wiring"):
-        report("--input", str(made.images), opts=[*SMALL_R_18, "MODEL.DGNET.EDGE_WEIGHTS", "none"])
+        plain = ["MODEL.DGNET.EDGE_WEIGHTS", "none", "MODEL.WEIGHTS", str(tmp_path / "plain.pth")]
+        model = build_model(load_cfg(config("faster"), [*SMALL_R_18, *plain]))
+        torch.save({"model": model.state_dict()}, tmp_path / "plain.pth")
+        report("--input", str(made.images), *plain)
+    (tmp_path / "plain.pth").unlink()
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
+        report("--input", str(made.images), "MODEL.WEIGHTS", "")
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(UserError, match=r"broken\.png: the image does not decode"):
         report("--input", str(tmp_path))
