@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = spread_images(args.dataset, args.num)
     else:
         images = [{"file_name": str(file)} for file in find_images(args.input)]
-    predictor = load_predictor(cfg, args.dataset or "")
+    predictor = load_predictor(cfg, args.dataset or "", allow_untrained=True)
     if not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to report")
     model, cfg, class_names = predictor.model, predictor.cfg, predictor.class_names
