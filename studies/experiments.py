@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from studies import ROOT
 
+RESULT = "run.json"  # of a finished run
+
 
 class Arm(NamedTuple):
     """A network."""

@@ -1,4 +1,4 @@
-"""One run of the study: pretrain, convert, fine-tune, intervene. `studies.run_study` starts it."""
+"""One run of the study, a process that `studies.run_study` starts."""
 
 import argparse
 import json
@@ -10,10 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import arguments
+import convert_checkpoint
+import detectron2
+import torch
+import train_classifier
+import train_net
+from detectron2.data import DatasetCatalog
 
-from studies.experiments import EXPERIMENTS, SCALES, Run
+from dgnet_det.analysis.counts import ImageCounter
+from dgnet_det.config import load_cfg
+from dgnet_det.data import CheckedDatasetMapper
+from dgnet_det.evaluation.interventions import intervene
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.modeling.backbone.dgnet import WIRINGS
+from dgnet_det.utils.files import write_json
+from studies.experiments import EXPERIMENTS, RESULT, SCALES, Run
+from studies.tree_crowns import find_weights
+from studies.wirings import REDUCED
 
-RESULT = "run.json"
+COUNTED_IMAGES = 20
 
 
 def train(tool: Callable[[list[str]], None], command: list[str], folder: Path) -> dict[str, Any]:
@@ -26,51 +41,37 @@ def train(tool: Callable[[list[str]], None], command: list[str], folder: Path) -
     return json.loads(metrics.read_text())
 
 
-def perform(run: Run, folder: Path) -> dict[str, Any]:
-    """The figures of a run."""
-    import convert_checkpoint
-    import detectron2
-    import torch
-    import train_classifier
-    import train_net
-
-    from dgnet_det.config import load_cfg
-    from dgnet_det.evaluation.interventions import intervene
-    from dgnet_det.export.predictor import load_predictor
-    from dgnet_det.modeling.backbone.dgnet import WIRINGS
-    from studies.tree_crowns import find_weights
-    from studies.wirings import REDUCED
-
-    WIRINGS.update(REDUCED)
-
-    figures: dict[str, Any] = {}
-    command, backbone = run.detector(), folder / "backbone.pth"
+def train_detector(run: Run, folder: Path) -> dict[str, float]:
+    """Pretrain, convert, fine-tune; the metrics, in per cent."""
+    metrics = {}
+    command, backbone = run.detector(), str(folder / "backbone.pth")
     if "MODEL.WEIGHTS" not in command:
+        source = find_weights()
         if classifier := run.classifier():
-            figures["top1"] = train(train_classifier.main, classifier, folder / "classifier")[
-                "top1"
-            ]
+            pretrained = train(train_classifier.main, classifier, folder / "classifier")
+            metrics["top1"] = pretrained["top1"]
             source = folder / "classifier/model_final.pth"
-        else:
-            source = find_weights()
-        convert_checkpoint.main([str(source), str(backbone), *command])
-        command += ["MODEL.WEIGHTS", str(backbone)]
+        convert_checkpoint.main([str(source), backbone, *command])
+        command += ["MODEL.WEIGHTS", backbone]
     box = train(train_net.main, command, folder / "detector")["bbox"]
     # Without a detection Detectron2 has no AP.
-    figures |= {name: box[name] or 0.0 for name in ("AP", "AP50", "AP75")}
+    return metrics | {name: box[name] or 0.0 for name in ("AP", "AP50", "AP75")}
 
+
+def examine(run: Run, folder: Path) -> dict[str, float]:
+    """The trained detector's multiply-adds, and the spread and the use of its edge weights."""
+    _, config, *overrides = run.detector()
+    weights = str(folder / "detector/model_final.pth")
+    cfg = load_cfg(config, [*overrides, "MODEL.WEIGHTS", weights])
+    model, (dataset,) = load_predictor(cfg).model, cfg.DATASETS.TEST
+    count, read = ImageCounter(model), CheckedDatasetMapper(cfg, is_train=False)
+    images = [read(image)["image"] for image in DatasetCatalog.get(dataset)[:COUNTED_IMAGES]]
+    figures = {"macs": sum(count(image).ran.macs for image in images) / len(images)}
     if EXPERIMENTS[run.experiment].arms[run.arm].edge_weights == "dynamic":
-        weights = ["MODEL.WEIGHTS", str(folder / "detector/model_final.pth")]
-        cfg = load_cfg(command[1], [*command[2:], *weights])
-        result = intervene(load_predictor(cfg).model, cfg, cfg.DATASETS.TEST[0])
+        result = intervene(model, cfg, dataset)
         figures |= result.spread
-        for other, difference in result.own_minus.items():
-            figures[f"own_minus_{other}"] = difference.value
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    figures["environment"] = (
-        f"{gpu or f'CPU, {os.cpu_count()} cores'}, Python {sys.version.split()[0]}, PyTorch"
-        f" {torch.__version__}, Detectron2 {detectron2.__version__}"
-    )
+        for name, difference in result.own_minus.items():
+            figures[f"own_minus_{name}"] = difference.value
     return figures
 
 
@@ -82,12 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("scale", choices=SCALES)
     parser.add_argument("folder", type=Path, help=f"where {RESULT} is written")
     args = parser.parse_args(argv)
+    WIRINGS.update(REDUCED)
     run = Run(args.experiment, args.arm, args.seed, args.scale)
-    figures = perform(run, args.folder)
-
-    from dgnet_det.utils.files import write_json
-
-    write_json(args.folder / RESULT, {**run._asdict(), **figures})
+    figures = train_detector(run, args.folder) | examine(run, args.folder)
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores"
+    versions = f"Python {sys.version.split()[0]}, PyTorch {torch.__version__}"
+    environment = f"{device}, {versions}, Detectron2 {detectron2.__version__}"
+    write_json(args.folder / RESULT, {**run._asdict(), **figures, "environment": environment})
     for name in ("classifier", "detector"):
         shutil.rmtree(args.folder / name, ignore_errors=True)
     (args.folder / "backbone.pth").unlink(missing_ok=True)

@@ -26,6 +26,7 @@ compared with. `{command}` ran them and wrote this page on {date}.
 
 - AP, AP50, AP75: per cent on the test images, mean ± standard deviation over the seeds. The last
   checkpoint counts; none is selected by its result.
+- *Mult.-adds*: what the backbone does for a test image, closed edges left out; mean of 20 images.
 - *Difference of AP*: paired by seed, with its 95 % confidence interval (Student's t), **bold**
   where it leaves out 0. Of the {num_intervals} on this page {num_by_chance:.1f} can be expected to
   do so by chance alone. With few seeds they are wide: a small effect would not show.
@@ -47,8 +48,8 @@ PLOT = """\
 
 Dots are seeds, bars the 95 % confidence intervals of their mean."""
 HEADERS = (
-    *("arm", "seeds", "AP", "AP50", "AP75", "difference of AP", "spread of α", "own − mean"),
-    "own − another's",
+    *("arm", "seeds", "AP", "AP50", "AP75", "mult.-adds, M", "difference of AP", "spread of α"),
+    *("own − mean", "own − another's"),
 )
 Runs = dict[int, dict[str, Any]]  # of an arm, by seed
 
@@ -170,6 +171,7 @@ def _cells(runs: list[dict[str, Any]], difference: str) -> list[str]:
     for name in ("AP", "AP50", "AP75"):
         deviation = f" ± {np.std(over_seeds(name), ddof=1):.2f}" if len(runs) > 1 else ""
         cells.append(f"{np.mean(over_seeds(name)):.2f}{deviation}")
+    cells.append(f"{np.mean(over_seeds('macs')) / 1e6:.1f}")
     spread, largest = over_seeds("alpha_std"), over_seeds("alpha_std_max")
     cells += [difference, f"{np.mean(spread):.3f}, {np.mean(largest):.3f}" if spread else "–"]
     for name in ("own_minus_mean", "own_minus_other"):

@@ -24,8 +24,7 @@ from pathlib import Path
 import arguments
 
 from studies import ROOT
-from studies.experiments import EXPERIMENTS, SCALES, Run
-from studies.one_run import RESULT
+from studies.experiments import EXPERIMENTS, RESULT, SCALES, Run
 
 
 def folder_of(run: Run, output: Path) -> Path:
