@@ -35,14 +35,13 @@ class Scale(NamedTuple):
     classifier: tuple[str, ...] = ()
 
 
+ALL_STAGES = ("MODEL.DGNET.STAGES", "('res2', 'res3', 'res4', 'res5')")
 # Where no weights are loaded, no stage and no statistics of a norm can be frozen.
 FROM_NOTHING = (
     *("MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0"),
-    *("MODEL.RESNETS.NORM", "BN"),
+    *("MODEL.RESNETS.NORM", "BN", *ALL_STAGES),
 )
 RES2_LEARNS = ("MODEL.BACKBONE.FREEZE_AT", "1")
-RES2_IS_PLAIN = ("MODEL.DGNET.STAGES", "('res3', 'res4', 'res5')")
-RES2_IS_A_GRAPH = ("MODEL.DGNET.STAGES", "('res2', 'res3', 'res4', 'res5')")
 
 EXPERIMENTS = {
     "tree_crowns": Experiment(
@@ -61,11 +60,11 @@ EXPERIMENTS = {
             ),
             "res2-plain": Arm(
                 *("residual, dynamic, res2 learns and is plain", "residual", "dynamic", "dynamic"),
-                (*RES2_LEARNS, *RES2_IS_PLAIN),
+                RES2_LEARNS,
             ),
             "res2-graph": Arm(
                 *("residual, dynamic, res2 learns and is a graph", "residual", "dynamic"),
-                *("res2-plain", (*RES2_LEARNS, *RES2_IS_A_GRAPH)),
+                *("res2-plain", (*RES2_LEARNS, *ALL_STAGES)),
             ),
             "plain-from-nothing": Arm(
                 "plain, from nothing", "residual", "none", "plain", FROM_NOTHING

@@ -17,7 +17,12 @@ from typing import NamedTuple
 import arguments
 from tabulate import tabulate
 
-from dgnet_det.analysis.counts import backbone_counts, build_for_analysis, params_by_part
+from dgnet_det.analysis.counts import (
+    backbone_counts,
+    build_for_analysis,
+    model_counts,
+    params_by_part,
+)
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.observation import dgnet_of
@@ -75,9 +80,11 @@ def make_cells(config: str, printed: Printed) -> list[str]:
     cfg = load_cfg(str(CONFIGS / f"{config}.yaml"), ["MODEL.DEVICE", "cpu"])
     model = build_for_analysis(cfg)
     params = params_by_part(model)["total"] / 1e6
-    at_224, at_800 = (backbone_counts(dgnet_of(model), size) for size in ((224, 224), (800, 1333)))
-    macs, gflops = at_224.conv_macs / 1e6, 2 * at_800.conv_macs / 1e9
-    routing = (at_224.macs - at_224.conv_macs) / 1e6
+    counts = model_counts(model, (224, 224))
+    macs = counts["total"].conv_macs / 1e6
+    routing = (counts["backbone"].macs - counts["backbone"].conv_macs) / 1e6
+    at_800 = backbone_counts(dgnet_of(model), (800, 1333))
+    gflops = 2 * at_800.conv_macs / 1e9
     cells = [
         *(f"{params:.3f}", f"{printed.params:.2f}", f"{params - printed.params:+.3f}"),
         *(f"{macs:.2f}", f"{printed.macs}", f"{macs - printed.macs:+.2f}"),
