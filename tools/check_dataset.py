@@ -38,44 +38,26 @@ def print_findings(report: dict[str, Any]) -> None:
         print()
 
 
+def cell(value: Any) -> str:
+    """A figure of the statistics as text."""
+    if isinstance(value, dict):
+        return " / ".join(map(cell, value.values()))
+    if isinstance(value, (list, tuple)):
+        return " × ".join(map(cell, value))
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def print_statistics(datasets: Sequence[dict[str, Any]]) -> None:
     """The datasets side by side, then their classes."""
     from tabulate import tabulate
 
-    from dgnet_det.data.inspection import LARGE, SMALL
-
-    def spread(values: dict[str, float] | None, digits: int) -> str:
-        return " / ".join(f"{v:.{digits}f}" for v in values.values()) if values else "-"
-
-    def size(pixels: Sequence[int] | None) -> str:
-        return f"{pixels[0]} × {pixels[1]}" if pixels else "-"
-
     names = ["train", "val"][: len(datasets)]
-    for name, data in zip(names, datasets, strict=True):
-        print(f"{name}: {data['json']}, images in {data['image_folder']}")
-    rows = {
-        "": names,
-        "images": [data["images"] for data in datasets],
-        "images with boxes": [data["images_with_boxes"] for data in datasets],
-        "images in the folder, not listed": [data["images_not_listed"] for data in datasets],
-        "boxes": [data["boxes"] for data in datasets],
-        "boxes marked as crowds (not used)": [data["crowd_boxes"] for data in datasets],
-        "boxes in an image with any: median, most": [
-            "{median:g}, {max}".format(**data["boxes_per_image"]) for data in datasets
-        ],
-    }
-    for which in ("most_common", "smallest", "largest"):
-        label = f"image sizes: {which.replace('_', ' ')}"
-        rows[label] = [size(data["image_sizes"][which]) for data in datasets]
-    for label, key, digits in (
-        ("box sides √(w·h), pixels", "box_sizes", 0),
-        ("box height / width", "ratios", 2),
-    ):
-        rows[f"{label}: 5/25/50/75/95 %"] = [spread(data[key], digits) for data in datasets]
-    rows[f"boxes with sides below {SMALL}, to {LARGE}, above"] = [
-        " / ".join(map(str, data["small_medium_large"])) for data in datasets
-    ]
-    print(tabulate([[k, *v] for k, v in rows.items()], tablefmt="plain", disable_numparse=True))
+    rows = []
+    for key, value in datasets[0].items():
+        if key != "classes":
+            parts = f" ({' / '.join(value)})" if isinstance(value, dict) else ""
+            rows.append([(key + parts).replace("_", " "), *(cell(data[key]) for data in datasets)])
+    print(tabulate(rows, ["", *names], tablefmt="plain", disable_numparse=True))
     print()
     classes: dict[str, list[str]] = {}
     for position, data in enumerate(datasets):

@@ -1,18 +1,13 @@
 #!/usr/bin/env python
 """Convert a dataset of a labelling tool's to COCO JSON, one file for each split.
 
-Images stay where they are. Nothing is written unless all of it can be read. Formats:
-  voc      Pascal VOC: Annotations/*.xml and JPEGImages/ (or images/), split by
-           ImageSets/Main/*.txt; or XML files beside the images
-  labelme  JSON files beside the images, or as above
-  cvat     "CVAT for images": annotations.xml and images/
-  csv      a row for each box: filename, class, xmin, ymin, xmax, ymax, in pixels or, as in Open
-           Images, fractions; a file for each split (train.csv), or one
-  yolo     data.yaml; or images/ and labels/, with or without a folder for each split, and
-           classes.txt or --classes; or label files beside the images
-Each may be in a folder for each split (train/, val/). Boxes that are marked difficult, or as
-groups, become COCO's crowds: training and evaluation leave them out. Polygons and turned boxes
-become the upright boxes around them.
+Reads Pascal VOC, LabelMe, "CVAT for images", YOLO (classes in data.yaml or classes.txt), and CSV
+with a row for each box: filename, class, xmin, ymin, xmax, ymax, in pixels or, as in Open Images,
+fractions. Annotations and images may lie in any folders below the one that is named. What tells an
+image's split: ImageSets/Main/*.txt, CVAT's subsets, or a folder (train/, valid/) or CSV file
+(train.csv) that is called after it. Images stay where they are, and nothing is written unless all
+can be read. Boxes that are marked difficult, or as groups, become COCO's crowds: training and
+evaluation leave them out. Polygons and turned boxes become the upright boxes around them.
 
 Examples:
     tools/import_dataset.py mine/VOC2012 mine/coco
@@ -36,19 +31,10 @@ def print_summary(report: dict[str, Any]) -> None:
     from tabulate import tabulate
 
     splits = report["splits"]
-    rows = [
-        [label, *(split[key] for split in splits.values())]
-        for key, label in (
-            ("images", "images"),
-            ("images_without_boxes", "  of which without boxes"),
-            ("boxes", "boxes"),
-            ("difficult_boxes", "  of which difficult (not used)"),
-        )
-    ]
-    rows += [
-        [f"  {name}", *(split["classes"][name] for split in splits.values())]
-        for name in report["classes"]
-    ]
+    keys = ("images", "images_without_boxes", "boxes", "difficult_boxes")
+    rows = [[key.replace("_", " "), *(split[key] for split in splits.values())] for key in keys]
+    for name in report["classes"]:
+        rows.append([f"  {name}", *(split["classes"][name] for split in splits.values())])
     print(tabulate(rows, ["", *splits]))
     for warning in report["warnings"]:
         print(f"warning: {warning}")

@@ -147,8 +147,9 @@ def _fit(boxes: np.ndarray, anchors: Anchors) -> dict[str, Any]:
 
 
 def percentiles(values: np.ndarray) -> dict[str, float]:
-    """The 5th, 25th, 50th, 75th and 95th percentile of numbers, [K]."""
-    return {f"p{share}": float(np.percentile(values, share)) for share in (5, 25, 50, 75, 95)}
+    """The 5th, 25th, 50th, 75th and 95th percentile of numbers, [K]; empty where K is 0."""
+    shares = (5, 25, 50, 75, 95) if len(values) else ()
+    return {f"p{share}": float(np.percentile(values, share)) for share in shares}
 
 
 def _compact(lists: list[list[float]]) -> str:

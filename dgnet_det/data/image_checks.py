@@ -5,17 +5,24 @@ import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from dgnet_det.data.coco_checks import size_of
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.images import ORIENTATION, is_animation, turned_size, wide_pixels
+from dgnet_det.data.images import (
+    ANIMATION,
+    is_animation,
+    orientation,
+    reading,
+    upright_size,
+    wide_pixels,
+)
+from dgnet_det.errors import UserError
 
 LEARNED_BY_HEART = "AP would be that of images learned by heart; take it out of one of the two"
 # Pixels that Pillow converts to RGB, but not to what a person sees or means.
@@ -29,24 +36,12 @@ ODD_MODES = {
 
 
 class ImageFile(NamedTuple):
-    """An image file that decodes.
+    """An image file that decodes: what is not right with it, by the kind of finding, its width and
+    height as stored and as Detectron2 reads it, pixels, and a digest of its bytes."""
 
-    Attributes:
-        size: width and height as stored, pixels.
-        upright_size: the same as Detectron2 reads the image, which follows its EXIF tag.
-        turned: whether that tag turns or mirrors it.
-        mode: Pillow's name of the pixel format.
-        problem: of the pixels, which makes :func:`read_image` refuse them.
-        animation: whether there are more pictures in the file.
-        digest: of the file's bytes.
-    """
-
+    odd: dict[str, str]
     size: tuple[int, int]
     upright_size: tuple[int, int]
-    turned: bool
-    mode: str
-    problem: str
-    animation: bool
     digest: str
 
 
@@ -122,55 +117,47 @@ def check_files(
         read = tqdm(pool.map(read_image_file, paths), total=len(paths), desc="images", unit="image")
         for image, path, file in zip(images, paths, read, strict=True):
             name = image["file_name"]
-            if isinstance(file, str):
-                findings.error("undecodable-image", file, name, path)
+            if isinstance(file, UserError):
+                findings.error("undecodable-image", file, name)
                 continue
             files[name] = file
-            _check_file(image, path, file, findings)
+            for kind, problem in file.odd.items():
+                report = findings.error if kind == "image-16-bit" else findings.warning
+                report(kind, problem, name, path)
+            if size_of(image) != file.upright_size:
+                findings.error("image-size", _wrong_size(image, file), name, path)
             twin = first_with.setdefault(file.digest, name)
             if twin != name:
                 findings.warning("duplicate-image", f"the same file as {twin}", name, path)
     return files
 
 
-def read_image_file(path: str) -> ImageFile | str:
+def read_image_file(path: str) -> ImageFile | UserError:
     """Decode an image file; what is wrong with it where that fails."""
+    odd: dict[str, str] = {}
     try:
-        with PathManager.open(path, "rb") as file:
-            content = file.read()
-        with Image.open(BytesIO(content)) as image:
+        with reading(path), PathManager.open(path, "rb") as file, Image.open(file) as image:
+            if orientation(image) != 1:
+                odd["image-turned"] = "its EXIF tag turns it: see that boxes fit the turned image"
+            if problem := wide_pixels(image):
+                odd["image-16-bit"] = problem
+            if image.mode in ODD_MODES:
+                odd[f"image-mode-{image.mode}"] = ODD_MODES[image.mode]
+            if is_animation(image):
+                odd["image-animation"] = ANIMATION
+            size, upright = image.size, upright_size(image)
             image.load()
-            upright, digest = turned_size(image), hashlib.sha256(content).hexdigest()
-            turned = image.getexif().get(ORIENTATION, 1) != 1
-            problem, animation = wide_pixels(image), is_animation(image)
-            return ImageFile(image.size, upright, turned, image.mode, problem, animation, digest)
-    except UnidentifiedImageError:
-        what = "an empty file" if not content else "no image of a kind that Pillow reads"
-        return f"{what}: convert it to PNG or JPEG, or replace it"
-    except Exception as error:  # Pillow raises half a dozen kinds
-        return f"the image does not decode: {' '.join(str(error).split())}: replace the file"
+            file.seek(0)
+            return ImageFile(odd, size, upright, hashlib.sha256(file.read()).hexdigest())
+    except UserError as error:
+        return error
 
 
-def _check_file(image: dict[str, Any], path: str, file: ImageFile, findings: Findings) -> None:
-    name, stated = image["file_name"], size_of(image)
-    if stated != file.upright_size:
-        w, h = file.upright_size
-        problem = f"{w} × {h} pixels, but width and height say {stated[0]} × {stated[1]}"
-        if stated == file.size:
-            problem += (
-                ": its EXIF tag turns it by 90°; save it upright, and see that its boxes fit then"
-            )
-        findings.error("image-size", problem, name, path)
-    elif file.turned:
-        problem = "its EXIF tag turns it: see that the boxes were drawn on the turned image"
-        findings.warning("image-turned", problem, name, path)
-    if file.problem:
-        findings.error("image-16-bit", file.problem, name, path)
-    elif file.mode in ODD_MODES:
-        findings.warning(f"image-mode-{file.mode}", ODD_MODES[file.mode], name, path)
-    if file.animation:
-        problem = "holds several pictures: only the first is read"
-        findings.warning("image-animation", problem, name, path)
+def _wrong_size(image: dict[str, Any], file: ImageFile) -> str:
+    (w, h), stated = file.upright_size, size_of(image)
+    turned = ": its EXIF tag turns it by 90°; save it upright, and see that its boxes fit then"
+    problem = f"{w} × {h} pixels, but width and height say {stated[0]} × {stated[1]}"
+    return problem + (turned if stated == file.size else "")
 
 
 def compare_images(

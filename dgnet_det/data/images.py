@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from dgnet_det.errors import UserError
 
-ORIENTATION = ExifTags.Base.Orientation
+ANIMATION = "holds several pictures: only the first is read"
 
 
 def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]:
@@ -74,7 +74,7 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> np.ndarray:
         UserError: as :func:`check_header`, or it does not decode.
     """
     check_header(path)
-    with _naming(path):
+    with reading(path):
         return detection_utils.read_image(os.fspath(path), format=image_format)
 
 
@@ -83,20 +83,21 @@ def check_header(path: str | os.PathLike[str]) -> None:
     alone is read, is logged once.
 
     Raises:
-        UserError: there is no such file, it is no image, or its pixels are integers of more than 8
-            bits or floats. Those would be cut off at 255, and no scale suits all of them: a
-            microscope's 12 bits in a range of 16 would become nearly black.
+        UserError: there is no such file, it is no image, or :func:`wide_pixels`.
     """
-    with _naming(path), PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+    with reading(path), PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
         if problem := wide_pixels(image):
             raise UserError(f"{path}: {problem}")
         if is_animation(image):
-            _log_once(f"{path}: holds several pictures: only the first is read")
+            _log_once(f"{path}: {ANIMATION}")
 
 
 def wide_pixels(image: Image.Image) -> str:
-    """What is wrong with pixels that have more than 8 bits; empty if they have not. Pillow itself
-    takes the upper 8 bits of each colour of 16."""
+    """What is wrong with integers of more than 8 bits and floats; empty for other pixels.
+
+    They would be cut off at 255, and no scale suits all: a microscope's 12 bits in a range of 16
+    would become nearly black. Of colours of 16 bits each, Pillow takes the upper 8.
+    """
     if not image.mode.startswith(("I", "F")):
         return ""
     return (
@@ -110,20 +111,14 @@ def is_animation(image: Image.Image) -> bool:
     return getattr(image, "is_animated", False) and image.format != "MPO"
 
 
-def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of an image, turned as its EXIF tag says: as Detectron2 reads it.
-
-    Raises:
-        UserError: it is no image. Its pixels are not decoded.
-    """
-    with _naming(path), Image.open(path) as image:
-        return turned_size(image)
+def orientation(image: Image.Image) -> int:
+    """The EXIF tag that says how to turn an image: 1 is upright."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def turned_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height after turning by the EXIF tag."""
-    sideways = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-    return image.size[::-1] if sideways else image.size
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image, turned as its EXIF tag says: as Detectron2 reads it."""
+    return image.size[::-1] if orientation(image) in (5, 6, 7, 8) else image.size
 
 
 @lru_cache
@@ -132,8 +127,8 @@ def _log_once(message: str) -> None:
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make other libraries' errors name the image."""
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make a :class:`UserError` that names the image of whatever another library raises."""
     try:
         yield
     except UserError:

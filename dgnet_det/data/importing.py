@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dgnet_det.data.findings import Findings, first_few
 from dgnet_det.data.formats import READERS, Box, Entry, has_box_columns, read_text, read_yolo
-from dgnet_det.data.images import upright_size
+from dgnet_det.data.images import reading, upright_size
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import files_written_whole
 
@@ -98,7 +98,8 @@ def read_dataset(
     splits: dict[str, list[LabelledImage]] = {}
     for split, image, entry in labelled:
         try:
-            size = upright_size(image)
+            with reading(image), Image.open(image) as picture:
+                size = upright_size(picture)
         except UserError as error:
             findings.error("image", error, image.name)
         else:

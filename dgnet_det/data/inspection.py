@@ -20,6 +20,7 @@ from dgnet_det.errors import UserError
 
 # COCO's limits between small, medium and large: the side of a square, pixels of the image.
 SMALL, LARGE = 32, 96
+SIZES = (f"< {SMALL}²", f"< {LARGE}²", f"≥ {LARGE}²")
 # With fewer boxes, a class is hardly learned, and its AP mostly chance.
 FEW_BOXES = 20
 # Share of boxes that anchors should meet.
@@ -132,6 +133,7 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
     per_image = Counter(image for _, image in objects)
     sizes = Counter(file.upright_size for file in split.files.values())
     sides = np.sqrt(xywh[:, 2:].clip(0).prod(axis=1))
+    by_size = np.histogram(sides, [0, SMALL, LARGE, np.inf])[0]
     positive = (xywh[:, 2:] > 0).all(axis=1)
     names = [str(c.get("name")) for c in coco["categories"] if isinstance(c, dict)]
     return {
@@ -152,9 +154,9 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
             "smallest": min(sizes, key=math.prod, default=None),
             "largest": max(sizes, key=math.prod, default=None),
         },
-        "box_sizes": percentiles(sides) if len(sides) else None,
-        "small_medium_large": np.histogram(sides, [0, SMALL, LARGE, np.inf])[0].tolist(),
-        "ratios": percentiles(xywh[positive, 3] / xywh[positive, 2]) if positive.any() else None,
+        "box_sides_in_pixels": percentiles(sides),
+        "small_medium_large": dict(zip(SIZES, map(int, by_size), strict=True)),
+        "height_by_width": percentiles(xywh[positive, 3] / xywh[positive, 2]),
         "classes": [
             {"name": name, "boxes": boxes_of[name], "images": images_of[name]} for name in names
         ],
