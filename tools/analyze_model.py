@@ -20,6 +20,33 @@ from typing import Any
 import arguments
 
 TASKS = ("parameter", "flop", "activation", "structure")
+# What each figure means, for the reader of a report.
+COUNTED = {
+    "params": (
+        "elements of nn.Parameters, with nothing frozen (MODEL.BACKBONE.FREEZE_AT taken as 0). The"
+        " scale and shift of BN, SyncBN and GN are parameters; those of FrozenBN are buffers"
+    ),
+    "conv_macs": "multiply-adds of the convolutions alone, as in the paper's Table 1",
+    "macs": (
+        "multiply-adds of convolutions, linear layers and matrix products (the routers' pooling"
+        " too), and of the gathered sums one per element and weighted edge, the fixed chain of the"
+        " residual wiring not among them. Norms, activation functions, unweighted additions, other"
+        " pooling, RoIAlign and NMS count as none"
+    ),
+    "activations": "elements of the outputs of convolutions, linear layers and matrix products",
+    "backbone": "stem and stages without FPN, one image of exactly the input size, all edges open",
+    "model": (
+        "the whole model, one image of random pixels padded to the backbone's size divisibility,"
+        " all edges open, random weights. The share of the ROI heads depends on the number of"
+        " proposals"
+    ),
+    "dynamic": (
+        "the backbone on each image as resized for testing and padded: what ran, without edges of"
+        " weight 0 and absent nodes, beside all_open_macs. mean and std are over the images (std"
+        " with n in the denominator)"
+    ),
+}
+
 FIELDS_OF_TASKS = {"flop": ("conv_macs", "macs"), "activation": ("activations",)}
 
 
@@ -53,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fvcore.nn import parameter_count_table
 
     from dgnet_det.analysis.counts import (
-        COUNTED,
         build_for_analysis,
         structure,
     )

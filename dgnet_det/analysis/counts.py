@@ -21,43 +21,18 @@ from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
 from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
 
-# What each figure means, for the reader of a report.
-COUNTED = {
-    "params": (
-        "elements of nn.Parameters, with nothing frozen (MODEL.BACKBONE.FREEZE_AT taken as 0). The"
-        " scale and shift of BN, SyncBN and GN are parameters; those of FrozenBN are buffers"
-    ),
-    "conv_macs": "multiply-adds of the convolutions alone, as in the paper's Table 1",
-    "macs": (
-        "multiply-adds of convolutions, linear layers and matrix products (the routers' pooling"
-        " too), and of the gathered sums one per element and weighted edge, the fixed chain of the"
-        " residual wiring not among them. Norms, activation functions, unweighted additions, other"
-        " pooling, RoIAlign and NMS count as none"
-    ),
-    "activations": "elements of the outputs of convolutions, linear layers and matrix products",
-    "backbone": "stem and stages without FPN, one image of exactly the input size, all edges open",
-    "model": (
-        "the whole model, one image of random pixels padded to the backbone's size divisibility,"
-        " all edges open, random weights. The share of the ROI heads depends on the number of"
-        " proposals"
-    ),
-    "dynamic": (
-        "the backbone on each image as resized for testing and padded: what ran, without edges of"
-        " weight 0 and absent nodes, beside all_open_macs. mean and std are over the images (std"
-        " with n in the denominator)"
-    ),
-}
-
 _CONVOLUTION = torch.ops.aten.convolution
 _MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
 
 
 class Counts(NamedTuple):
-    """Integers, each as :data:`COUNTED` says."""
+    """What operators did."""
 
-    conv_macs: int
+    conv_macs: int  # multiply-adds of the convolutions alone, as in the paper's Table 1
+    # Multiply-adds of convolutions, linear layers and matrix products, and of the weighted sums one
+    # per element and weighted edge. All else counts as none.
     macs: int
-    activations: int
+    activations: int  # elements of the outputs of convolutions, linear layers, matrix products
 
 
 class ImageCounts(NamedTuple):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from dgnet_det.analysis.report.effects import (
-    LEVEL,
     Effect,
     Untestable,
     class_effect,
@@ -15,28 +14,6 @@ from dgnet_det.analysis.report.effects import (
     varying,
 )
 from dgnet_det.analysis.report.survey import Survey
-
-# What the figures are, for the reader of the JSON file.
-FIELDS = {
-    "macs": "multiply-adds that the backbone (stem and stages, without FPN) ran on the image as"
-    " resized and padded: closed edges and absent nodes left out",
-    "all_open_macs": "the same if no edge were closed",
-    "share_of_all_open": "macs / all_open_macs",
-    "weight": "the factor of an edge in the gathered sum, 0 where it is closed: α, or γ·α in the"
-    " residual wiring, whose fixed chain is left out",
-    "std": "over the images, with n in the denominator",
-    "open": "share of the images in which the edge is open",
-    "class": "the class that covers the largest area of the image",
-    "eta_squared": "share of the variance of the ranks of an edge's weight that lies between"
-    " classes; its p is Kruskal and Wallis'",
-    "rho": "Spearman's correlation of an edge's weight and the image's area in its file",
-    "p": "adjusted for the number of edges by Benjamini and Hochberg: of the edges with a p of at"
-    f" most {LEVEL:g}, a share of at most {LEVEL:.0%} is expected to be there by chance",
-    "interventions": "box AP with each image's own edge weights, with the mean of all images', and"
-    " with another image's; own_minus: own AP less that, with its 95 % interval from resampled"
-    " images; score_change: by how much a detection's score changes on average",
-    "alpha_std": "standard deviation of an edge's α over the images, mean of all edges",
-}
 
 
 def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
@@ -63,7 +40,6 @@ def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
     )
     open_edges = survey.is_open.mean(axis=1)
     report = {
-        "fields": FIELDS,
         "num_images": len(survey.images),
         "num_edges": survey.weight.shape[1],
         "edges_that_vary": len(varying(survey.weight)),
