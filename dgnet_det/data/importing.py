@@ -198,12 +198,12 @@ def _common_end(file: Path, name: PurePosixPath) -> int:
 
 def _files(folder: Path, suffix: str = "") -> list[Path]:
     """The files below a folder, by name; of CSV files those that hold boxes."""
-    files = [file for file in sorted(folder.rglob(f"*{suffix}")) if file.is_file()]
+    files = [f for f in sorted(folder.rglob(f"*{suffix}")) if f.is_file() and f.name[0] != "."]
     return [file for file in files if suffix != ".csv" or has_box_columns(file)]
 
 
 def _detect_format(path: Path) -> str:
-    files = {suffix: _files(path, suffix) for suffix in (".xml", ".json", ".csv", ".yaml", ".txt")}
+    files = {suffix: _files(path, suffix) for suffix in (".xml", ".json", ".csv", ".txt")}
     if path.is_file():
         files = {suffix: [path] * (path.suffix == suffix) for suffix in files}
     starts = {suffix: found[0].read_bytes()[:5000] for suffix, found in files.items() if found}
@@ -213,7 +213,7 @@ def _detect_format(path: Path) -> str:
         "labelme": b'"shapes"' in starts.get(".json", b""),
         "cvat": b"<annotations>" in starts.get(".xml", b""),
         "csv": bool(files[".csv"]),
-        "yolo": bool(files[".yaml"] or labels),
+        "yolo": bool(labels or _read_yaml(path)),
     }
     found = [name for name, sign in signs.items() if sign]
     if len(found) != 1:
@@ -238,7 +238,7 @@ def _split_lists(lists: Path, files: list[Path], findings: Findings) -> dict[str
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """YOLO's description of a dataset: ``path``, or the YAML file in it that has ``names``."""
-    for file in [path] if path.is_file() else sorted(path.glob("*.y*ml")):
+    for file in sorted(path.glob("*.y*ml")) if path.is_dir() else [path] * (".y" in path.suffix):
         try:
             data = yaml.safe_load(read_text(file))
         except yaml.YAMLError as error:

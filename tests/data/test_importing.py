@@ -6,15 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from detectron2.data.datasets.coco import load_coco_json
 from PIL import Image
 
 from configs import ROOT
 from dgnet_det.data.formats import READERS
 from dgnet_det.errors import UserError
-from studies.tree_crowns import find_photographs, read_voc_boxes
 
 TOOL = runpy.run_path(str(ROOT / "tools/import_dataset.py"))
 SIZE = (80, 60)
@@ -120,16 +117,13 @@ def test_voc_edges_from_0(devkit: Path) -> None:
     assert one["a.jpg"][1][1] == [0, 10, 5, 10]
 
 
-def test_classes_in_order(devkit: Path) -> None:
-    splits = convert(devkit, "--classes", "dog", "cat", "bird")
-    assert [c["name"] for c in splits["train"]["categories"]] == ["dog", "cat", "bird"]
-    assert boxes_by_file(splits["train"])["a.jpg"][1][0] == "cat"
-
-
-def test_images_elsewhere(devkit: Path) -> None:
+def test_classes_in_order_and_images_elsewhere(devkit: Path) -> None:
     elsewhere, summary = devkit.parent / "photos", devkit.parent / "summary.json"
     (devkit / "JPEGImages").rename(elsewhere)
-    convert(devkit, "--images", str(elsewhere), "--json", str(summary))
+    options = ["--classes", "dog", "cat", "bird", "--images", str(elsewhere)]
+    splits = convert(devkit, *options, "--json", str(summary))
+    assert [c["name"] for c in splits["train"]["categories"]] == ["dog", "cat", "bird"]
+    assert boxes_by_file(splits["train"])["a.jpg"][1][0] == "cat"
     assert json.loads(summary.read_text())["splits"]["val"]["image_folder"] == str(elsewhere)
 
 
@@ -167,28 +161,6 @@ def test_image_of_an_xml(tmp_path: Path) -> None:
     (unused,) = json.loads(summary.read_text())["warnings"]
     assert unused.startswith(f"{folder / 'b.png'}: no annotation: left out")
     assert unused.endswith("(and 1 more)")
-
-
-def test_tree_crowns(tmp_path: Path) -> None:
-    """The photographs of the wheel, which are Pascal VOC beside their images."""
-    photographs = find_photographs()
-    folder = fill(tmp_path / "photos", {})
-    folder.mkdir()
-    for photograph in photographs:
-        for path in photograph:
-            shutil.copy(path, folder)
-    coco = convert(folder)["train"]
-    assert coco["categories"] == [{"id": 1, "name": "Tree"}]
-    assert [image["width"] for image in coco["images"]] == [2299, 1249]
-    found = list(boxes_by_file(coco).values())
-    assert [len(boxes) for boxes in found] == [574, 279]
-    for boxes, photograph in zip(found, photographs, strict=True):
-        corners = read_voc_boxes(photograph.annotation)
-        expected = np.concatenate([corners[:, :2] - 1, corners[:, 2:] - corners[:, :2] + 1], 1)
-        assert np.array_equal([box for _, box, _ in boxes], expected)
-    # The first object of the second file: 1012, 161, 1041, 196
-    assert found[1][0] == ("Tree", [1011, 160, 30, 36], 0)
-    assert len(load_coco_json(str(tmp_path / "coco/train.json"), str(folder))) == 2
 
 
 def test_labelme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,16 +298,6 @@ def test_yolo_folders_with_names_of_their_own(yolo: Path) -> None:
     assert boxes_by_file(splits["val"]) == {"c.jpg": boxes}
 
 
-def test_yolo_flat(yolo: Path) -> None:
-    flat = yolo.parent / "images" / "flat"  # a folder "images" above changes nothing
-    flat.mkdir(parents=True)
-    for path in (yolo / "images/train/a.jpg", yolo / "labels/train/a.txt"):
-        shutil.copy(path, flat)
-    fill(flat, {"classes.txt": "cat\ndog\n"})
-    found = boxes_by_file(convert(flat)["train"])
-    assert found["a.jpg"][0] == ("dog", [30, 15, 20, 30], 0)
-
-
 def file_names(splits: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
     return {split: {i["file_name"] for i in coco["images"]} for split, coco in splits.items()}
 
@@ -364,57 +326,46 @@ def test_val_share(tmp_path: Path) -> None:
 
 
 XML, A = "Annotations/a.xml", "labels/train/a.txt"
-BAD_VOC = {
-    # id: (what is written over the layout, arguments, file in the message, message)
-    "no xml": ({XML: "<annotation>"}, "", XML, "no valid XML"),
-    "other xml": ({XML: "<svg/>"}, "--format voc", XML, "it holds <svg>, not <annotation>"),
-    "reversed": ({XML: voc(("dog", 9, 2, 5, 8, 0))}, "", XML, "object 1: not left ≤ right"),
-    "no box": (
-        {XML: "<annotation><object><name>x</name></object></annotation>"}, "", XML,
-        "object 1: has no box of finite numbers",
-    ),
-    "text": ({XML: voc(("dog", "left", 2, 5, 8, 0))}, "", XML, "object 1: has no box of finite"),
-    "nan": ({XML: voc(("dog", "nan", 2, 5, 8, 0))}, "", XML, "object 1: has no box of finite"),
-    "no name": ({XML: voc((" ", 1, 2, 5, 8, 0))}, "", XML, "object 1: has no class: name it"),
-    "no image": (
-        {XML: voc(filename="z.png"), "Annotations/q.xml": voc(filename="z.png")}, "",
-        "Annotations/q.xml", "no image q or z.png in",
-    ),
-    "broken image": ({"JPEGImages/a.jpg": b"x"}, "", "JPEGImages/a.jpg", "does not decode"),
-    "split": (
-        {"ImageSets/Main/val.txt": "b\nz\n"}, "", "ImageSets/Main/val.txt",
-        "lists z, which has no annotation file",
-    ),
-    "class": ({}, "--classes cat", "", "class 'dog' is not among those given"),
-    "has splits": ({}, "--val-share 0.5", None, "the data have splits already: train, val, test"),
-    "yolo too": ({"data.yaml": "names: [a]"}, "", "", "looks like voc and yolo: say which"),
-    "twice": ({}, "--classes cat dog cat", "", "the class 'cat' is given twice"),
-}  # fmt: skip
-BAD_YOLO = {
-    "four numbers": ({A: "0 0.5 0.5 0.1"}, "", A, "line 1, '0 0.5 0.5 0.1': has no box of"),
-    "text": ({A: "cat 0.5 0.5 0.1 0.1"}, "", A, "line 1, 'cat 0.5 0.5 0.1 0.1': there are 2"),
-    "pixels": ({A: "0 40 30 20 30"}, "", A, "not fractions of the image"),
-    "negative": ({A: "0 0.5 0.5 -0.1 0.1"}, "", A, "not left ≤ right"),
-    "nan": ({A: "0 nan 0.5 0.1 0.1"}, "", A, "has no box of finite numbers"),
-    "odd polygon": ({A: "0 .1 .1 .2 .2 .3 .3 .4"}, "", A, "has no points of two numbers"),
-    "class": ({A: "0 .5 .5 .1 .1\n2 .5 .5 .1 .1"}, "", A, "line 2, '2 .5 .5 .1 .1': there are 2"),
-    "no text": ({A: b"\xff\xfe\x00"}, "", A, "no text in UTF-8"),
-    "no image": ({"labels/train/z.txt": ""}, "", "labels/train/z.txt", "no image z in"),
-    "broken image": ({"images/val/c.jpg": b"x"}, "", "images/val/c.jpg", "does not decode"),
-    "broken yaml": ({"data.yaml": "names: ["}, "", "data.yaml", "no valid YAML"),
-    "gap in names": ({"data.yaml": "names: {0: a, 2: b}"}, "", "", "class 1 of names is None"),
-    "yes": ({"data.yaml": "names: [yes, no]"}, "", "", "class 0 of names is True: give"),
-    "names": ({"data.yaml": "names: cat"}, "", "", "neither a data.yaml with a list of names"),
-    "no boxes": ({A: "", "labels/val/c.txt": ""}, "", "", "no object in any file"),
-}  # fmt: skip
+NO_BOX = "<annotation><object><name>x</name></object></annotation>"
+BAD = [
+    # layout, what is written over it, arguments, file in the message, message
+    ("devkit", {XML: "<annotation>"}, "", XML, "no valid XML"),
+    ("devkit", {XML: "<svg/>"}, "--format voc", XML, "it holds <svg>, not <annotation>"),
+    ("devkit", {XML: voc(("dog", 9, 2, 5, 8, 0))}, "", XML, "object 1: not left ≤ right"),
+    ("devkit", {XML: NO_BOX}, "", XML, "object 1: has no box of finite numbers"),
+    ("devkit", {XML: voc(("dog", "nan", 2, 5, 8, 0))}, "", XML, "has no box of finite numbers"),
+    ("devkit", {XML: voc((" ", 1, 2, 5, 8, 0))}, "", XML, "object 1: has no class: name it"),
+    ("devkit", {"q.xml": voc(filename="z.png")}, "", "q.xml", "no image q or z.png in"),
+    ("devkit", {"JPEGImages/a.jpg": b"x"}, "", "JPEGImages/a.jpg", "does not decode"),
+    ("devkit", {"ImageSets/Main/val.txt": "b z"}, "", "ImageSets/Main/val.txt", "lists z, which"),
+    ("devkit", {}, "--classes cat", "", "class 'dog' is not among those given"),
+    ("devkit", {}, "--classes cat dog cat", "", "the class 'cat' is given twice"),
+    ("devkit", {}, "--val-share 0.5", None, "the data have splits already: train, val, test"),
+    ("devkit", {"data.yaml": "names: [a]"}, "", "", "looks like voc and yolo: say which"),
+    ("yolo", {A: "0 0.5 0.5 0.1"}, "", A, "line 1, '0 0.5 0.5 0.1': has no box of"),
+    ("yolo", {A: "cat 0.5 0.5 0.1 0.1"}, "", A, "'cat 0.5 0.5 0.1 0.1': there are 2 classes"),
+    ("yolo", {A: "0 40 30 20 30"}, "", A, "not fractions of the image"),
+    ("yolo", {A: "0 .1 .1 .2 .2 .3 .3 .4"}, "", A, "has no points of two numbers"),
+    ("yolo", {A: "0 .5 .5 .1 .1\n2 .5 .5 .1 .1"}, "", A, "line 2, '2 .5 .5 .1 .1': there are 2"),
+    ("yolo", {A: b"\xff\xfe\x00"}, "", A, "no text in UTF-8"),
+    ("yolo", {"labels/train/z.txt": ""}, "", "labels/train/z.txt", "no image z in"),
+    ("yolo", {"data.yaml": "names: ["}, "", "data.yaml", "no valid YAML"),
+    ("yolo", {"data.yaml": "names: {0: a, 2: b}"}, "", "", "class 1 of names is None"),
+    ("yolo", {"data.yaml": "names: [yes, no]"}, "", "", "class 0 of names is True: give"),
+    ("yolo", {"data.yaml": "names: cat"}, "", "", "neither a data.yaml with a list of names"),
+    ("yolo", {A: "", "labels/val/c.txt": ""}, "", "", "no object in any file"),
+]  # fmt: skip
+BAD_FILES = [
+    ("x.json", '{"version": 1}', "labelme", "no LabelMe JSON with 'shapes'"),
+    ("x.csv", "image,class,xmin,ymin,xmax\n", "csv", "no column ymax or y_max or y2 or bottom"),
+    ("x.csv", CSV.replace(",50,", ",wide,"), "csv", "line 2: has no box of finite numbers"),
+    ("x.xml", "<annotations><track/></annotations>", "cvat", "is in the format CVAT for video"),
+    ("x.xml", CVAT.replace('"90.0"', '"?"'), "cvat", "image one/a.jpg: object 1: has no box"),
+    ("x.xml", CVAT.replace("9,4;", "9;"), "cvat", "image one/a.jpg: object 2: has no points"),
+]
 
 
-@pytest.mark.parametrize(
-    ("layout", "files", "arguments", "file", "part"),
-    [("devkit", *case) for case in BAD_VOC.values()]
-    + [("yolo", *case) for case in BAD_YOLO.values()],
-    ids=[f"voc-{name}" for name in BAD_VOC] + [f"yolo-{name}" for name in BAD_YOLO],
-)
+@pytest.mark.parametrize(("layout", "files", "arguments", "file", "part"), BAD)
 def test_bad_dataset(
     request: pytest.FixtureRequest,
     layout: str,
@@ -435,25 +386,12 @@ def test_bad_dataset(
     assert sorted(folder.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("x.json", "{", "x.json: no LabelMe JSON with"),
-        ("x.json", '{"version": 1}', "x.json: no LabelMe JSON with 'shapes'"),
-        ("x.csv", "image,class,xmin,ymin,xmax\n", "x.csv: no column ymax or y_max or y2 or bottom"),
-        ("x.csv", "", "x.csv: no column filename"),
-        ("x.csv", CSV.replace(",50,", ",wide,"), "x.csv: line 2: has no box of finite numbers"),
-        ("x.xml", "<annotations><track/></annotations>", "x.xml: is in the format CVAT for video"),
-        ("x.xml", CVAT.replace('"90.0"', '"?"'), "image one/a.jpg: object 1: has no box"),
-        ("x.xml", CVAT.replace("9,4;", "9;"), "object 2: has no points of two numbers"),
-    ],
-)
-def test_bad_file(tmp_path: Path, file: str, content: str, message: str) -> None:
-    layout = {".json": "labelme", ".csv": "csv", ".xml": "cvat"}[Path(file).suffix]
-    folder = fill(tmp_path / "set", {file: content})
+@pytest.mark.parametrize(("file", "content", "layout", "part"), BAD_FILES)
+def test_bad_file(tmp_path: Path, file: str, content: str, layout: str, part: str) -> None:
+    path = fill(tmp_path / "set", {file: content}) / file
     with pytest.raises(UserError) as caught:
-        convert(folder / file, "--format", layout)
-    assert message in str(caught.value)
+        convert(path, "--format", layout)
+    assert str(caught.value).startswith(f"{path}: {part}")
     assert not (tmp_path / "coco").exists()
 
 
