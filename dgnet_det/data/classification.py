@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
 from torchvision import datasets, transforms
 
+from dgnet_det.data.images import check_header, reading
 from dgnet_det.errors import UserError
 
 # Where the Debian package `dataset-fashion-mnist` puts its files.
@@ -121,11 +122,9 @@ def _image_folder(folder: Path) -> datasets.ImageFolder:
 
 
 def _read_image(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow raises a dozen kinds
-        raise UserError(f"{path}: cannot be read as an image; replace or remove it") from error
+    check_header(path)
+    with reading(path), Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _read_idx(folder: Path, name: str, *, header: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from dgnet_det.data.coco_checks import FRACTION_LIMIT
 from dgnet_det.errors import UserError
 
 # Names of a CSV file's columns, by what is in them. A file without a header has HEADERLESS.
@@ -25,8 +26,6 @@ CSV_COLUMNS = {
     "crowd": ("difficult", "isgroupof"),
 }
 HEADERLESS = ("image", "xmin", "ymin", "xmax", "ymax", "class")
-# As fractions of the image, boxes end at 1, or a little beyond by rounding.
-FRACTION_LIMIT = 1.01
 
 
 class Box(NamedTuple):
