@@ -24,7 +24,12 @@ from typing import Any, NoReturn
 KEY = re.compile(
     r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD"
 )
-FOREIGN_WARNINGS = (r".*torch\.jit\.", r"torch\.meshgrid", r".*broadcast_buffers")
+FOREIGN_WARNINGS = (
+    r".*torch\.jit\.",
+    r"torch\.meshgrid",
+    r".*broadcast_buffers",
+    r"Creating a tensor from a list of numpy",
+)
 FOREIGN_LOGGERS = ("torch.fx._symbolic_trace", "torch.utils.cpp_extension")
 INTERRUPTED = 130  # exit code, as a shell's after Ctrl-C
 

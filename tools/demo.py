@@ -48,15 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if bool(args.config_file) == bool(args.exported):
         parser.error("give either --config-file or --exported")
-    if args.exported and (args.dataset or args.opts):
-        parser.error("--dataset and overrides need --config-file")
+    if args.exported and (args.dataset or args.wiring or args.opts):
+        parser.error("--dataset, --wiring and overrides need --config-file")
 
     from dgnet_det.config import get_cfg, load_cfg, score_threshold
     from dgnet_det.errors import UserError
-    from dgnet_det.export.demo import FIELDS, Annotator, annotate_image, annotate_video, skeleton_of
+    from dgnet_det.export.demo import FIELDS, annotate_image, annotate_video, skeleton_of
     from dgnet_det.export.exported import load_detector
     from dgnet_det.export.predictor import Detector, load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
+    from dgnet_det.modeling.observation import dynamic_graphs
     from dgnet_det.utils.files import make_folder, write_json
     from dgnet_det.utils.pictures import picture_paths
     from dgnet_det.utils.videos import SUFFIX, VIDEO_SUFFIXES, is_video
@@ -67,17 +68,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     targets = picture_paths(args.output, files, dict.fromkeys(VIDEO_SUFFIXES, SUFFIX))
     make_folder(args.output)
     detector: Detector
+    skeleton: list[tuple[int, int]] = []
     if args.exported:
         detector = load_detector(args.exported)
     else:
         detector = predictor = load_predictor(cfg)
         optimize_for_inference(predictor.model)
-    annotate = Annotator(
-        detector,
-        confidence=args.confidence,
-        graphs=args.wiring,
-        skeleton=skeleton_of(args.dataset or cfg.DATASETS.TRAIN[0]) if args.config_file else (),
-    )
+        skeleton = skeleton_of(args.dataset or cfg.DATASETS.TRAIN[0])
+        if args.wiring and not dynamic_graphs(predictor.model):
+            raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: a plain network has no graphs to draw")
+    options = {"confidence": args.confidence, "graphs": args.wiring, "skeleton": skeleton}
 
     report: dict[str, Any] = {
         "config_file": args.config_file,
@@ -94,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"[{k}/{len(files)}] {file}", flush=True)
         try:
             if is_video(file):
-                report["videos"].append(annotate_video(annotate, file, target))
+                report["videos"].append(annotate_video(detector, file, target, **options))
             else:
-                report["images"].append(annotate_image(annotate, file, target))
+                report["images"].append(annotate_image(detector, file, target, **options))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.data import check_datasets, find_images, read_image, spread_images
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
-    from dgnet_det.export.demo import Annotator
+    from dgnet_det.export.demo import annotate
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
     from dgnet_det.modeling.observation import dynamic_graphs
@@ -104,11 +104,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "interventions": interventions,
         **summary,
     }
-    annotate = Annotator(predictor, confidence=args.confidence, graphs=True)
     examples = []
     for k, distance in choose_examples(survey, args.examples):
         image = report["images"][k]
-        picture, _ = annotate(read_image(image["file"], "BGR"))
+        pixels = read_image(image["file"], "BGR")
+        picture, _ = annotate(predictor, pixels, confidence=args.confidence, graphs=True)
         name = Path(image["file"]).name
         examples.append({**image, "file": name, "distance": distance, "picture": picture})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
+import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import (
     annotations_to_instances,
@@ -17,10 +17,9 @@ from torch import nn
 from tqdm import tqdm
 
 from dgnet_det.data import read_image
-from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import Detector, Predictor
 from dgnet_det.graph.routing import EdgeWeights
-from dgnet_det.modeling.observation import dynamic_graphs, graph_statistics, record_edge_weights
+from dgnet_det.modeling.observation import graph_statistics, record_edge_weights
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_graphs
 from dgnet_det.utils.pictures import draw_objects, figure_pixels, save_picture, side_by_side
 from dgnet_det.utils.videos import Video, written_video
@@ -48,76 +47,58 @@ def skeleton_of(dataset: str) -> list[tuple[int, int]]:
 
 
 def draw_detections(
-    image: np.ndarray,
-    found: Instances,
-    class_names: Sequence[str],
-    *,
-    skeleton: Sequence[tuple[int, int]] = (),
-    side: int | None = None,
+    image: np.ndarray, found: Instances, class_names: Sequence[str], **style: Any
 ) -> np.ndarray:
     """Draw what a detector found, with class names and scores.
 
     Args:
         image: [H, W, 3] RGB, uint8.
-        found: in it, see :meth:`Detector.__call__`.
+        found: in it, as :meth:`Detector.__call__` returns it.
         class_names: of the detector.
-        skeleton, side: see :func:`draw_objects`.
+        style: ``skeleton`` and ``side`` of :func:`draw_objects`.
 
     Returns:
         [H', W', 3] RGB, uint8.
     """
-    fields = found.get_fields()
-    classes, scores = found.pred_classes.tolist(), found.scores.tolist()
-    return draw_objects(
-        image,
-        found.pred_boxes.tensor.numpy(),
-        classes,
-        [
-            (f"{class_names[k]} {score:.0%}", f"{score:.0%}")
-            for k, score in zip(classes, scores, strict=True)
-        ],
-        masks=fields["pred_masks"].numpy() if "pred_masks" in fields else None,
-        keypoints=fields["pred_keypoints"].numpy() if "pred_keypoints" in fields else None,
-        skeleton=skeleton,
-        side=side,
-    )
+    scores = [f"{score:.0%}" for score in found.scores.tolist()]
+    names = [class_names[k] for k in found.pred_classes.tolist()]
+    labels = [(f"{name} {score}", score) for name, score in zip(names, scores, strict=True)]
+    return draw_objects(image, labels=labels, **_arrays(found), **style)
 
 
 def draw_truth(
     image: np.ndarray,
     annotations: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
-    *,
-    skeleton: Sequence[tuple[int, int]] = (),
-    side: int | None = None,
+    **style: Any,
 ) -> np.ndarray:
     """Draw annotations in Detectron2's dataset format, with class names. Arguments and picture are
     those of :func:`draw_detections`."""
     # Detectron2 takes a field from all annotations or from none.
     common = set.intersection(*map(set, annotations)) if annotations else set()
     size = image.shape[0], image.shape[1]
-    truth = annotations_to_instances(
-        [
-            transform_instance_annotations({key: a[key] for key in common}, [], size)
-            for a in annotations
-        ],
-        size,
-        mask_format="bitmask",
-    )
-    fields, classes = truth.get_fields(), truth.gt_classes.tolist()
-    return draw_objects(
-        image,
-        truth.gt_boxes.tensor.numpy(),
-        classes,
-        [
-            (class_names[k] + (" (crowd)" if a.get("iscrowd") else ""),)
-            for k, a in zip(classes, annotations, strict=True)
-        ],
-        masks=fields["gt_masks"].tensor.numpy() if "gt_masks" in fields else None,
-        keypoints=fields["gt_keypoints"].tensor.numpy() if "gt_keypoints" in fields else None,
-        skeleton=skeleton,
-        side=side,
-    )
+    objects = [
+        transform_instance_annotations({key: a[key] for key in common}, [], size)
+        for a in annotations
+    ]
+    truth = annotations_to_instances(objects, size, mask_format="bitmask")
+    labels = [
+        (class_names[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else ""),)
+        for a in annotations
+    ]
+    return draw_objects(image, labels=labels, **_arrays(truth), **style)
+
+
+def _arrays(instances: Instances) -> dict[str, Any]:
+    """``boxes``, ``classes`` and, where there are any, ``masks`` and ``keypoints`` of detections or
+    of the truth."""
+    arrays = {}
+    for name in ("boxes", "classes", "masks", "keypoints"):
+        for field in (f"pred_{name}", f"gt_{name}"):
+            if instances.has(field):
+                value = instances.get(field)
+                arrays[name] = getattr(value, "tensor", value).numpy()
+    return arrays
 
 
 def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, EdgeWeights]) -> Figure:
@@ -146,90 +127,67 @@ def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, EdgeWeights])
     return draw_graphs(panels, arcs, Scale.of_alpha())
 
 
-class Annotator:
-    """Detects in images, one after the other, and draws what it found."""
+def annotate(
+    detector: Detector,
+    image: np.ndarray,
+    *,
+    confidence: float,
+    graphs: bool = False,
+    skeleton: Sequence[tuple[int, int]] = (),
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Detect in an image, and draw what was found.
 
-    def __init__(
-        self,
-        detector: Detector,
-        *,
-        confidence: float = 0.0,
-        graphs: bool = False,
-        skeleton: Sequence[tuple[int, int]] = (),
-    ) -> None:
-        """
-        Args:
-            detector: the detector.
-            confidence: what a detection's score must be above.
-            graphs: whether each picture has the image's graphs beside it.
-            skeleton: see :func:`draw_objects`.
+    Args:
+        detector: the detector; a :class:`Predictor` with edge weights if ``graphs``.
+        image: [H, W, 3] BGR, uint8.
+        confidence: what a detection's score must be above.
+        graphs: whether the image's graphs are drawn beside it.
+        skeleton: see :func:`draw_objects`.
 
-        Raises:
-            UserError: ``detector`` has no graphs to show.
-        """
-        self.detector, self.confidence, self.skeleton = detector, confidence, skeleton
-        self.model: nn.Module | None = None
-        if graphs:
-            if not isinstance(detector, Predictor):
-                raise UserError("an exported file keeps its edge weights to itself: no graphs")
-            if not dynamic_graphs(detector.model):
-                raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: a plain network has no graphs")
-            self.model = detector.model
-
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Detect in an image, [H, W, 3] BGR, uint8.
-
-        Returns:
-            The picture, [H', W', 3] RGB, uint8, and a record: ``detections`` and, where the graphs
-            are drawn, ``graphs``.
-        """
-        names = self.detector.class_names
-        with record_edge_weights(self.model or nn.Identity()) as edge_weights:
-            found = self.detector(image)
-        found = found[found.scores > self.confidence]
-        picture = draw_detections(
-            image[:, :, ::-1],
-            found,
-            names,
-            skeleton=self.skeleton,
-            side=SIDE_BY_GRAPHS if self.model else None,
-        )
-        record: dict[str, Any] = {"detections": to_records(found, names)}
-        if self.model:
-            graphs = figure_pixels(draw_edge_weights(self.model, edge_weights))
-            picture = side_by_side([picture, graphs])
-            record["graphs"] = {
-                name: {
-                    **graph_statistics(weights),
-                    "alpha": weights.alpha[0].tolist(),
-                    "weight": weights.weight[0].tolist(),
-                }
-                for name, weights in edge_weights.items()
+    Returns:
+        The picture, [H', W', 3] RGB, uint8, and a record for JSON: ``detections`` and ``graphs``.
+    """
+    model = detector.model if graphs and isinstance(detector, Predictor) else nn.Identity()
+    with record_edge_weights(model) as edge_weights:
+        found = detector(image)
+    found = found[found.scores > confidence]
+    names, side = detector.class_names, SIDE_BY_GRAPHS if graphs else None
+    picture = draw_detections(image[:, :, ::-1], found, names, skeleton=skeleton, side=side)
+    record: dict[str, Any] = {"detections": to_records(found, names)}
+    if graphs:
+        picture = side_by_side([picture, figure_pixels(draw_edge_weights(model, edge_weights))])
+        record["graphs"] = {
+            name: {
+                **graph_statistics(weights),
+                "alpha": weights.alpha[0].tolist(),
+                "weight": weights.weight[0].tolist(),
             }
-        return picture, record
+            for name, weights in edge_weights.items()
+        }
+    return picture, record
 
 
-def annotate_image(annotate: Annotator, file: Path, target: Path) -> dict[str, Any]:
-    """Write the picture of an image file.
+def annotate_image(detector: Detector, file: Path, target: Path, **options: Any) -> dict[str, Any]:
+    """Write the picture of an image file; the options are those of :func:`annotate`.
 
     Returns:
         Its record.
 
     Raises:
-        UserError: the image does not decode, or the picture cannot be written.
+        UserError: the image does not decode.
     """
     image = read_image(file, "BGR")
-    picture, record = annotate(image)
+    picture, record = annotate(detector, image, **options)
     save_picture(picture, target)
     size = {"width": image.shape[1], "height": image.shape[0]}
     return {"file": str(file), "picture": target.name, **size, **record}
 
 
-def annotate_video(annotate: Annotator, file: Path, target: Path) -> dict[str, Any]:
-    """Write the annotated video of a video file.
+def annotate_video(detector: Detector, file: Path, target: Path, **options: Any) -> dict[str, Any]:
+    """Write the annotated video of a video file; the options are those of :func:`annotate`.
 
     Returns:
-        Its record, which says how many frames its header states where fewer could be read.
+        Its record, which also says what number of frames the header states.
 
     Raises:
         UserError: the video does not decode, or the new one cannot be written.
@@ -237,42 +195,31 @@ def annotate_video(annotate: Annotator, file: Path, target: Path) -> dict[str, A
     video = Video(file)
     frames: list[dict[str, Any]] = []
     with written_video(target, video.rate) as append:
-        progress = tqdm(
-            video, total=video.num_frames or None, desc=file.name, unit="frame", leave=False
-        )
-        for frame in progress:
-            picture, record = annotate(frame)
+        total = video.num_frames or None
+        for frame in tqdm(video, file.name, total, unit="frame", leave=False):
+            picture, record = annotate(detector, frame, **options)
             append(picture[:, :, ::-1])
             frames.append({"frame": len(frames), **record})
     size = {"width": frame.shape[1], "height": frame.shape[0]}
-    record = {"file": str(file), "picture": target.name, **size, "frames_per_second": video.rate}
-    if len(frames) < video.num_frames:
-        record["frames_in_header"] = video.num_frames
-    return {**record, "frames": frames}
+    rate = {"frames_per_second": video.rate, "frames_in_header": video.num_frames}
+    return {"file": str(file), "picture": target.name, **size, **rate, "frames": frames}
 
 
 def to_records(found: Instances, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Detections as JSON takes them: for each its ``class_name`` and those of :data:`FIELDS` that
     it has."""
-    records: list[dict[str, Any]] = [
-        {
-            "box": [round(x, 2) for x in box],
-            "score": round(score, 4),
-            "class_id": k,
-            "class_name": class_names[k],
-        }
-        for box, score, k in zip(
-            found.pred_boxes.tensor.tolist(),
-            found.scores.tolist(),
-            found.pred_classes.tolist(),
-            strict=True,
-        )
-    ]
+    columns: dict[str, list] = {
+        "box": found.pred_boxes.tensor.double().numpy().round(2).tolist(),
+        "score": found.scores.double().numpy().round(4).tolist(),
+        "class_id": found.pred_classes.tolist(),
+        "class_name": [class_names[k] for k in found.pred_classes.tolist()],
+    }
     if found.has("pred_keypoints"):
-        for record, keypoints in zip(records, found.pred_keypoints.tolist(), strict=True):
-            record["keypoints"] = [[round(x, 2) for x in point] for point in keypoints]
+        columns["keypoints"] = found.pred_keypoints.double().numpy().round(2).tolist()
     if found.has("pred_masks"):
-        for record, mask in zip(records, found.pred_masks.numpy(), strict=True):
-            encoded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
-            record["mask"] = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
-    return records
+        masks = np.asfortranarray(found.pred_masks.numpy().transpose(1, 2, 0), np.uint8)
+        columns["mask"] = [
+            {**mask, "counts": mask["counts"].decode("ascii")} for mask in mask_util.encode(masks)
+        ]
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -3,7 +3,7 @@
 import importlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,30 @@ from dgnet_det.modeling.folding import optimize_for_inference
 DESCRIPTION = "dgnet_det.json"
 
 
+class ExportedDetector(Detector):
+    """A detector from a file of ``tools/export_model.py``."""
+
+    def __init__(self, run: Callable[[Tensor], Sequence[Tensor]], description: Description) -> None:
+        """
+        Args:
+            run: maps a prepared image to the outputs that the description names.
+            description: of the file.
+        """
+        super().__init__(description)
+        self.run = run
+
+    def inference(self, image: Tensor) -> Instances:
+        """As :meth:`Detector.inference`, with the keypoints that heat maps show."""
+        tensors = dict(zip(list(self.description.tensors)[1:], self.run(image), strict=True))
+        found = Instances((image.shape[1], image.shape[2]), pred_boxes=Boxes(tensors["boxes"]))
+        for name in tensors.keys() - {"boxes"}:
+            found.set(TENSORS[name][0], tensors[name])
+        if "heatmaps" in tensors:
+            keypoints = heatmaps_to_keypoints(tensors["heatmaps"], tensors["boxes"])
+            found.pred_keypoints = keypoints[:, :, [0, 1, 3]]  # x, y, logit, score
+        return found
+
+
 def load_detector(
     path: str | PathLike[str], config_file: str = "", opts: Sequence[str] = ()
 ) -> Detector:
@@ -38,11 +62,15 @@ def load_detector(
         UserError: the file is missing or cannot be used, or as :func:`load_predictor`.
     """
     path = Path(path)
-    exported = {".onnx": OnnxDetector, ".ts": TorchScriptDetector}.get(path.suffix)
-    if exported:
+    load = {".onnx": _load_onnx, ".ts": _load_torchscript}.get(path.suffix)
+    if load:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        return exported(path)
+        run, text = load(path)
+        try:
+            return ExportedDetector(run, Description(**json.loads(text)))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: not written by tools/export_model.py") from error
     if not config_file:
         raise UserError(f"{path}: neither .onnx nor .ts: a checkpoint needs its config file")
     predictor = load_predictor(load_cfg(config_file, [*opts, "MODEL.WEIGHTS", str(path)]))
@@ -50,57 +78,35 @@ def load_detector(
     return predictor
 
 
-class TorchScriptDetector(Detector):
-    """A detector from a TorchScript file, on the device it was exported on."""
-
-    def __init__(self, path: Path) -> None:
-        """
-        Raises:
-            UserError: ``tools/export_model.py`` did not write this file, or it does not load.
-        """
-        extra = {DESCRIPTION: ""}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", category=FutureWarning)  # TorchScript is to end
-                self._module = torch.jit.load(path, _extra_files=extra)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{path}: no TorchScript file that runs here: {one_line(error)}"
-            ) from error
-        super().__init__(_description(path, extra[DESCRIPTION]))
+def _load_torchscript(path: Path) -> tuple[Callable[[Tensor], Sequence[Tensor]], str]:
+    """A function that runs the file, and its description."""
+    extra = {DESCRIPTION: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=FutureWarning)  # TorchScript is to end one day
+            module = torch.jit.load(path, _extra_files=extra)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: no TorchScript file that runs here: {one_line(error)}") from error
 
     @torch.no_grad()
-    def inference(self, image: Tensor) -> Instances:
-        """As :meth:`Detector.inference`."""
-        device = next(self._module.parameters()).device
-        names = list(self.description.tensors)[1:]
-        tensors = dict(zip(names, self._module(image.to(device)), strict=True))
-        return _instances(image, tensors)
+    def run(image: Tensor) -> Sequence[Tensor]:
+        return module(image.to(next(module.parameters()).device))
+
+    return run, extra[DESCRIPTION]
 
 
-class OnnxDetector(Detector):
-    """A detector from an ONNX file, run by onnxruntime on the CPU."""
+def _load_onnx(path: Path) -> tuple[Callable[[Tensor], Sequence[Tensor]], str]:
+    """As :func:`_load_torchscript`."""
+    onnxruntime = import_onnx("onnxruntime")
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has an exception for each way of failing
+        raise UserError(f"{path}: no ONNX file that runs here: {one_line(error)}") from error
 
-    def __init__(self, path: Path) -> None:
-        """
-        Raises:
-            UserError: ``tools/export_model.py`` did not write this file, it does not load, or
-                onnxruntime is not installed.
-        """
-        onnxruntime = import_onnx("onnxruntime")
-        try:
-            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has an exception for each way of failing
-            raise UserError(f"{path}: no ONNX file that runs here: {one_line(error)}") from error
-        properties = self._session.get_modelmeta().custom_metadata_map
-        super().__init__(_description(path, properties.get(DESCRIPTION, "")))
+    def run(image: Tensor) -> Sequence[Tensor]:
+        return [torch.tensor(array) for array in session.run(None, {"image": image.numpy()})]
 
-    def inference(self, image: Tensor) -> Instances:
-        """As :meth:`Detector.inference`."""
-        names = list(self.description.tensors)[1:]
-        arrays = self._session.run(names, {"image": image.numpy()})
-        tensors = {name: torch.tensor(array) for name, array in zip(names, arrays, strict=True)}
-        return _instances(image, tensors)
+    return run, session.get_modelmeta().custom_metadata_map.get(DESCRIPTION, "")
 
 
 def import_onnx(name: str) -> Any:
@@ -113,21 +119,3 @@ def import_onnx(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"{name} is not installed: pip install onnx onnxruntime") from error
-
-
-def _description(path: Path, text: str) -> Description:
-    try:
-        return Description(**json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: not written by tools/export_model.py") from error
-
-
-def _instances(image: Tensor, tensors: Mapping[str, Tensor]) -> Instances:
-    """The opposite of :func:`.predictor.tensors_of`, with the keypoints that heat maps show."""
-    found = Instances((image.shape[1], image.shape[2]), pred_boxes=Boxes(tensors["boxes"]))
-    for name in tensors.keys() - {"boxes"}:
-        found.set(TENSORS[name][0], tensors[name])
-    if "heatmaps" in tensors:
-        keypoints = heatmaps_to_keypoints(tensors["heatmaps"], tensors["boxes"])
-        found.pred_keypoints = keypoints[:, :, [0, 1, 3]]  # x, y, logit, score
-    return found

@@ -90,24 +90,6 @@ def load_pruned(pruned: nn.Module, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def feature_difference(before: nn.Module, after: nn.Module, image: Tensor) -> float:
-    """The largest difference between the backbones' feature maps of an image, each in units of the
-    map's largest value.
-
-    Args:
-        before, after: detectors in evaluation mode.
-        image: [3, H, W], resized, in the models' ``INPUT.FORMAT``.
-    """
-    expected, found = (
-        model.backbone(model.preprocess_image([{"image": image}]).tensor)  # type: ignore[operator]
-        for model in (before, after)
-    )
-    return max(
-        float((found[name] - x).abs().max() / x.abs().max().clamp(min=1e-12))
-        for name, x in expected.items()
-    )
-
-
 def check_equal(before: Predictor, after: Predictor, image: np.ndarray, file: Path) -> float:
     """Check that a pruned detector sees the same in an image as before, to rounding.
 
@@ -117,12 +99,21 @@ def check_equal(before: Predictor, after: Predictor, image: np.ndarray, file: Pa
         file: where it is from.
 
     Returns:
-        The :func:`feature_difference`.
+        The largest difference between feature maps of the backbones, each in units of the map's
+        largest value.
 
     Raises:
-        UserError: their features or detections differ.
+        UserError: features or detections differ.
     """
-    difference = feature_difference(before.model, after.model, before.prepare(image))
+    inputs = [{"image": before.prepare(image)}]
+    expected, found = (
+        p.model.backbone(p.model.preprocess_image(inputs).tensor)  # type: ignore[operator]
+        for p in (before, after)
+    )
+    difference = max(
+        float((found[name] - x).abs().max() / x.abs().max().clamp(min=1e-12))
+        for name, x in expected.items()
+    )
     if difference > ROUNDING or not same_detections([compare_detections(before, after, image)]):
         raise UserError(
             f"{file}: the pruned detector finds something else (its features differ by"

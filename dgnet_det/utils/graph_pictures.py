@@ -1,7 +1,7 @@
 """Graphs as the paper draws them: their nodes on a line, their edges as arcs above it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import FuncNorm, Normalize, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.special import expit, logit
 
 # Inches. A graph is drawn at one of two sizes.
 SPACING, SMALL_SPACING = 0.56, 0.3  # of neighbouring nodes
@@ -40,19 +41,19 @@ class Scale(NamedTuple):
     def of_alpha(cls) -> "Scale":
         """Of α, from 0 to 1. Colours follow the router's output before its sigmoid: they also tell
         weights near 1 apart, where a trained graph may start."""
-        return cls("α", 0.01, 0.99, "YlGnBu", sigmoid=True)
+        return cls("edge weight α", 0.01, 0.99, "YlGnBu", sigmoid=True)
 
     @classmethod
     def of_gamma_alpha(cls, limit: float) -> "Scale":
         """Of γ·α up to ±``limit``."""
         # Before training all γ are 0, and any scale shows that.
-        return cls("γ·α", -(limit or 1.0), limit or 1.0, "PuOr")
+        return cls("edge weight γ·α", -(limit or 1.0), limit or 1.0, "PuOr")
 
     def colors(self) -> ScalarMappable:
         """The mapping from values to colours."""
         norm = Normalize(self.low, self.high)
         if self.sigmoid:
-            norm = FuncNorm((_logit, _sigmoid), self.low, self.high, clip=True)
+            norm = FuncNorm((logit, expit), self.low, self.high, clip=True)
         return ScalarMappable(norm, colormaps[self.colormap])
 
     def strength(self, values: np.ndarray) -> np.ndarray:
@@ -65,15 +66,6 @@ class Scale(NamedTuple):
         sign = "+" if self.low < 0 and round(value, decimals) else ""
         # Adding 0 makes 0 of -0.
         return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "−")
-
-
-def _logit(value: np.ndarray) -> np.ndarray:
-    value = np.clip(value, 1e-6, 1 - 1e-6)
-    return np.log(value / (1 - value))
-
-
-def _sigmoid(value: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-value))
 
 
 class GraphPanel(NamedTuple):
@@ -149,8 +141,8 @@ def draw_graphs(
         left, bottom = (width + 0.12 + BAR * k) / size[0], 0.15 + LEGEND / size[1]
         bar = figure.add_axes((left, bottom, 0.14 / size[0], 0.7))
         place = "" if len(scales) == 1 else (" (arcs)", " (cells)")[k]
-        ticks = ALPHA_TICKS if scale.sigmoid else None
-        colorbar = figure.colorbar(scale.colors(), cax=bar, ticks=ticks, format="%g")
+        options: dict[str, Any] = {"ticks": ALPHA_TICKS, "format": "%g"} if scale.sigmoid else {}
+        colorbar = figure.colorbar(scale.colors(), cax=bar, **options)
         colorbar.set_label(scale.label + place, fontsize=8)
         bar.tick_params(labelsize=7)
     keys = _legend(panels, grey)
@@ -161,13 +153,9 @@ def draw_graphs(
 def _rows(panels: Sequence[GraphPanel]) -> list[list[GraphPanel]]:
     """Panels in as few rows as the widest row allows, and those of about the same width."""
     widest = max(MAX_ROW, max(panel.width for panel in panels))
-    rows = _fill_rows(panels, widest)
-    for limit in np.arange(widest, 0, -0.1):
-        narrower = _fill_rows(panels, limit)
-        if len(narrower) > len(rows):
-            break
-        rows = narrower
-    return rows
+    fewest = len(_fill_rows(panels, widest))
+    limits = np.linspace(widest / fewest / 2, widest, 100)
+    return next(rows for x in limits if len(rows := _fill_rows(panels, x)) == fewest)
 
 
 def _fill_rows(panels: Sequence[GraphPanel], widest: float) -> list[list[GraphPanel]]:
