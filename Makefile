@@ -49,8 +49,12 @@ demo: demo-data
 	$(PY) tools/demo.py --wiring --dataset $(TREES)/annotations/val.json --num 4 \
 		--output $(DEMO)/wiring --json $(DEMO)/wiring.json \
 		--config-file $(DG) MODEL.WEIGHTS $(DEMO)/training/model_final.pth
+	$(PY) tools/wiring_report.py --dataset $(TREES)/annotations/val.json \
+		--output $(DEMO)/report.html --json $(DEMO)/report.json \
+		--config-file $(DG) MODEL.WEIGHTS $(DEMO)/training/model_final.pth
 	@echo "Detections beside ground truth: $(DEMO)/detections/"
 	@echo "The graphs of the same tiles:   $(DEMO)/wiring/"
+	@echo "What the routers decide:        $(DEMO)/report.html"
 
 demo-plain: demo-data
 	$(PY) tools/train_net.py --config-file $(PLAIN) --json $(DEMO)/metrics-plain.json \

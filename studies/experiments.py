@@ -13,7 +13,7 @@ class Arm(NamedTuple):
     name: str  # on the page
     wiring: str
     edge_weights: str
-    against: str = "plain"  # key of the arm that it is compared with
+    against: str = "plain"  # key of the arm that it is compared with; its own: with none
     others: tuple[str, ...] = ()  # further overrides of the detector's config
 
 
@@ -38,9 +38,8 @@ class Scale(NamedTuple):
 ALL_STAGES = ("MODEL.DGNET.STAGES", "('res2', 'res3', 'res4', 'res5')")
 # Where no weights are loaded, no stage and no statistics of a norm can be frozen.
 FROM_NOTHING = (
-    *("MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0"),
-    *("MODEL.RESNETS.NORM", "BN", *ALL_STAGES),
-)
+    "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.RESNETS.NORM", "BN", *ALL_STAGES,
+)  # fmt: skip
 RES2_LEARNS = ("MODEL.BACKBONE.FREEZE_AT", "1")
 
 EXPERIMENTS = {
@@ -59,23 +58,31 @@ EXPERIMENTS = {
                 "residual, routers stay at their start", "untrained-routers", "dynamic"
             ),
             "res2-plain": Arm(
-                *("residual, dynamic, res2 learns and is plain", "residual", "dynamic", "dynamic"),
+                "residual, dynamic, res2 learns and is plain",
+                "residual",
+                "dynamic",
+                "dynamic",
                 RES2_LEARNS,
             ),
             "res2-graph": Arm(
-                *("residual, dynamic, res2 learns and is a graph", "residual", "dynamic"),
-                *("res2-plain", (*RES2_LEARNS, *ALL_STAGES)),
+                "residual, dynamic, res2 learns and is a graph",
+                "residual",
+                "dynamic",
+                "res2-plain",
+                (*RES2_LEARNS, *ALL_STAGES),
             ),
             "plain-from-nothing": Arm(
-                "plain, from nothing", "residual", "none", "plain", FROM_NOTHING
+                "plain, from nothing", "residual", "none", "plain-from-nothing", FROM_NOTHING
             ),
             "paper-static": Arm(
-                *("paper, static, from nothing", "paper", "static"),
-                *("plain-from-nothing", FROM_NOTHING),
+                "paper, static, from nothing", "paper", "static", "plain-from-nothing", FROM_NOTHING
             ),
             "paper-dynamic": Arm(
-                *("paper, dynamic, from nothing", "paper", "dynamic"),
-                *("plain-from-nothing", FROM_NOTHING),
+                "paper, dynamic, from nothing",
+                "paper",
+                "dynamic",
+                "plain-from-nothing",
+                FROM_NOTHING,
             ),
         },
     ),
@@ -84,7 +91,7 @@ EXPERIMENTS = {
         "A narrow ResNet-18 learns Fashion-MNIST as a classifier; its backbone becomes a Faster"
         " R-CNN on scenes of 128 × 128 pixels: up to five of Fashion-MNIST's product images pasted"
         " onto crops of photographs of `skimage.data`, 600 to train and 300 to test, which share"
-        " neither products nor photographs. They are not photographs.",
+        " neither products nor photographs. The scenes are no photographs.",
         "configs/Study/scenes_detector.yaml",
         "configs/Study/scenes_classifier.yaml",
         {
@@ -98,25 +105,27 @@ EXPERIMENTS = {
                 "paper, dynamic, α starts at 0.5", "half-open", "dynamic", "paper-dynamic"
             ),
             "paper-strided": Arm(
-                *("paper, dynamic, P without pooling", "strided-projection", "dynamic"),
+                "paper, dynamic, P without pooling",
+                "strided-projection",
+                "dynamic",
                 "paper-dynamic",
             ),
         },
     ),
 }
+TINY_DETECTOR = (
+    "SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0",
+    "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
+    "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+)  # fmt: skip
+TINY_CLASSIFIER = (
+    "CLASSIFICATION.EPOCHS", "1", "CLASSIFICATION.SIZE", "8", "SOLVER.IMS_PER_BATCH", "2000",
+)  # fmt: skip
 SCALES = {
     "full": Scale({"train": 600, "test": 300}),
     # Shows that everything works. Its figures mean nothing.
-    "tiny": Scale(
-        {"train": 8, "test": 4},
-        (
-            *("SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"),
-            *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-            *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
-            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
-        ),
-        ("CLASSIFICATION.EPOCHS", "1", "CLASSIFICATION.SIZE", "8", "SOLVER.IMS_PER_BATCH", "2000"),
-    ),
+    "tiny": Scale({"train": 8, "test": 4}, TINY_DETECTOR, TINY_CLASSIFIER),
 }
 
 
@@ -143,7 +152,7 @@ class Run(NamedTuple):
     def _command(self, config: str, overrides: tuple[str, ...]) -> list[str]:
         arm = EXPERIMENTS[self.experiment].arms[self.arm]
         return [
-            *("--config-file", str(ROOT / config), "SEED", str(self.seed)),
-            *("MODEL.DGNET.WIRING", arm.wiring, "MODEL.DGNET.EDGE_WEIGHTS", arm.edge_weights),
+            "--config-file", str(ROOT / config), "SEED", str(self.seed),
+            "MODEL.DGNET.WIRING", arm.wiring, "MODEL.DGNET.EDGE_WEIGHTS", arm.edge_weights,
             *overrides,
-        ]
+        ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,9 @@ PAGE = """\
 # The study: is dynamic wiring of use?
 
 Arms see the same images in the same order, and each differs in one thing from the arm that it is
-compared with. `{command}` ran them and wrote this page on {date}.
+compared with. On {date} this page was written by
+
+    {command}
 
 {findings}
 
@@ -29,7 +32,7 @@ compared with. `{command}` ran them and wrote this page on {date}.
 - *Mult.-adds*: what the backbone does for a test image, closed edges left out; mean of 20 images.
 - *Difference of AP*: paired by seed, with its 95 % confidence interval (Student's t), **bold**
   where it leaves out 0. Of the {num_intervals} on this page {num_by_chance:.1f} can be expected to
-  do so by chance alone. With few seeds they are wide: a small effect would not show.
+  do so by chance alone; with few seeds they are wide, and a small effect would not show.
 - *Spread of α*: the standard deviation of an edge's weight over the test images, mean and largest
   of all edges. Routers that never learned have a spread, too.
 - *Own − mean*, *own − another's*: the AP that is lost where every image gets the mean of all
@@ -48,9 +51,9 @@ PLOT = """\
 
 Dots are seeds, bars the 95 % confidence intervals of their mean."""
 HEADERS = (
-    *("arm", "seeds", "AP", "AP50", "AP75", "mult.-adds, M", "difference of AP", "spread of α"),
-    *("own − mean", "own − another's"),
-)
+    "arm", "seeds", "AP", "AP50", "AP75", "mult.-adds, M", "difference of AP", "spread of α",
+    "own − mean", "own − another's",
+)  # fmt: skip
 Runs = dict[int, dict[str, Any]]  # of an arm, by seed
 
 
@@ -102,7 +105,7 @@ def render(study: dict[str, Any]) -> str:
                 findings.append(f"- {experiment.title}: *{name}*, {difference}.")
             rows.append([name, len(runs), *_cells(list(runs.values()), difference)])
         table = tabulate(rows, HEADERS, tablefmt="pipe", disable_numparse=True)
-        sections.append(f"## {experiment.title}\n\n{experiment.method}\n\n{table}")
+        sections.append(f"## {experiment.title}\n\n{fill(experiment.method, 100)}\n\n{table}")
     runs_of_all = study["runs"]
     if any(run["scale"] != "full" for run in runs_of_all):
         findings = ["**A trial of the command. Its figures mean nothing.**"]

@@ -115,6 +115,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     page = render_page(report, survey, effects, examples)
     with written_whole(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    if "ap" in interventions:
+        ap, spread = interventions["ap"], interventions["spread"]
+        print(
+            f"AP with each image's own edge weights {ap['own']:.2f}, with their mean"
+            f" {ap['mean']:.2f}, with another image's {ap['other']:.2f}"
+        )
+        print(
+            f"standard deviation of α over the images: {spread['alpha_std']:.3f}, of the edge where"
+            f" it is largest {spread['alpha_std_max']:.3f}"
+        )
     print(f"written to {args.output}")
     if args.json:
         write_json(args.json, report)
