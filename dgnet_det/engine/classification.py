@@ -32,7 +32,7 @@ from dgnet_det.data.classification import (
 )
 from dgnet_det.engine.hooks import CHECKPOINTS_KEPT, EdgeStatistics, MetricsWriter, gather_spread
 from dgnet_det.engine.launch import OutputFolder
-from dgnet_det.engine.optimizer import build_optimizer
+from dgnet_det.engine.optimizer import build_optimizer, checked_optimizer_state
 from dgnet_det.engine.schedule import check_solver, divergence
 from dgnet_det.errors import UserError, one_line_in_training_loop
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
@@ -257,7 +257,8 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR}: to resume, all machines must see its checkpoints:"
                 " name a folder on a disk that they share"
             )
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        with checked_optimizer_state(cfg.OUTPUT_DIR):
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         if all(found):
             batches.start_iteration = trainer.iter + 1
         folder.open(cfg)

@@ -35,7 +35,7 @@ from dgnet_det.engine.hooks import (
     gather_spread,
 )
 from dgnet_det.engine.launch import OutputFolder
-from dgnet_det.engine.optimizer import build_optimizer
+from dgnet_det.engine.optimizer import build_optimizer, checked_optimizer_state
 from dgnet_det.engine.schedule import describe_schedule, divergence, fit_schedule
 from dgnet_det.errors import UserError, one_line_in_training_loop
 from dgnet_det.evaluation.coco import Evaluator
@@ -242,7 +242,8 @@ def train(
     register_own_datasets(cfg)
     with OutputFolder(cfg) as folder:
         trainer = Trainer(cfg, recipe=recipe, given=given)
-        trainer.resume_or_load(resume=resume)
+        with checked_optimizer_state(cfg.OUTPUT_DIR):
+            trainer.resume_or_load(resume=resume)
         folder.open(trainer.cfg)
         trainer.train()
         return trainer._last_eval_results

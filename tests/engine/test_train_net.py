@@ -198,6 +198,20 @@ def test_a_stopped_training_goes_on(
     assert not torch.equal(before, after)
 
 
+def test_an_optimizer_of_an_earlier_version_is_refused_in_one_line(
+    stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]], train_net: TrainNet
+) -> None:
+    """Whose groups were Detectron2's."""
+    output, command, _ = stopped
+    path = output / (output / "last_checkpoint").read_text()
+    checkpoint = load(path)
+    optimizer = checkpoint["trainer"]["_trainer"]["optimizer"]
+    optimizer["param_groups"] = optimizer["param_groups"][:1]
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="other groups of parameters than this version"):
+        train_net([*command, "99", "--resume"])
+
+
 def test_a_training_that_diverges_names_the_learning_rate(
     detector: list[str], train_net: TrainNet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
