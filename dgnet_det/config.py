@@ -3,7 +3,6 @@
 import difflib
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,14 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from dgnet_det.data.checks import NUM_CLASSES_KEYS
-from dgnet_det.data.own import use_own_datasets
 from dgnet_det.errors import UserError
 
+# Where each meta-architecture keeps its number of classes. Others' is not checked.
+NUM_CLASSES_KEYS = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+}
 # Keys of earlier versions, and what is to be done about them.
 REMOVED_KEYS = {
     "MODEL.DGNET.MASK_PADDING": "no longer a key: padding is what Detectron2 makes of it, and the"
@@ -134,29 +137,19 @@ def read_yaml(config_file: str) -> CfgNode:
 
 def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The frozen config of a YAML file and ``KEY VALUE`` overrides, for the CPU if there is no GPU.
-    Datasets that it names by their files are registered.
+    Where the data that it names matter, :func:`dgnet_det.data.load_cfg_with_data` reads them too.
 
     Raises:
-        UserError: as :func:`read_yaml`, of an override too, and as :func:`use_own_datasets`.
+        UserError: as :func:`read_yaml`, of an override too.
     """
     cfg = read_yaml(config_file)
     if len(opts) % 2:
         raise UserError(f"{opts[-1]}: an override needs a value: give KEY VALUE pairs")
     _merge(cfg, dict(zip(opts[::2], opts[1::2], strict=True)))
-    use_own_datasets(cfg, given=opts[::2])
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg
-
-
-def mark_overrides(argv: Sequence[str] | None) -> list[str]:
-    """A tool's arguments, those of its process if ``argv`` is None, with ``--`` before the first
-    config key, so that an option of several values ends there."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    sections = tuple(f"{section}." for section in get_cfg())
-    first = next((i for i, word in enumerate(words) if word.startswith(sections)), None)
-    return words if first is None or "--" in words else [*words[:first], "--", *words[first:]]
 
 
 def score_threshold(value: float, option: str) -> list[str]:

@@ -18,8 +18,7 @@ import train_net
 from detectron2.data import DatasetCatalog
 
 from dgnet_det.analysis.counts import ImageCounter
-from dgnet_det.config import load_cfg
-from dgnet_det.data import CheckedDatasetMapper
+from dgnet_det.data import CheckedDatasetMapper, load_cfg_with_data
 from dgnet_det.evaluation.interventions import intervene
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.modeling.backbone.dgnet import WIRINGS
@@ -62,7 +61,7 @@ def examine(run: Run, folder: Path) -> dict[str, float]:
     """The trained detector's multiply-adds, and the spread and the use of its edge weights."""
     _, config, *overrides = run.detector()
     weights = str(folder / "detector/model_final.pth")
-    cfg = load_cfg(config, [*overrides, "MODEL.WEIGHTS", weights])
+    cfg = load_cfg_with_data(config, [*overrides, "MODEL.WEIGHTS", weights])
     model, (dataset,) = load_predictor(cfg).model, cfg.DATASETS.TEST
     count, read = ImageCounter(model), CheckedDatasetMapper(cfg, is_train=False)
     images = [read(image)["image"] for image in DatasetCatalog.get(dataset)[:COUNTED_IMAGES]]

@@ -29,11 +29,11 @@ from studies.experiments import EXPERIMENTS, RESULT, SCALES, Run
 
 def folder_of(run: Run, output: Path) -> Path:
     """Where a run's files are: runs whose configs differ have different folders."""
-    from dgnet_det.config import load_cfg
+    from dgnet_det.data import load_cfg_with_data
 
     text = json.dumps(SCALES[run.scale].num_scenes)
     for command in filter(None, (run.classifier(), run.detector())):
-        text += load_cfg(command[1], command[2:]).dump()
+        text += load_cfg_with_data(command[1], command[2:]).dump()
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return output.resolve() / run.experiment / f"{run.arm}-seed{run.seed}-{digest}"
 

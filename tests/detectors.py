@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from configs import ROOT
-from dgnet_det.config import load_cfg
+from dgnet_det.data import load_cfg_with_data
 from dgnet_det.data.classes import class_names
 from dgnet_det.export.predictor import Predictor
 from dgnet_det.modeling.build import build_model

@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         build_for_analysis,
         structure,
     )
-    from dgnet_det.config import is_classifier, load_cfg
-    from dgnet_det.data import check_datasets, find_images, spread_images
+    from dgnet_det.config import is_classifier
+    from dgnet_det.data import check_datasets, find_images, load_cfg_with_data, spread_images
     from dgnet_det.errors import UserError
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.modeling.observation import dgnet_of
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if min(args.input_size or (1,)) < 1 or args.num_images < 1:
         raise UserError("--input-size, --num-images: give numbers of at least 1")
-    cfg = load_cfg(args.config_file, args.opts)
+    cfg = load_cfg_with_data(args.config_file, args.opts)
     images: list[dict[str, Any]] = []
     if args.images or args.dataset:
         if is_classifier(cfg):

@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.exported and (args.dataset or args.wiring or args.opts):
         parser.error("--dataset, --wiring and overrides need --config-file")
 
-    from dgnet_det.config import get_cfg, load_cfg, score_threshold
+    from dgnet_det.config import get_cfg, score_threshold
+    from dgnet_det.data import load_cfg_with_data
     from dgnet_det.errors import UserError
     from dgnet_det.export.demo import FIELDS, annotate_image, annotate_video, skeleton_of
     from dgnet_det.export.exported import load_detector
@@ -63,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.utils.videos import SUFFIX, VIDEO_SUFFIXES, is_video
 
     above = score_threshold(args.confidence, "--confidence")
-    cfg = load_cfg(args.config_file, [*args.opts, *above]) if args.config_file else get_cfg()
+    cfg = (
+        load_cfg_with_data(args.config_file, [*args.opts, *above])
+        if args.config_file
+        else get_cfg()
+    )
     files = arguments.chosen_files(cfg, args, also=VIDEO_SUFFIXES)
     targets = picture_paths(args.output, files, dict.fromkeys(VIDEO_SUFFIXES, SUFFIX))
     make_folder(args.output)

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.analysis.counts import ImageCounter
     from dgnet_det.checkpoint import DGNetCheckpointer, class_names_in
     from dgnet_det.config import load_cfg, read_yaml
-    from dgnet_det.data import read_image
+    from dgnet_det.data import load_cfg_with_data, read_image
     from dgnet_det.errors import UserError
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.export.pruning import (
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.output.exists():
         raise UserError(f"--output {args.output}: exists: name a new folder")
-    cfg = load_cfg(args.config_file, args.opts)
+    cfg = load_cfg_with_data(args.config_file, args.opts)
     files = arguments.chosen_files(cfg, args)
     with folder_written_whole(args.output) as folder:
         before = load_predictor(cfg)

@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         threshold_texts,
         thresholds_for,
     )
-    from dgnet_det.config import load_cfg
-    from dgnet_det.data import check_datasets
+    from dgnet_det.data import check_datasets, load_cfg_with_data
     from dgnet_det.errors import UserError
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
@@ -72,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: give at least 1")
-    cfgs = {args.name: load_cfg(args.config_file, args.opts)}
+    cfgs = {args.name: load_cfg_with_data(args.config_file, args.opts)}
     for name, config, weights in args.compare:
-        cfgs[name] = load_cfg(config, [*args.opts, "MODEL.WEIGHTS", weights])
+        cfgs[name] = load_cfg_with_data(config, [*args.opts, "MODEL.WEIGHTS", weights])
     if not len(args.compare) < len(cfgs) <= len(COLORS):
         raise UserError(f"--compare: give up to {len(COLORS) - 1} detectors, each its own name")
     for cfg in cfgs.values():

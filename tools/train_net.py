@@ -62,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    from dgnet_det.config import load_cfg, read_yaml
-    from dgnet_det.data import check_datasets
+    from dgnet_det.config import read_yaml
+    from dgnet_det.data import check_datasets, load_cfg_with_data
     from dgnet_det.engine.launch import launch
     from dgnet_det.errors import UserError
 
-    cfg = load_cfg(args.config_file, args.opts)
+    cfg = load_cfg_with_data(args.config_file, args.opts)
     rcnn = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     if cfg.TEST.AUG.ENABLED and (not rcnn or cfg.MODEL.KEYPOINT_ON):
         raise UserError(

@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from detectron2.data import MetadataCatalog
 
-    from dgnet_det.config import load_cfg, score_threshold
-    from dgnet_det.data import check_datasets, read_image, spread_images
+    from dgnet_det.config import score_threshold
+    from dgnet_det.data import check_datasets, load_cfg_with_data, read_image, spread_images
     from dgnet_det.errors import UserError
     from dgnet_det.export.demo import draw_detections, draw_truth, skeleton_of
     from dgnet_det.export.predictor import load_predictor
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.utils.pictures import picture_paths, save_picture, side_by_side
 
     above = score_threshold(args.threshold, "--threshold")
-    cfg = load_cfg(args.config_file, [*args.opts, *above])
+    cfg = load_cfg_with_data(args.config_file, [*args.opts, *above])
     dataset = args.dataset or next(iter(cfg.DATASETS.TEST), None)
     if dataset is None:
         raise UserError("DATASETS.TEST: empty: name a dataset there or with --dataset")

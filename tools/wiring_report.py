@@ -47,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.analysis.report.page import render_page
     from dgnet_det.analysis.report.summary import choose_examples, summarize
     from dgnet_det.analysis.report.survey import survey_images
-    from dgnet_det.config import load_cfg
-    from dgnet_det.data import check_datasets, find_images, read_image, spread_images
+    from dgnet_det.data import check_datasets, find_images, load_cfg_with_data, read_image, spread_images
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
     from dgnet_det.export.demo import annotate
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--examples {args.examples}: give at least 1")
     if args.output.is_dir():
         raise UserError(f"{args.output}: is a folder: name the file of the page")
-    cfg = load_cfg(args.config_file, args.opts)
+    cfg = load_cfg_with_data(args.config_file, args.opts)
     images: Sequence[dict[str, Any]]
     if args.dataset:
         check_datasets(cfg, [args.dataset])

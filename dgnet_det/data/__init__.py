@@ -2,11 +2,13 @@
 
 from dgnet_det.data.checks import CheckedDatasetMapper, check_datasets
 from dgnet_det.data.images import find_images, read_image, spread_images
+from dgnet_det.data.own import load_cfg_with_data
 
 __all__ = [
     "CheckedDatasetMapper",
     "check_datasets",
     "find_images",
+    "load_cfg_with_data",
     "read_image",
     "spread_images",
 ]

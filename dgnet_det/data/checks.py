@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathManager
 
-from dgnet_det.data.classes import NUM_CLASSES_KEYS
+from dgnet_det.config import NUM_CLASSES_KEYS
 from dgnet_det.data.coco import category_names, forget
 from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings

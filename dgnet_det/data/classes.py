@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from dgnet_det.config import NUM_CLASSES_KEYS
 from dgnet_det.data.coco import category_names
-
-# Where each meta-architecture keeps its number of classes. Others' is not checked.
-NUM_CLASSES_KEYS = {
-    "GeneralizedRCNN": "ROI_HEADS",
-    "PanopticFPN": "ROI_HEADS",
-    "RetinaNet": "RETINANET",
-}
 
 
 def dataset_class_names(datasets: Sequence[str]) -> list[str]:

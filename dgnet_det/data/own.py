@@ -2,17 +2,30 @@
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial, reduce
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dgnet_det.data.classes import NUM_CLASSES_KEYS
+from dgnet_det.config import NUM_CLASSES_KEYS, load_cfg
 from dgnet_det.data.coco import category_names, load_dicts, read_coco
 from dgnet_det.errors import UserError
 
 NUM_COCO_KEYPOINTS = 17  # for which COCO gives the spreads that its metric uses
+
+
+def load_cfg_with_data(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """As :func:`load_cfg`, with the config's own datasets, which it follows.
+
+    Raises:
+        UserError: as :func:`load_cfg` and :func:`use_own_datasets`.
+    """
+    cfg = load_cfg(config_file, opts).clone()
+    cfg.defrost()
+    use_own_datasets(cfg, given=opts[::2])
+    cfg.freeze()
+    return cfg
 
 
 def use_own_datasets(cfg: CfgNode, given: Collection[str] = ()) -> None:

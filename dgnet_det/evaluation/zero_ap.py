@@ -20,8 +20,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from dgnet_det.checkpoint.pixels import IMAGENET_MEAN_RGB
+from dgnet_det.config import NUM_CLASSES_KEYS
 from dgnet_det.data.anchors import compare_anchors
-from dgnet_det.data.checks import NUM_CLASSES_KEYS
 from dgnet_det.evaluation.coco import Evaluator
 
 ZERO_AP = 0.05  # per cent, which is printed as 0.0

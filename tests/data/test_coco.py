@@ -10,8 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 
 from configs import ROOT
-from dgnet_det.config import load_cfg
-from dgnet_det.data import check_datasets
+from dgnet_det.data import check_datasets, load_cfg_with_data
 from dgnet_det.data.classes import dataset_class_names
 from dgnet_det.data.coco import category_names, forget, load_dicts, read_coco
 from dgnet_det.errors import UserError
@@ -56,7 +55,7 @@ def test_a_file_is_parsed_once(splits: Splits, monkeypatch: pytest.MonkeyPatch) 
     parsed: list[str] = []
     load = json.load
     monkeypatch.setattr(json, "load", lambda file: parsed.append(file.name) or load(file))
-    cfg = load_cfg(CONFIG, splits.overrides)
+    cfg = load_cfg_with_data(CONFIG, splits.overrides)
     check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         assert len(DatasetCatalog.get(name)) == 8

@@ -10,8 +10,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from configs import ROOT
-from dgnet_det.config import load_cfg
-from dgnet_det.data import find_images, read_image, spread_images
+from dgnet_det.data import find_images, load_cfg_with_data, read_image, spread_images
 from dgnet_det.errors import UserError
 
 
@@ -85,7 +84,7 @@ def test_an_animation_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 def test_spread_images(splits: Splits) -> None:
     config = ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml"
-    (name,) = load_cfg(str(config), splits.overrides).DATASETS.TRAIN
+    (name,) = load_cfg_with_data(str(config), splits.overrides).DATASETS.TRAIN
 
     def ids(num: int) -> list[int]:
         return [image["image_id"] for image in spread_images(name, num)]

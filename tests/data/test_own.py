@@ -10,8 +10,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from configs import ROOT
-from dgnet_det.config import load_cfg
-from dgnet_det.data import check_datasets
+from dgnet_det.data import check_datasets, load_cfg_with_data
 from dgnet_det.data.classes import class_names, dataset_class_names
 from dgnet_det.data.own import register_own_datasets
 from dgnet_det.errors import UserError
@@ -45,7 +44,7 @@ FRUIT = {7: "fig", 2: "apple", 30: "pear"}
 def test_the_config_follows_the_data(config: str, tmp_path: Path) -> None:
     opts = dataset(tmp_path, "TRAIN", FRUIT) + dataset(tmp_path, "VAL", FRUIT)
     for _ in range(2):  # registering again is no error
-        cfg = load_cfg(config, opts)
+        cfg = load_cfg_with_data(config, opts)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 3
     for key, name in (("TRAIN", "train.json"), ("TEST", "val.json")):
         (registered,) = cfg.DATASETS[key]
@@ -60,31 +59,33 @@ def test_the_config_follows_the_data(config: str, tmp_path: Path) -> None:
     ("split", "key", "other"), [("TRAIN", "TRAIN", "TEST"), ("VAL", "TEST", "TRAIN")]
 )
 def test_one_split_alone(split: str, key: str, other: str, tmp_path: Path) -> None:
-    cfg = load_cfg(COCO, dataset(tmp_path, split, FRUIT))
+    cfg = load_cfg_with_data(COCO, dataset(tmp_path, split, FRUIT))
     assert len(cfg.DATASETS[key]) == 1
     assert cfg.DATASETS[other] == ()
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
 def test_changed_files_are_registered_anew(tmp_path: Path) -> None:
-    (name,) = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT)).DATASETS.TRAIN
+    (name,) = load_cfg_with_data(COCO, dataset(tmp_path, "TRAIN", FRUIT)).DATASETS.TRAIN
     DatasetCatalog.get(name)
-    cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", {1: "tree"}))
+    cfg = load_cfg_with_data(COCO, dataset(tmp_path, "TRAIN", {1: "tree"}))
     DatasetCatalog.get(name)  # Detectron2 does not let the classes of a name change
     assert MetadataCatalog.get(name).thing_classes == ["tree"]
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1
 
 
 def test_the_written_config_names_the_same_data(tmp_path: Path) -> None:
-    cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT))
+    cfg = load_cfg_with_data(COCO, dataset(tmp_path, "TRAIN", FRUIT))
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump())
-    assert yaml.safe_load(load_cfg(str(path)).dump()) == yaml.safe_load(cfg.dump())
+    assert yaml.safe_load(load_cfg_with_data(str(path)).dump()) == yaml.safe_load(cfg.dump())
 
 
 def test_another_process_registers_them_for_itself(tmp_path: Path) -> None:
     """What a spawned process is given is the config alone."""
-    cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT) + dataset(tmp_path, "VAL", FRUIT))
+    cfg = load_cfg_with_data(
+        COCO, dataset(tmp_path, "TRAIN", FRUIT) + dataset(tmp_path, "VAL", FRUIT)
+    )
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
         DatasetCatalog.remove(name)
@@ -96,9 +97,9 @@ def test_another_process_registers_them_for_itself(tmp_path: Path) -> None:
 def test_where_the_data_are_not_the_config_still_loads(tmp_path: Path) -> None:
     opts = dataset(tmp_path, "TRAIN", FRUIT)
     path = tmp_path / "config.yaml"
-    path.write_text(load_cfg(COCO, opts).dump())
+    path.write_text(load_cfg_with_data(COCO, opts).dump())
     Path(opts[1]).unlink()
-    assert load_cfg(str(path)).MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert load_cfg_with_data(str(path)).MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
 @pytest.mark.parametrize(
@@ -115,23 +116,26 @@ def test_where_the_data_are_not_the_config_still_loads(tmp_path: Path) -> None:
 )
 def test_contradictions(extra: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        load_cfg(COCO, [*dataset(tmp_path, "TRAIN", FRUIT), *extra])
+        load_cfg_with_data(COCO, [*dataset(tmp_path, "TRAIN", FRUIT), *extra])
 
 
 def test_an_override_that_agrees_is_none(tmp_path: Path) -> None:
     opts = [*dataset(tmp_path, "TRAIN", FRUIT), "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
-    assert load_cfg(COCO, opts).MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert load_cfg_with_data(COCO, opts).MODEL.ROI_HEADS.NUM_CLASSES == 3
 
 
 def test_names_of_classes(tmp_path: Path) -> None:
-    cfg = load_cfg(COCO, dataset(tmp_path, "TRAIN", FRUIT)).clone()
+    cfg = load_cfg_with_data(COCO, dataset(tmp_path, "TRAIN", FRUIT)).clone()
     assert dataset_class_names(["no such dataset", *cfg.DATASETS.TRAIN]) == ["apple", "fig", "pear"]
     assert dataset_class_names([]) == []
     assert class_names(cfg) == ["apple", "fig", "pear"]
     cfg.defrost()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     assert class_names(cfg) == ["class 0", "class 1"]
-    assert class_names(load_cfg(COCO))[:2] == ["person", "bicycle"]  # Detectron2 knows COCO's
+    assert class_names(load_cfg_with_data(COCO))[:2] == [
+        "person",
+        "bicycle",
+    ]  # Detectron2 knows COCO's
 
 
 KEYPOINT = str(ROOT / "configs/COCO-Keypoints/keypoint_rcnn_DG_R_50_residual_FPN_1x.yaml")
@@ -159,7 +163,7 @@ def check_poses(folder: Path, coco: dict[str, Any], *opts: str) -> str:
     path.write_text(json.dumps(coco))
     (folder / "a.png").touch()
     keys = ["DATASETS.TRAIN_JSON", str(path), "DATASETS.TRAIN_IMAGES", str(folder)]
-    cfg = load_cfg(KEYPOINT, [*keys, *opts])
+    cfg = load_cfg_with_data(KEYPOINT, [*keys, *opts])
     check_datasets(cfg, cfg.DATASETS.TRAIN)
     assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 3
     return str(path)

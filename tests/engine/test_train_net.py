@@ -18,6 +18,7 @@ from PIL import Image
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
+from dgnet_det.data import load_cfg_with_data
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
@@ -245,7 +246,7 @@ def compare_processes(detector: list[str], output: str) -> None:
         "SOLVER.MAX_ITER", "2", "SOLVER.REFERENCE_WORLD_SIZE", "0", "TEST.EVAL_PERIOD", "1",
         "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)",
     ]  # fmt: skip
-    cfg = load_cfg(
+    cfg = load_cfg_with_data(
         config_file, [*opts, *schedule, "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", output]
     )
     seed_all_rng(comm.get_rank())

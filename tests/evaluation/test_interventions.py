@@ -14,8 +14,7 @@ from PIL import Image
 from skimage import data
 from torch import Tensor, nn
 
-from dgnet_det.config import load_cfg
-from dgnet_det.data import read_image
+from dgnet_det.data import load_cfg_with_data, read_image
 from dgnet_det.errors import UserError
 from dgnet_det.evaluation import interventions
 from dgnet_det.evaluation.interventions import (
@@ -63,7 +62,7 @@ def annotate_by(predictor: Predictor, paths: Sequence[Path], json_file: Path) ->
             )  # fmt: skip
     json_file.write_text(json.dumps(coco))
     own = ["DATASETS.VAL_JSON", str(json_file), "DATASETS.VAL_IMAGES", str(paths[0].parent)]
-    load_cfg(config("faster"), [*SMALL, *SMALLER, *own])  # registers it
+    load_cfg_with_data(config("faster"), [*SMALL, *SMALLER, *own])  # registers it
     return str(json_file)
 
 

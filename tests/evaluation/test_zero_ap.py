@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from configs import ROOT
-from dgnet_det.config import load_cfg
+from dgnet_det.data import load_cfg_with_data
 from dgnet_det.evaluation.coco import Evaluator
 from dgnet_det.evaluation.zero_ap import Evidence, explain_zero, likely_causes
 
@@ -21,7 +21,7 @@ TREES = str(
 
 
 def config(*opts: str) -> CfgNode:
-    return load_cfg(TREES, ["MODEL.WEIGHTS", "x.pth", *opts])
+    return load_cfg_with_data(TREES, ["MODEL.WEIGHTS", "x.pth", *opts])
 
 
 def boxes(side: float, label: int, number: int = 10, offset: float = 0) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from detectron2.engine.defaults import seed_all_rng
 from torch import nn
 
 from dgnet_det.config import load_cfg
-from dgnet_det.data import CheckedDatasetMapper
+from dgnet_det.data import CheckedDatasetMapper, load_cfg_with_data
 from dgnet_det.modeling.backbone.dgnet import WIRINGS
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
@@ -87,7 +87,7 @@ def test_all_arms_see_the_same_images(crowns: None) -> None:
     seen = []
     for arm in ("plain", "dynamic", "paper-static"):
         _, config, *overrides = Run("tree_crowns", arm, 5, "tiny").detector()
-        cfg = load_cfg(config, [*overrides, "MODEL.DEVICE", "cpu"])
+        cfg = load_cfg_with_data(config, [*overrides, "MODEL.DEVICE", "cpu"])
         # As tools/train_net.py: seed, model, loader.
         seed_all_rng(cfg.SEED)
         build_model(cfg)
