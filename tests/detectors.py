@@ -43,7 +43,7 @@ def config(kind: str) -> str:
 
 def small_predictor(kind: str, *opts: str) -> Predictor:
     """A detector whose edges close on some images and not on others."""
-    cfg = load_cfg(config(kind), [*SMALL, *opts])
+    cfg = load_cfg_with_data(config(kind), [*SMALL, *opts])
     predictor = Predictor(cfg, build_model(cfg).eval(), class_names(cfg))
     route_at_random(predictor.model)
     for name, parameter in predictor.model.named_parameters():

@@ -47,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.analysis.report.page import render_page
     from dgnet_det.analysis.report.summary import choose_examples, summarize
     from dgnet_det.analysis.report.survey import survey_images
-    from dgnet_det.data import check_datasets, find_images, load_cfg_with_data, read_image, spread_images
+    from dgnet_det.data import (
+        check_datasets,
+        find_images,
+        load_cfg_with_data,
+        read_image,
+        spread_images,
+    )
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
     from dgnet_det.export.demo import annotate
