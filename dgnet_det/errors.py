@@ -3,8 +3,6 @@
 import errno
 import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
 
 MACHINE_ERRORS = {
     errno.ENOSPC: "the disk is full: make room",
@@ -31,8 +29,6 @@ def user_message(error: BaseException) -> str | None:
     last_line = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, UserError) or last_line.startswith(name):
         return last_line.removeprefix(name)
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        error = error.__context__  # torch.save hides it
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
         path = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         return path + MACHINE_ERRORS[error.errno]
@@ -49,13 +45,3 @@ def one_line_in_training_loop() -> None:
 def _is_no_user_error(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return error is None or user_message(error) is None
-
-
-def run_tool(main: Callable[[Sequence[str] | None], None]) -> None:
-    """Run a tool's ``main(argv)``. A :class:`UserError` becomes one line on stderr and exit code
-    1."""
-    try:
-        main(None)
-    except UserError as error:
-        print(f"error: {user_message(error)}", file=sys.stderr)
-        sys.exit(1)

@@ -14,8 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -100,6 +99,28 @@ class ConfigParser(argparse.ArgumentParser):
             help=f"how many of the dataset, spread evenly over it (default: {default})",
         )
 
+    def add_training(self) -> None:
+        """The options of a training, on one machine or several."""
+        self.add_argument(
+            "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+        )
+        self.add_argument(
+            "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training"
+        )
+        self.add_argument("--json", metavar="FILE", help="write the last evaluation's metrics here")
+        self.add_argument(
+            "--num-gpus",
+            type=int,
+            default=1,
+            metavar="N",
+            help="processes of this machine: one per GPU, or CPU processes without one",
+        )
+        self.add_argument("--num-machines", type=int, default=1, metavar="N")
+        self.add_argument("--machine-rank", type=int, default=0, metavar="K", help="this machine's")
+        self.add_argument(
+            "--dist-url", default="auto", metavar="URL", help="of the first, tcp://HOST:PORT"
+        )
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -161,23 +182,29 @@ def run(main: Callable[[], None]) -> None:
         _exit(f"error: {message}", 1)
 
 
-@contextmanager
-def resumable(folder: str, *, resume: bool) -> Iterator[None]:
-    """A training that leaves checkpoints in ``folder``: an interruption says which is the last.
+def train(work: Callable[..., None], cfg: Any, args: argparse.Namespace, *more: Any) -> None:
+    """Call ``work(cfg, args, *more)`` in the processes that the options of
+    :meth:`ConfigParser.add_training` ask for. An interruption says which checkpoint is the last."""
+    from dgnet_det.engine.launch import launch
 
-    Args:
-        folder: ``OUTPUT_DIR``.
-        resume: whether the training itself goes on from a checkpoint that is there.
-    """
     start = time.time()
     try:
-        yield
+        launch(
+            work,
+            cfg,
+            args,
+            *more,
+            processes=args.num_gpus,
+            machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            url=args.dist_url,
+        )
     except KeyboardInterrupt:
-        last = Path(folder, "last_checkpoint")
+        last = Path(cfg.OUTPUT_DIR, "last_checkpoint")
         message = "no checkpoint was saved"
-        if last.exists() and (resume or last.stat().st_mtime >= start):
-            checkpoint = Path(folder, last.read_text().strip())
-            message = f"{checkpoint} is saved; to go on from it, add --resume"
+        # One that was there before counts only for a training that goes on from it.
+        if last.exists() and (args.resume or last.stat().st_mtime >= start):
+            message = f"{last.with_name(last.read_text().strip())} is saved; to go on, add --resume"
         raise KeyboardInterrupt(message) from None
 
 

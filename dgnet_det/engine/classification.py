@@ -31,7 +31,7 @@ from dgnet_det.data.classification import (
     mix_seeds,
 )
 from dgnet_det.engine.hooks import CHECKPOINTS_KEPT, EdgeStatistics, MetricsWriter, gather_spread
-from dgnet_det.engine.launch import OutputFolder
+from dgnet_det.engine.launch import OutputFolder, distribute
 from dgnet_det.engine.optimizer import build_optimizer, checked_optimizer_state
 from dgnet_det.engine.schedule import check_solver, divergence
 from dgnet_det.errors import UserError, one_line_in_training_loop
@@ -77,7 +77,7 @@ def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> dict[str, Any]:
+def evaluate(model: nn.Module, loader: DataLoader, device: str) -> dict[str, Any]:
     """``top1`` and ``top5`` in per cent, over the shares of all processes, and under ``wiring``,
     in the main process, the spread of α over the images where the model has graphs.
 
@@ -119,8 +119,6 @@ class ClassifierTrainer(SimpleTrainer):
         model: nn.Module,
         loader: DataLoader,
         optimizer: torch.optim.Optimizer,
-        *,
-        device: torch.device,
         budget: BudgetLoss | None = None,
     ) -> None:
         """
@@ -129,15 +127,14 @@ class ClassifierTrainer(SimpleTrainer):
             model: from images to logits; it may be in ``DistributedDataParallel``.
             loader: endless micro-batches of images and labels.
             optimizer: of the model's parameters.
-            device: where the model is.
             budget: a loss of the model's edges to add.
         """
         super().__init__(model, loader, optimizer)
         self.cfg = cfg
-        self.device = device
         self.budget = budget
+        self.device = torch.device(cfg.MODEL.DEVICE)
         self.scaler = torch.amp.GradScaler(
-            device.type, enabled=cfg.SOLVER.AMP.ENABLED and device.type == "cuda"
+            self.device.type, enabled=cfg.SOLVER.AMP.ENABLED and self.device.type != "cpu"
         )
 
     def run_step(self) -> None:
@@ -187,13 +184,12 @@ class ClassifierTrainer(SimpleTrainer):
         return contextlib.nullcontext()
 
 
-def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[str, Any]:
+def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     """Train a classifier and leave checkpoints, ``metrics.json`` and TensorBoard events in
     ``OUTPUT_DIR``.
 
     Args:
         cfg: the config.
-        device: this process's.
         resume: continue from the last checkpoint in ``OUTPUT_DIR``, if there is one, to the weights
             that an uninterrupted run would have reached, bit for bit on a CPU.
 
@@ -214,27 +210,18 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
             accumulation=cfg.CLASSIFICATION.ACCUMULATION,
             seed=data_seed(cfg),
         )
-        classifier = _classifier(cfg, device)
-        model: nn.Module = classifier
-        optimizer = build_optimizer(cfg, model)
-        if comm.get_world_size() > 1:
-            model = DistributedDataParallel(
-                model, device_ids=[device] if device.type == "cuda" else None
-            )
-        trainer = ClassifierTrainer(
-            cfg,
-            model,
-            build_train_loader(cfg, train_set, batches, seed=data_seed(cfg)),
-            optimizer,
-            device=device,
-            budget=budget_loss(cfg, classifier),
-        )
+        classifier = _classifier(cfg)
+        optimizer = build_optimizer(cfg, classifier)
+        model = distribute(classifier, cfg)
+        loader = build_train_loader(cfg, train_set, batches, seed=data_seed(cfg))
+        budget = budget_loss(cfg, classifier)
+        trainer = ClassifierTrainer(cfg, model, loader, optimizer, budget)
         checkpointer = DGNetCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(trainer))
         test_loader = build_test_loader(cfg, test_set)
         results: dict[str, Any] = {}
 
         def test() -> dict[str, Any]:
-            results.update(evaluate(classifier, test_loader, device))
+            results.update(evaluate(classifier, test_loader, cfg.MODEL.DEVICE))
             logging.getLogger(__name__).info("top-1 %(top1).2f %%, top-5 %(top5).2f %%", results)
             return results
 
@@ -251,15 +238,9 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
                 *([MetricsWriter()] if is_main else []),
             ]
         )
-        found = comm.all_gather(resume and checkpointer.has_checkpoint())
-        if any(found) and not all(found):
-            raise UserError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR}: to resume, all machines must see its checkpoints:"
-                " name a folder on a disk that they share"
-            )
         with checked_optimizer_state(cfg.OUTPUT_DIR):
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        if all(found):
+        if resume and checkpointer.has_checkpoint():
             batches.start_iteration = trainer.iter + 1
         folder.open(cfg)
         max_iter = cfg.CLASSIFICATION.EPOCHS * batches.iterations_per_epoch
@@ -267,9 +248,7 @@ def train(cfg: CfgNode, device: torch.device, *, resume: bool = False) -> dict[s
         return results
 
 
-def evaluate_checkpoint(
-    cfg: CfgNode, device: torch.device, *, resume: bool = False
-) -> dict[str, Any]:
+def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     """As :func:`evaluate`, on the validation images, of ``MODEL.WEIGHTS``, or of the last
     checkpoint in ``OUTPUT_DIR`` if ``resume``.
 
@@ -278,7 +257,7 @@ def evaluate_checkpoint(
     """
     check_solver(cfg)
     with OutputFolder(cfg) as folder:
-        model = _classifier(cfg, device)
+        model = _classifier(cfg)
         checkpointer = WholeCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -287,7 +266,7 @@ def evaluate_checkpoint(
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         _, test_set = build_datasets(cfg)
         folder.open()
-        return evaluate(model, build_test_loader(cfg, test_set), device)
+        return evaluate(model, build_test_loader(cfg, test_set), cfg.MODEL.DEVICE)
 
 
 def data_seed(cfg: CfgNode) -> int:
@@ -296,6 +275,6 @@ def data_seed(cfg: CfgNode) -> int:
     return max(cfg.SEED, 0)
 
 
-def _classifier(cfg: CfgNode, device: torch.device) -> DGNetClassifier:
-    model = build_classifier(cfg).to(device)
+def _classifier(cfg: CfgNode) -> DGNetClassifier:
+    model = build_classifier(cfg).to(cfg.MODEL.DEVICE)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from detectron2 import engine
 from detectron2.config import CfgNode
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from dgnet_det.errors import UserError, user_message
 from dgnet_det.utils.files import written_whole
@@ -23,24 +25,21 @@ LOGGERS = ("fvcore", "detectron2", "dgnet_det")
 
 def launch(
     function: Callable[..., None],
+    cfg: CfgNode,
+    *args: Any,
     processes: int,
-    *,
-    device: str,
     machines: int = 1,
     machine_rank: int = 0,
     url: str = "auto",
-    args: tuple[Any, ...] = (),
 ) -> None:
-    """Detectron2's ``launch``, whose process group is left before the interpreter ends, which
-    would abort.
+    """Detectron2's ``launch`` of ``function(cfg, *args)``, whose process group is left before the
+    interpreter ends, which would abort.
 
     Args:
         function: what each process calls.
-        processes: of this machine.
-        device: ``MODEL.DEVICE``.
-        machines, machine_rank: how many machines, and which of them this one is.
-        url: of the first machine, as ``tcp://HOST:PORT``; "auto" for a free port of this one.
-        args: of ``function``.
+        cfg, args: its arguments.
+        processes, machines, machine_rank, url: as Detectron2's ``num_gpus_per_machine`` and so on;
+            without a GPU, CPU processes.
 
     Raises:
         UserError: there are fewer GPUs than processes, or GPUs that are not to be used.
@@ -48,43 +47,17 @@ def launch(
     gpus = torch.cuda.device_count()
     if gpus and processes > gpus:
         raise UserError(f"{processes} processes: this machine has {gpus} GPUs")
-    if gpus and processes > 1 and device == "cpu":
+    if gpus and processes > 1 and cfg.MODEL.DEVICE == "cpu":
         raise UserError("MODEL.DEVICE cpu: for CPU processes set CUDA_VISIBLE_DEVICES= as well")
-    engine.launch(
-        _work,
-        processes,
-        num_machines=machines,
-        machine_rank=machine_rank,
-        dist_url=url,
-        args=(function, args),
-    )
+    engine.launch(_work, processes, machines, machine_rank, url, args=(function, cfg, *args))
 
 
-def join_processes(cfg: CfgNode) -> torch.device:
-    """Join the other processes that torchrun started, if any; this process's device.
-
-    Raises:
-        UserError: there are fewer GPUs than processes.
-    """
-    if cfg.MODEL.DEVICE == "cpu" or not torch.cuda.is_available():
-        device = torch.device("cpu")
-    else:
-        local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if local_rank >= gpus:
-            raise UserError(f"more processes than GPUs: this machine has {gpus}")
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
-
-
-def leave_processes() -> None:
-    """Wait for the other processes and end their group, if there is one. Not for after an error,
-    which the others would wait for in vain."""
-    if dist.is_initialized():
-        comm.synchronize()
-        dist.destroy_process_group()
+def distribute(model: nn.Module, cfg: CfgNode, **options: Any) -> nn.Module:
+    """The model in ``DistributedDataParallel``, with ``options``, if there are several
+    processes."""
+    # A device id, which Detectron2 gives by default, is not for CPU processes.
+    device_ids = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
+    return create_ddp_model(model, device_ids=device_ids, **options)
 
 
 class OutputFolder:
@@ -140,12 +113,15 @@ class OutputFolder:
                     temporary.write_text(config.dump(), encoding="utf-8")
 
 
-def _work(function: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _work(function: Callable[..., None], *args: Any) -> None:
     try:
         function(*args)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         message = user_message(error)
         if message is None:
             raise
         raise UserError(message) from error
-    leave_processes()
+    # Not after an error, for which the other processes would wait in vain.
+    if dist.is_initialized():
+        comm.synchronize()
+        dist.destroy_process_group()

@@ -15,7 +15,6 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, hooks
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -34,7 +33,7 @@ from dgnet_det.engine.hooks import (
     MetricsWriter,
     gather_spread,
 )
-from dgnet_det.engine.launch import OutputFolder
+from dgnet_det.engine.launch import OutputFolder, distribute
 from dgnet_det.engine.optimizer import build_optimizer, checked_optimizer_state
 from dgnet_det.engine.schedule import describe_schedule, divergence, fit_schedule
 from dgnet_det.errors import UserError, one_line_in_training_loop
@@ -75,8 +74,7 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: AMP without a GPU, or as :func:`fit_schedule`.
         """
-        # Not DefaultTrainer.__init__: it gives DistributedDataParallel a device id, which CPU
-        # processes do not have.
+        # Not DefaultTrainer.__init__, see distribute.
         super(DefaultTrainer, self).__init__()
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; set it to False")
@@ -92,8 +90,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         data_loader = self.build_train_loader(self.cfg, images)
-        device_ids = None if self.cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        model = distribute(model, self.cfg, broadcast_buffers=False)
         trainer = AMPTrainer if self.cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)

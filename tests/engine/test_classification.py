@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,13 +28,12 @@ from dgnet_det.engine.classification import (
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.classifier import build_classifier
 
-CPU = torch.device("cpu")
 MakeCfg = Callable[..., CfgNode]
 
 
 def run(cfg: CfgNode, *, resume: bool = False) -> dict:
     seed_all_rng(cfg.SEED)
-    return train(cfg, CPU, resume=resume)
+    return train(cfg, resume=resume)
 
 
 def assert_same_results(results: dict, expected: dict) -> None:
@@ -84,7 +82,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
             run(broken)
     assert (Path(broken.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
     torch.rand(7)  # a new process would be in another state
-    assert_same_results(train(broken, CPU, resume=True), expected_results)
+    assert_same_results(train(broken, resume=True), expected_results)
     expected, actual = final_weights(whole.OUTPUT_DIR), final_weights(broken.OUTPUT_DIR)
     assert expected.keys() == actual.keys()
     assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
@@ -109,8 +107,8 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
     weights = str(Path(whole.OUTPUT_DIR) / "model_final.pth")
     alone = make_cfg("MODEL.WEIGHTS", weights, output="alone")
-    assert_same_results(evaluate_checkpoint(alone, CPU), expected_results)
-    assert_same_results(evaluate_checkpoint(whole, CPU, resume=True), expected_results)
+    assert_same_results(evaluate_checkpoint(alone), expected_results)
+    assert_same_results(evaluate_checkpoint(whole, resume=True), expected_results)
     assert [path.name for path in Path(alone.OUTPUT_DIR).iterdir()] == ["log.txt"]
 
 
@@ -182,27 +180,16 @@ def test_two_processes_with_half_the_batch_match_one(
     which cannot be shared evenly, each counts once."""
     overrides = ("MODEL.RESNETS.NORM", "naiveSyncBN", "SOLVER.BASE_LR", "0.0005")
     one, two, results = make_cfg(*overrides, output="one"), tmp_path / "two", tmp_path / "two.json"
-    command = [
-        *(sys.executable, str(ROOT / "tools/train_classifier.py"), *classifier, *overrides),
-        *("OUTPUT_DIR", str(two), "--json", str(results)),
-    ]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # As torchrun starts them.
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
+    done = subprocess.run(
+        [
+            *(sys.executable, "tools/train_classifier.py", *classifier, *overrides),
+            *("--num-gpus", "2", "--json", str(results), "OUTPUT_DIR", str(two)),
+        ],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     expected_results = run(one)
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
     expected, actual = final_weights(one.OUTPUT_DIR), final_weights(two)
     for name in expected:
         # naiveSyncBN's running variance is Bessel-corrected in one process and not in several,
@@ -264,14 +251,14 @@ def test_mistakes_are_named_and_nothing_is_written(
 ) -> None:
     cfg = make_cfg(*overrides)
     with pytest.raises(UserError, match=message):
-        train(cfg, CPU)
+        train(cfg)
     assert not Path(cfg.OUTPUT_DIR).exists()
 
 
 def test_evaluation_needs_a_checkpoint_with_this_head(make_cfg: MakeCfg, tmp_path: Path) -> None:
     cfg = make_cfg()
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS: empty: this needs a classifier"):
-        evaluate_checkpoint(cfg, CPU)
+        evaluate_checkpoint(cfg)
     state = build_classifier(cfg).state_dict()
     headless = {name: x for name, x in state.items() if not name.startswith("head.")}
     more_classes = {**state, "head.linear.weight": torch.zeros(7, 64)}
@@ -282,7 +269,7 @@ def test_evaluation_needs_a_checkpoint_with_this_head(make_cfg: MakeCfg, tmp_pat
         path = tmp_path / "part.pth"
         torch.save({"model": tensors}, path)
         with pytest.raises(UserError, match=rf"MODEL\.WEIGHTS .*{absent}.* missing"):
-            evaluate_checkpoint(make_cfg("MODEL.WEIGHTS", str(path)), CPU)
+            evaluate_checkpoint(make_cfg("MODEL.WEIGHTS", str(path)))
 
 
 # Best five classes, in order: 6 5 4 3 2; 0 1 2 3 4; 3 0 6 1 5; 2 6 0 4 1.
@@ -316,6 +303,6 @@ def test_evaluate_sums_over_uneven_batches() -> None:
     images = LOGITS[:, None, None, :]
     data = [(images[i], int(LABELS[i])) for i in range(4)]
     model = FromPixels().train()
-    result = evaluate(model, DataLoader(data, batch_size=3), CPU)
+    result = evaluate(model, DataLoader(data, batch_size=3), "cpu")
     assert result == pytest.approx({"top1": 25.0, "top5": 75.0})
     assert model.training

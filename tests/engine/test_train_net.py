@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
-from dgnet_det.data import load_cfg_with_data
+from dgnet_det.data.own import register_own_datasets
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
@@ -175,7 +176,7 @@ def test_an_interruption_says_what_is_saved(
     last = output / (output / "last_checkpoint").read_text()
     assert ended.returncode == 130
     *others, line = ended.stderr.splitlines()
-    assert line == f"interrupted: {last} is saved; to go on from it, add --resume"
+    assert line == f"interrupted: {last} is saved; to go on, add --resume"
     # Nothing else but what the data check noted: no warning of another library.
     assert all("has no box" in other for other in others), others
 
@@ -225,11 +226,19 @@ def test_two_processes_train_one_model(detector: list[str], tmp_path: Path) -> N
     """Each trains on images of its own; averaged gradients keep their weights equal; they evaluate
     together, in one order, and leave their process group, without which they abort in about one
     run of three."""
+    _, config_file, *opts = detector
+    opts += [
+        "SOLVER.MAX_ITER", "2", "SOLVER.REFERENCE_WORLD_SIZE", "0", "TEST.EVAL_PERIOD", "1",
+        "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "SOLVER.IMS_PER_BATCH", "2",
+        "OUTPUT_DIR", str(tmp_path),
+    ]  # fmt: skip
     code = (
         "import sys; sys.path[:0] = ['tests', 'tests/engine']\n"
         "from dgnet_det.engine.launch import launch\n"
         "from test_train_net import compare_processes\n"
-        f"launch(compare_processes, 2, device='cpu', args={(detector, str(tmp_path))})\n"
+        "from dgnet_det.data import load_cfg_with_data\n"
+        f"cfg = load_cfg_with_data({config_file!r}, {opts})\n"
+        "launch(compare_processes, cfg, processes=2)\n"
     )
     result = run("-c", code)
     assert result.returncode == 0, result.stderr
@@ -239,16 +248,9 @@ def test_two_processes_train_one_model(detector: list[str], tmp_path: Path) -> N
     assert "bbox_TTA/AP50" in logged
 
 
-def compare_processes(detector: list[str], output: str) -> None:
+def compare_processes(cfg: CfgNode) -> None:
     """Train two iterations and compare with the other process what came of it."""
-    _, config_file, *opts = detector
-    schedule = [
-        "SOLVER.MAX_ITER", "2", "SOLVER.REFERENCE_WORLD_SIZE", "0", "TEST.EVAL_PERIOD", "1",
-        "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)",
-    ]  # fmt: skip
-    cfg = load_cfg_with_data(
-        config_file, [*opts, *schedule, "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", output]
-    )
+    register_own_datasets(cfg)
     seed_all_rng(comm.get_rank())
     trainer = Trainer(cfg)
     images: list[str] = []

@@ -1,5 +1,6 @@
 """What the command lines of all tools share."""
 
+import argparse
 import errno
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import arguments
 import pytest
@@ -94,44 +96,41 @@ def test_what_the_machine_refuses_is_one_line(
     assert end_of(main, capsys) == (1, line)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
-def test_a_checkpoint_that_meets_a_full_disk_is_one_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """torch.save makes a RuntimeError of it."""
-
-    def main() -> None:
-        with open("/dev/full", "wb", buffering=0) as file:
-            torch.save(torch.zeros(9), file)
-
-    assert end_of(main, capsys) == (1, "error: the disk is full: make room\n")
-
-
 def test_a_bug_keeps_its_traceback() -> None:
     def main() -> None:
         raise RuntimeError("a bug")
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        arguments.run(main)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="a bug"):
+            arguments.run(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop(cfg: SimpleNamespace, args: argparse.Namespace) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
 
 
 def test_an_interruption_says_what_is_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def main(resume: bool = False) -> None:
-        with arguments.resumable(str(tmp_path), resume=resume):
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
+    parser = arguments.ConfigParser("A tool.")
+    parser.add_training()
+    cfg = SimpleNamespace(OUTPUT_DIR=str(tmp_path), MODEL=SimpleNamespace(DEVICE="cpu"))
 
-    assert end_of(main, capsys) == (130, "interrupted: no checkpoint was saved\n")
+    def end(*options: str) -> tuple[int, str]:
+        args = parser.parse_args(["--config-file", "c.yaml", *options])
+        return end_of(lambda: arguments.train(stop, cfg, args), capsys)
+
+    assert end() == (130, "interrupted: no checkpoint was saved\n")
     last = tmp_path / "last_checkpoint"
     last.write_text("model_0000009.pth")
     os.utime(last, (0, 0))  # of an earlier training
-    assert end_of(main, capsys) == (130, "interrupted: no checkpoint was saved\n")
-    expected = (
-        f"interrupted: {tmp_path}/model_0000009.pth is saved; to go on from it, add --resume\n"
-    )
-    assert end_of(lambda: main(resume=True), capsys) == (130, expected)
+    assert end() == (130, "interrupted: no checkpoint was saved\n")
+    saved = f"interrupted: {tmp_path}/model_0000009.pth is saved; to go on, add --resume\n"
+    assert end("--resume") == (130, saved)
 
 
 def test_without_detectron2_a_tool_says_how_to_install_it() -> None:
