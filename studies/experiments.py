@@ -48,7 +48,7 @@ EXPERIMENTS = {
         "MobileNetV2 with torchvision's ImageNet weights becomes a Faster R-CNN on the tiles of"
         " `make demo`. The paper wiring cannot start from static weights, and there are no others"
         " of ImageNet here: its arms start from nothing, and so does a plain network beside them.",
-        "configs/Tree-Crowns/Base-RCNN-DG-MobileNetV2-FPN-Tree-Crowns.yaml",
+        "configs/Study/tree_crowns_detector.yaml",
         None,
         {
             "plain": Arm("plain", "residual", "none"),
