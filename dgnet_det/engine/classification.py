@@ -30,7 +30,12 @@ from dgnet_det.data.classification import (
     build_train_loader,
     mix_seeds,
 )
-from dgnet_det.engine.hooks import CHECKPOINTS_KEPT, EdgeStatistics, MetricsWriter, gather_spread
+from dgnet_det.engine.hooks import (
+    CHECKPOINTS_KEPT,
+    EdgeStatistics,
+    gather_spread,
+    metrics_writer,
+)
 from dgnet_det.engine.launch import OutputFolder, distribute
 from dgnet_det.engine.optimizer import build_optimizer, checked_optimizer_state
 from dgnet_det.engine.schedule import check_solver, divergence
@@ -235,7 +240,6 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
                 hooks.LRScheduler(optimizer, lr_multiplier(cfg)),
                 *([EdgeStatistics(), checkpoints] if is_main else []),
                 hooks.EvalHook(period, test),
-                *([MetricsWriter()] if is_main else []),
             ]
         )
         with checked_optimizer_state(cfg.OUTPUT_DIR):
@@ -244,6 +248,8 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
             batches.start_iteration = trainer.iter + 1
         folder.open(cfg)
         max_iter = cfg.CLASSIFICATION.EPOCHS * batches.iterations_per_epoch
+        if is_main:
+            trainer.register_hooks([metrics_writer(cfg, max_iter)])
         trainer.train(batches.start_iteration, max_iter)
         return results
 

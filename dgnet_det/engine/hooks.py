@@ -1,14 +1,13 @@
 """What a training does beside its steps."""
 
 import logging
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from detectron2.engine import HookBase, TrainerBase, default_writers, hooks
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 
 from dgnet_det.modeling.observation import AlphaSpread, graph_statistics, record_edge_weights
 from dgnet_det.utils.curves import draw_curves, read_metrics
@@ -31,35 +30,15 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
 
 
-def is_logged(trainer: TrainerBase) -> bool:
-    """Whether the figures of the present iteration are written: each ``WRITER_PERIOD``-th, the
-    last, and those of an evaluation."""
-    done, period = trainer.iter + 1, trainer.cfg.TEST.EVAL_PERIOD
-    is_evaluated = period > 0 and done % period == 0
-    return is_evaluated or done % WRITER_PERIOD == 0 or done == trainer.max_iter
+def metrics_writer(cfg: CfgNode, max_iter: int) -> hooks.PeriodicWriter:
+    """Detectron2's writers to ``OUTPUT_DIR``, whose files are opened here."""
+    return hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, max_iter), writer_period(cfg))
 
 
-class MetricsWriter(HookBase):
-    """Detectron2's writers to ``OUTPUT_DIR``. Unlike its own hook, this one lets no evaluation be
-    overwritten by the next before it is written, and creates no file before the training starts."""
-
-    writers: Sequence[EventWriter] = ()
-
-    def before_train(self) -> None:
-        """Open the files."""
-        self.writers = default_writers(self.trainer.cfg.OUTPUT_DIR, self.trainer.max_iter)
-
-    def after_step(self) -> None:
-        """Write what is new."""
-        if is_logged(self.trainer):
-            for writer in self.writers:
-                writer.write()
-
-    def after_train(self) -> None:
-        """Write the last evaluation."""
-        for writer in self.writers:
-            writer.write()
-            writer.close()
+def writer_period(cfg: CfgNode) -> int:
+    """Iterations from one writing of the metrics to the next: an evaluation is written before the
+    next one takes its place."""
+    return min(WRITER_PERIOD, cfg.TEST.EVAL_PERIOD or WRITER_PERIOD)
 
 
 class EdgeStatistics(HookBase):
@@ -77,10 +56,12 @@ class EdgeStatistics(HookBase):
 
     def after_step(self) -> None:
         """Log as ``wiring/res2.0/open_edges`` and so on."""
+        done = self.trainer.iter + 1
+        is_written = done % writer_period(self.trainer.cfg) == 0 or done == self.trainer.max_iter
         for name, weights in self.latest.items():
             spread = self.spreads.setdefault(name, AlphaSpread())
             spread.add({name: weights})
-            if is_logged(self.trainer):
+            if is_written:
                 for key, value in {**graph_statistics(weights), **spread.pop()}.items():
                     self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)
 

@@ -30,8 +30,8 @@ from dgnet_det.engine.hooks import (
     BestCheckpointer,
     CurvesPicture,
     EdgeStatistics,
-    MetricsWriter,
     gather_spread,
+    metrics_writer,
 )
 from dgnet_det.engine.launch import OutputFolder, distribute
 from dgnet_det.engine.optimizer import build_optimizer, checked_optimizer_state
@@ -103,8 +103,8 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, but few checkpoints and every evaluation in the metrics; the best
-        checkpoint by box AP, the statistics of edges, and the picture of the curves."""
+        """Detectron2's hooks but the writer of metrics, with few checkpoints; the best one by box
+        AP, and the statistics of edges."""
         cfg, is_main = self.cfg, comm.is_main_process()
         period, names = cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
@@ -121,12 +121,17 @@ class Trainer(DefaultTrainer):
         built.append(hooks.EvalHook(period, self._evaluate))
         if cfg.TEST.AUG.ENABLED:
             built.append(hooks.EvalHook(0, lambda: self.test_with_TTA(cfg, self.model)))
-        if is_main:
-            if names:
-                metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"
-                built.append(BestCheckpointer(period, self.checkpointer, metric))
-            built += [MetricsWriter(), CurvesPicture()]
+        if is_main and names:
+            metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"
+            built.append(BestCheckpointer(period, self.checkpointer, metric))
         return built
+
+    def train(self) -> Any:
+        """As Detectron2's. The files of the metrics are opened here, and the curves drawn at the
+        end."""
+        if comm.is_main_process():
+            self.register_hooks([metrics_writer(self.cfg, self.max_iter), CurvesPicture()])
+        return super().train()
 
     def _evaluate(self) -> dict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)
