@@ -44,17 +44,14 @@ MOBILENETV2 = $$($(PY) -c "from studies.tree_crowns import find_weights; print(f
 demo: demo-data
 	$(PY) tools/train_net.py --config-file $(DG) --json $(DEMO)/metrics.json \
 		MODEL.WEIGHTS $(WEIGHTS) OUTPUT_DIR $(DEMO)/training
-	$(PY) tools/visualize_detections.py --num 4 --output $(DEMO)/detections --config-file $(DG) \
-		MODEL.WEIGHTS $(DEMO)/training/model_final.pth
-	$(PY) tools/demo.py --wiring --dataset $(TREES)/annotations/val.json --num 4 \
-		--output $(DEMO)/wiring --json $(DEMO)/wiring.json \
+	$(PY) tools/demo.py --truth --wiring --dataset $(TREES)/annotations/val.json --num 4 \
+		--output $(DEMO)/detections \
 		--config-file $(DG) MODEL.WEIGHTS $(DEMO)/training/model_final.pth
 	$(PY) tools/wiring_report.py --dataset $(TREES)/annotations/val.json \
 		--output $(DEMO)/report.html --json $(DEMO)/report.json \
 		--config-file $(DG) MODEL.WEIGHTS $(DEMO)/training/model_final.pth
-	@echo "Detections beside ground truth: $(DEMO)/detections/"
-	@echo "The graphs of the same tiles:   $(DEMO)/wiring/"
-	@echo "What the routers decide:        $(DEMO)/report.html"
+	@echo "Detections, ground truth and graphs: $(DEMO)/detections/"
+	@echo "What the routers decide:             $(DEMO)/report.html"
 
 demo-plain: demo-data
 	$(PY) tools/train_net.py --config-file $(PLAIN) --json $(DEMO)/metrics-plain.json \

@@ -2,7 +2,7 @@
 """Count a model's parameters, multiply-adds and activations and print its graphs.
 
 No dataset and no weights are needed, except for what closed edges save on real images: with
---images or --dataset, MODEL.WEIGHTS is loaded and each image's backbone multiply-adds are counted
+--input or --dataset, MODEL.WEIGHTS is loaded and each image's backbone multiply-adds are counted
 as they run, closed edges and absent nodes left out.
 
 Examples:
@@ -62,18 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="image size of the counts that need no images (default: 800 1333; a classifier's own"
         " for a classifier)",
     )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--images", nargs="+", metavar="PATH", help="image files or folders to run the backbone on"
-    )
-    source.add_argument("--dataset", metavar="NAME", help="the same with a registered dataset")
-    parser.add_argument(
-        "--num-images",
-        type=int,
-        default=sys.maxsize,
-        metavar="N",
-        help="at most so many, spread evenly over a dataset (default: all)",
-    )
+    parser.add_images("image files or folders to run the backbone on", required=False)
     parser.add_argument("--json", metavar="FILE", help="write the figures here as well")
     args = parser.parse_args(argv)
 
@@ -84,27 +73,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         structure,
     )
     from dgnet_det.config import is_classifier
-    from dgnet_det.data import check_datasets, find_images, load_cfg_with_data, spread_images
+    from dgnet_det.data import load_cfg_with_data
     from dgnet_det.errors import UserError
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.modeling.observation import dgnet_of
     from dgnet_det.utils.files import write_json
 
-    if min(args.input_size or (1,)) < 1 or args.num_images < 1:
-        raise UserError("--input-size, --num-images: give numbers of at least 1")
+    if min(args.input_size or (1,)) < 1:
+        raise UserError("--input-size: give numbers of at least 1")
     cfg = load_cfg_with_data(args.config_file, args.opts)
-    images: list[dict[str, Any]] = []
-    if args.images or args.dataset:
+    if args.input or args.dataset:
         if is_classifier(cfg):
-            raise UserError("--images, --dataset: these take the config of a detector")
+            raise UserError("--input, --dataset: these take the config of a detector")
         if cfg.MODEL.DGNET.EDGE_WEIGHTS == "none":
             raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: no edge can close in images")
-    if args.images:
-        images = [{"file_name": str(f)} for f in find_images(args.images)[: args.num_images]]
-    elif args.dataset:
-        check_datasets(cfg, [args.dataset])
-        images = spread_images(args.dataset, args.num_images)
-
+    images = arguments.chosen_images(cfg, args)
     model = build_for_analysis(cfg)
     own_size = [cfg.CLASSIFICATION.SIZE] * 2 if is_classifier(cfg) else [800, 1333]
     height, width = args.input_size or own_size

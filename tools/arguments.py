@@ -80,14 +80,15 @@ class ConfigParser(argparse.ArgumentParser):
             "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config's keys"
         )
 
-    def add_images(self, input_help: str, *, num: int = sys.maxsize) -> None:
-        """Add ``--input``, or instead of it ``--dataset`` and ``--num``, for :func:`chosen_files`.
+    def add_images(self, input_help: str, *, num: int = sys.maxsize, required: bool = True) -> None:
+        """Add ``--input``, or instead of it ``--dataset`` and ``--num``, for :func:`chosen_images`.
 
         Args:
             input_help: what may be named.
             num: how many images of the dataset are taken by default.
+            required: whether a tool without images is a mistake.
         """
-        source = self.add_mutually_exclusive_group(required=True)
+        source = self.add_mutually_exclusive_group(required=required)
         source.add_argument("--input", nargs="+", metavar="PATH", help=input_help)
         source.add_argument("--dataset", metavar="NAME", help="images of a registered dataset")
         default = "all" if num == sys.maxsize else num
@@ -138,8 +139,11 @@ class ConfigParser(argparse.ArgumentParser):
         return parsed, unknown
 
 
-def chosen_files(cfg: Any, args: argparse.Namespace, also: Collection[str] = ()) -> list[Path]:
-    """The images of ``--input`` or ``--dataset``, see :meth:`ConfigParser.add_images`.
+def chosen_images(
+    cfg: Any, args: argparse.Namespace, also: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The images of ``--input``, by their ``file_name`` alone, or of ``--dataset``, in Detectron2's
+    format; see :meth:`ConfigParser.add_images`. Empty if neither is given.
 
     Args:
         cfg: the config.
@@ -151,10 +155,10 @@ def chosen_files(cfg: Any, args: argparse.Namespace, also: Collection[str] = ())
     """
     from dgnet_det.data import check_datasets, find_images, spread_images
 
-    if args.input:
-        return find_images(args.input, also)
-    check_datasets(cfg, [args.dataset])
-    return [Path(image["file_name"]) for image in spread_images(args.dataset, args.num)]
+    if args.dataset:
+        check_datasets(cfg, [args.dataset])
+        return spread_images(args.dataset, args.num)
+    return [{"file_name": str(file)} for file in find_images(args.input or (), also)]
 
 
 def run(main: Callable[[], None]) -> None:

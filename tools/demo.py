@@ -3,8 +3,9 @@
 
 Takes image files, video files, folders of both, quoted patterns, or images of a registered dataset.
 Each becomes a picture (.png) or a video (.mp4) of its name in the output folder, with boxes, class
-names and scores and, with --wiring, the graphs with their edge weights for this image. A file that
-does not decode is named and left out. All detections and edge weights go to a JSON file.
+names and scores, beside it with --truth the annotations of a dataset, and with --wiring the graphs
+with their edge weights for this image. A file that does not decode is named and left out. All
+detections and edge weights go to a JSON file.
 
 The detector is MODEL.WEIGHTS of a config, or a file of tools/export_model.py. A GPU is used if
 there is one; MODEL.DEVICE cpu forces the CPU.
@@ -12,7 +13,7 @@ there is one; MODEL.DEVICE cpu forces the CPU.
 Examples:
     tools/demo.py --input photo.jpg holiday/ clip.mp4 --output output/seen \\
         --config-file output/config.yaml MODEL.WEIGHTS output/model_final.pth
-    tools/demo.py --dataset tree_crowns_val --num 4 --wiring --output output/wiring \\
+    tools/demo.py --dataset mine/val.json --num 4 --truth --wiring --output output/seen \\
         --config-file output/config.yaml MODEL.WEIGHTS output/model_final.pth
     tools/demo.py --input 'shots/*.jpg' --output output/seen --exported detector.onnx
 """
@@ -45,16 +46,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--wiring", action="store_true", help="draw the graphs beside each image or frame"
     )
+    parser.add_argument(
+        "--truth", action="store_true", help="draw the dataset's annotations beside each image"
+    )
     args = parser.parse_args(argv)
+    if args.truth and not args.dataset:
+        parser.error("--truth goes with --dataset")
     if bool(args.config_file) == bool(args.exported):
         parser.error("give either --config-file or --exported")
     if args.exported and (args.dataset or args.wiring or args.opts):
         parser.error("--dataset, --wiring and overrides need --config-file")
 
+    from detectron2.data import MetadataCatalog
+
     from dgnet_det.config import get_cfg, score_threshold
     from dgnet_det.data import load_cfg_with_data
     from dgnet_det.errors import UserError
-    from dgnet_det.export.demo import FIELDS, annotate_image, annotate_video, skeleton_of
+    from dgnet_det.export.demo import FIELDS, annotate_image, annotate_video
     from dgnet_det.export.exported import load_detector
     from dgnet_det.export.predictor import Detector, load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
@@ -69,20 +77,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.config_file
         else get_cfg()
     )
-    files = arguments.chosen_files(cfg, args, also=VIDEO_SUFFIXES)
+    images = arguments.chosen_images(cfg, args, also=VIDEO_SUFFIXES)
+    files = [Path(image["file_name"]) for image in images]
     targets = picture_paths(args.output, files, dict.fromkeys(VIDEO_SUFFIXES, SUFFIX))
     make_folder(args.output)
     detector: Detector
-    skeleton: list[tuple[int, int]] = []
+    metadata = None
     if args.exported:
         detector = load_detector(args.exported)
     else:
         detector = predictor = load_predictor(cfg)
         optimize_for_inference(predictor.model)
-        skeleton = skeleton_of(args.dataset or cfg.DATASETS.TRAIN[0])
+        metadata = MetadataCatalog.get(args.dataset or cfg.DATASETS.TRAIN[0])
         if args.wiring and not dynamic_graphs(predictor.model):
             raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: a plain network has no graphs to draw")
-    options = {"confidence": args.confidence, "graphs": args.wiring, "skeleton": skeleton}
+    options = {"confidence": args.confidence, "graphs": args.wiring, "metadata": metadata}
 
     report: dict[str, Any] = {
         "config_file": args.config_file,
@@ -95,13 +104,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "videos": [],
     }
     failed = 0
-    for k, (file, target) in enumerate(zip(files, targets, strict=True), start=1):
+    for k, (file, target, image) in enumerate(zip(files, targets, images, strict=True), start=1):
         print(f"[{k}/{len(files)}] {file}", flush=True)
+        truth = image.get("annotations", ()) if args.truth else None
         try:
             if is_video(file):
                 report["videos"].append(annotate_video(detector, file, target, **options))
             else:
-                report["images"].append(annotate_image(detector, file, target, **options))
+                report["images"].append(
+                    annotate_image(detector, file, target, truth=truth, **options)
+                )
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output.exists():
         raise UserError(f"--output {args.output}: exists: name a new folder")
     cfg = load_cfg_with_data(args.config_file, args.opts)
-    files = arguments.chosen_files(cfg, args)
+    files = [image["file_name"] for image in arguments.chosen_images(cfg, args)]
     with folder_written_whole(args.output) as folder:
         before = load_predictor(cfg)
         if not dynamic_graphs(before.model):

@@ -47,13 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.analysis.report.page import render_page
     from dgnet_det.analysis.report.summary import choose_examples, summarize
     from dgnet_det.analysis.report.survey import survey_images
-    from dgnet_det.data import (
-        check_datasets,
-        find_images,
-        load_cfg_with_data,
-        read_image,
-        spread_images,
-    )
+    from dgnet_det.data import load_cfg_with_data, read_image
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
     from dgnet_det.export.demo import annotate
@@ -67,12 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output.is_dir():
         raise UserError(f"{args.output}: is a folder: name the file of the page")
     cfg = load_cfg_with_data(args.config_file, args.opts)
-    images: Sequence[dict[str, Any]]
-    if args.dataset:
-        check_datasets(cfg, [args.dataset])
-        images = spread_images(args.dataset, args.num)
-    else:
-        images = [{"file_name": str(file)} for file in find_images(args.input)]
+    images = arguments.chosen_images(cfg, args)
     predictor = load_predictor(cfg, args.dataset or "", allow_untrained=True)
     if not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to report")

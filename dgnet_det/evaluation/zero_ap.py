@@ -67,7 +67,7 @@ def explain_zero(
         return
     evidence = Evidence(cfg, model, evaluator.truth, evaluator.found, *_training_so_far())
     causes = likely_causes(evidence) or [
-        "none of the usual causes shows: look at tools/visualize_detections.py --threshold 0.05"
+        "none of the usual causes shows: look at the detections beside the truth, by tools/demo.py"
     ]
     logger = logging.getLogger(__name__)
     logger.warning("The box AP is 0 or undefined. Likely causes:")

@@ -6,12 +6,9 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import (
-    annotations_to_instances,
-    transform_instance_annotations,
-)
+from detectron2.data import Metadata
 from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
@@ -21,10 +18,13 @@ from dgnet_det.export.predictor import Detector, Predictor
 from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.modeling.observation import graph_statistics, record_edge_weights
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_graphs
-from dgnet_det.utils.pictures import draw_objects, figure_pixels, save_picture, side_by_side
+from dgnet_det.utils.pictures import figure_pixels, save_picture, side_by_side
 from dgnet_det.utils.videos import Video, written_video
 
-SIDE_BY_GRAPHS = 600  # pixels, of the longer side of an image beside its graphs
+SIDE = 900  # pixels, of the longer side of the picture of a small image
+SIDE_BY_GRAPHS = 600  # of an image beside its graphs
+# Okabe and Ito's, which colour-blind people can tell apart, less black, orange first.
+COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 
 # What the fields of a record are, for the reader of a JSON file.
 FIELDS = {
@@ -38,67 +38,57 @@ FIELDS = {
 }
 
 
-def skeleton_of(dataset: str) -> list[tuple[int, int]]:
-    """The pairs of keypoints that Detectron2's catalog connects for a dataset, if any."""
-    metadata = MetadataCatalog.get(dataset)
-    names = metadata.get("keypoint_names", ())
-    rules = metadata.get("keypoint_connection_rules", ())
-    return [(names.index(a), names.index(b)) for a, b, _ in rules]
-
-
 def draw_detections(
-    image: np.ndarray, found: Instances, class_names: Sequence[str], **style: Any
+    image: np.ndarray,
+    found: Instances,
+    class_names: Sequence[str],
+    *,
+    metadata: Metadata | None = None,
+    side: int | None = None,
 ) -> np.ndarray:
-    """Draw what a detector found, with class names and scores.
+    """Draw what a detector found by Detectron2's visualizer, with class names and scores. A class
+    has a colour, or where there are masks, an object.
 
     Args:
         image: [H, W, 3] RGB, uint8.
         found: in it, as :meth:`Detector.__call__` returns it.
         class_names: of the detector.
-        style: ``skeleton`` and ``side`` of :func:`draw_objects`.
+        metadata: of a dataset in Detectron2's catalog, which says what keypoints are connected.
+        side: pixels of the picture's longer side; default: the image's own, at least :data:`SIDE`.
 
     Returns:
         [H', W', 3] RGB, uint8.
     """
-    scores = [f"{score:.0%}" for score in found.scores.tolist()]
-    names = [class_names[k] for k in found.pred_classes.tolist()]
-    labels = [(f"{name} {score}", score) for name, score in zip(names, scores, strict=True)]
-    return draw_objects(image, labels=labels, **_arrays(found), **style)
+    classes, fields = found.pred_classes.tolist(), found.get_fields()
+    scores = zip(classes, found.scores.tolist(), strict=True)
+    numbers = range(len(found)) if "pred_masks" in fields else classes
+    drawn = _visualizer(image, metadata, side).overlay_instances(
+        boxes=found.pred_boxes,
+        labels=[f"{class_names[k]} {score:.0%}" for k, score in scores],
+        masks=fields.get("pred_masks"),
+        keypoints=fields.get("pred_keypoints"),
+        assigned_colors=[COLORS[k % len(COLORS)] for k in numbers],
+    )
+    return drawn.get_image()
 
 
 def draw_truth(
     image: np.ndarray,
     annotations: Sequence[Mapping[str, Any]],
-    class_names: Sequence[str],
-    **style: Any,
+    metadata: Metadata | None,
+    side: int | None = None,
 ) -> np.ndarray:
-    """Draw annotations in Detectron2's dataset format, with class names. Arguments and picture are
-    those of :func:`draw_detections`."""
-    # Detectron2 takes a field from all annotations or from none.
+    """Draw annotations in Detectron2's dataset format; the rest is as for
+    :func:`draw_detections`."""
+    # The visualizer takes a field from all annotations or from none.
     common = set.intersection(*map(set, annotations)) if annotations else set()
-    size = image.shape[0], image.shape[1]
-    objects = [
-        transform_instance_annotations({key: a[key] for key in common}, [], size)
-        for a in annotations
-    ]
-    truth = annotations_to_instances(objects, size, mask_format="bitmask")
-    labels = [
-        (class_names[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else ""),)
-        for a in annotations
-    ]
-    return draw_objects(image, labels=labels, **_arrays(truth), **style)
+    truth = {"annotations": [{key: a[key] for key in common} for a in annotations]}
+    return _visualizer(image, metadata, side).draw_dataset_dict(truth).get_image()
 
 
-def _arrays(instances: Instances) -> dict[str, Any]:
-    """``boxes``, ``classes`` and, where there are any, ``masks`` and ``keypoints`` of detections or
-    of the truth."""
-    arrays = {}
-    for name in ("boxes", "classes", "masks", "keypoints"):
-        for field in (f"pred_{name}", f"gt_{name}"):
-            if instances.has(field):
-                value = instances.get(field)
-                arrays[name] = getattr(value, "tensor", value).numpy()
-    return arrays
+def _visualizer(image: np.ndarray, metadata: Metadata | None, side: int | None) -> Visualizer:
+    longer = max(image.shape)
+    return Visualizer(image, metadata, scale=(side or max(SIDE, longer)) / longer)
 
 
 def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, EdgeWeights]) -> Figure:
@@ -133,7 +123,8 @@ def annotate(
     *,
     confidence: float,
     graphs: bool = False,
-    skeleton: Sequence[tuple[int, int]] = (),
+    metadata: Metadata | None = None,
+    truth: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Detect in an image, and draw what was found.
 
@@ -142,7 +133,8 @@ def annotate(
         image: [H, W, 3] BGR, uint8.
         confidence: what a detection's score must be above.
         graphs: whether the image's graphs are drawn beside it.
-        skeleton: see :func:`draw_objects`.
+        metadata: as for :func:`draw_detections`.
+        truth: annotations that are drawn beside the detections.
 
     Returns:
         The picture, [H', W', 3] RGB, uint8, and a record for JSON: ``detections`` and ``graphs``.
@@ -152,10 +144,13 @@ def annotate(
         found = detector(image)
     found = found[found.scores > confidence]
     names, side = detector.class_names, SIDE_BY_GRAPHS if graphs else None
-    picture = draw_detections(image[:, :, ::-1], found, names, skeleton=skeleton, side=side)
+    image = np.ascontiguousarray(image[:, :, ::-1])
+    pictures = [draw_detections(image, found, names, metadata=metadata, side=side)]
     record: dict[str, Any] = {"detections": to_records(found, names)}
+    if truth is not None:
+        pictures.append(draw_truth(image, truth, metadata, side))
     if graphs:
-        picture = side_by_side([picture, figure_pixels(draw_edge_weights(model, edge_weights))])
+        pictures.append(figure_pixels(draw_edge_weights(model, edge_weights)))
         record["graphs"] = {
             name: {
                 **graph_statistics(weights),
@@ -164,7 +159,7 @@ def annotate(
             }
             for name, weights in edge_weights.items()
         }
-    return picture, record
+    return side_by_side(pictures), record
 
 
 def annotate_image(detector: Detector, file: Path, target: Path, **options: Any) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def test_images_of_a_folder(tmp_path: Path, images: Path) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     report = analyze(
         tmp_path,
-        *("--config-file", R_18, "--tasks", "structure", "--images", str(images)),
+        *("--config-file", R_18, "--tasks", "structure", "--input", str(images)),
         *NARROW,
         *("MODEL.WEIGHTS", str(tmp_path / "model.pth")),
     )
@@ -259,8 +259,8 @@ def test_classifier_config(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     [
         (["--input-size", "0", "64"], "--input-size"),
         (["--dataset", "no_such"], "no_such"),
-        (["--images", "no/such/folder"], "no/such/folder"),
-        (["--images", ".", "MODEL.DGNET.EDGE_WEIGHTS", "none"], "EDGE_WEIGHTS none"),
+        (["--input", "no/such/folder"], "no/such/folder"),
+        (["--input", ".", "MODEL.DGNET.EDGE_WEIGHTS", "none"], "EDGE_WEIGHTS none"),
         (["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"], "MODEL.BACKBONE.NAME"),
         (["MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
     ],

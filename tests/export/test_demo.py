@@ -14,7 +14,7 @@ import torch
 from detectors import SMALL, config, route_at_random, write_objects
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 from skimage import data
 from torch import nn
@@ -22,17 +22,23 @@ from torch import nn
 from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
-from dgnet_det.export.demo import annotate, draw_edge_weights, draw_truth, to_records
+from dgnet_det.export.demo import (
+    SIDE,
+    annotate,
+    draw_detections,
+    draw_edge_weights,
+    draw_truth,
+    to_records,
+)
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.export.tracing import export_detector
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
-from dgnet_det.utils.pictures import draw_objects
+from dgnet_det.utils.pictures import GAP
 from dgnet_det.utils.videos import Video, written_video
 
 demo = run_path(str(ROOT / "tools" / "demo.py"))["main"]
-visualize_detections = run_path(str(ROOT / "tools" / "visualize_detections.py"))["main"]
 CONFIDENCE = 0.05
 NAMES = ["kite", "ball"]  # of the checkpoint; the config has 80 classes
 DATASET = "dgnet_test_demo"
@@ -229,44 +235,76 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_images_of_a_dataset(made: Path, dataset: str, tmp_path: Path) -> None:
-    """Both tools take the same images."""
     one = ["MODEL.ROI_HEADS.NUM_CLASSES", "1"]
     model = build_model(load_cfg(config("faster"), [*SMALL, *one]))
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     common = ["--dataset", dataset, "--num", "2", "--config-file", config("faster"), *SMALL, *one,
-              "MODEL.WEIGHTS", str(tmp_path / "model.pth")]  # fmt: skip
+              "MODEL.WEIGHTS", str(tmp_path / "model.pth"), "--truth"]  # fmt: skip
     demo([*common, "--output", str(tmp_path / "seen"), "--json", str(tmp_path / "seen.json")])
-    visualize_detections([*common, "--output", str(tmp_path / "truth"), "--threshold", "0"])
-    for folder in ("seen", "truth"):
-        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["0.png", "2.png"]
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["0.png", "2.png"]
+    with Image.open(tmp_path / "seen/0.png") as picture:
+        assert picture.width == 2 * SIDE + GAP
     assert len(json.loads((tmp_path / "seen.json").read_text())["images"]) == 2
     with pytest.raises(UserError, match="no dataset 'nowhere' is registered"):
-        visualize_detections([*common, "--output", str(tmp_path), "--dataset", "nowhere"])
-    with pytest.raises(UserError, match=r"1\.5: give a number from 0 to 1"):
-        visualize_detections([*common, "--output", str(tmp_path), "--threshold", "1.5"])
+        demo([*common, "--output", str(tmp_path), "--dataset", "nowhere"])
 
 
-def test_the_truth_has_its_masks_and_keypoints(dataset: str) -> None:
+GREY = np.full((50, 80, 3), 128, np.uint8)
+
+
+def two_birds() -> Instances:
+    return Instances(
+        (50, 80),
+        pred_boxes=Boxes(torch.tensor([[5.0, 15, 30, 30], [40, 10, 60, 40]])),
+        scores=torch.tensor([0.75, 0.5]),
+        pred_classes=torch.tensor([0, 1]),
+    )
+
+
+def changed(picture: np.ndarray) -> np.ndarray:
+    """Where a picture of a grey image is not grey, in that image's pixels, [50, 80] bool."""
+    return (np.asarray(Image.fromarray(picture).resize((80, 50))) != GREY).any(axis=2)
+
+
+def test_boxes_masks_and_keypoints_are_where_they_should_be() -> None:
+    found = two_birds()
+    boxes = draw_detections(GREY, found, NAMES)
+    assert max(boxes.shape) == SIDE
+    assert max(draw_detections(GREY, found, NAMES, side=400).shape) == 400
+    assert changed(boxes)[25, [5, 30, 40, 60]].all()
+    assert not changed(boxes)[25, [2, 17, 35, 50, 70]].any()
+    assert (draw_detections(GREY, found[:0], NAMES) == 128).all()
+
+    found.pred_masks = torch.zeros(2, 50, 80, dtype=torch.bool)
+    found.pred_masks[0, 15:30, 5:30] = True
+    assert changed(draw_detections(GREY, found, NAMES))[25, 17]
+
+    points = torch.tensor([[[10.0, 22, 0.9], [26, 22, 0.9], [70, 20, 0.01]]]).repeat(2, 1, 1)
+    found.remove("pred_masks")
+    found.pred_keypoints = points
+    metadata = MetadataCatalog.get("dgnet_test_skeleton").set(
+        keypoint_names=["a", "b", "c"], keypoint_connection_rules=[("a", "b", (255, 0, 0))]
+    )
+    dotted = changed(draw_detections(GREY, found, NAMES))
+    linked = changed(draw_detections(GREY, found, NAMES, metadata=metadata))
+    for drawn in (dotted, linked):
+        assert drawn[22, [10, 26]].all()
+        assert not drawn[20, 70]
+    assert not dotted[22, 18]
+    assert linked[22, 18]
+
+
+def test_the_truth_has_its_masks(dataset: str) -> None:
     annotations = DatasetCatalog.get(dataset)[0]["annotations"]
+    metadata = MetadataCatalog.get(dataset)
     grey = np.full((64, 80, 3), 128, np.uint8)
-    masks = np.zeros((2, 64, 80), bool)
-    boxes, keypoints = np.zeros((2, 4)), np.zeros((2, 3, 3))
-    for k, x in enumerate((4, 40)):
-        masks[k, 10:50, x : x + 30] = True
-        boxes[k] = x, 10, x + 30, 50
-        keypoints[k, :2] = (x + 5.5, 15.5, 2), (x + 20.5, 20.5, 2)  # COCO counts pixels from 0
-    labels = [("bird",), ("bird (crowd)",)]
-    annotations[1]["iscrowd"] = 1
-    expected = draw_objects(grey, boxes, [0, 0], labels, masks=masks, keypoints=keypoints)
-    picture = draw_truth(grey, annotations, ["bird"])
-    assert np.abs(picture.astype(int) - expected).mean() < 0.5
+    whole = draw_truth(grey, annotations, metadata)
     bare = [{key: a[key] for key in ("bbox", "bbox_mode", "category_id")} for a in annotations]
-    boxes_alone = draw_objects(grey, boxes, [0, 0], [("bird",)] * 2)
-    assert np.array_equal(draw_truth(grey, bare, ["bird"]), boxes_alone)
-    rle = pycocotools.mask.encode(np.asfortranarray(masks[0], np.uint8))
-    with_rle = [dict(bare[0], segmentation=rle, bbox_mode=BoxMode.XYWH_ABS)]
-    assert draw_truth(grey, with_rle, ["bird"]).std() > draw_truth(grey, bare[:1], ["bird"]).std()
-    assert draw_truth(grey, [], ["bird"]).std() == 0
+    # A field that one of them does not have is left out.
+    for some in (bare, [annotations[0], bare[1]]):
+        boxes = draw_truth(grey, some, metadata)
+        assert 0 < boxes.std() < whole.std()
+    assert (draw_truth(grey, [], metadata) == 128).all()
 
 
 def test_records_of_masks_and_keypoints() -> None:
