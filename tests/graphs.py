@@ -12,6 +12,7 @@ from dgnet_det.modeling.backbone.mobilenetv2 import InvertedResidualNode
 from dgnet_det.modeling.backbone.resnet import BasicNode, BottleneckNode
 
 KINDS = ("basic", "bottleneck", "inverted")
+DEVICES = ("cpu", "cuda")[: 1 + torch.cuda.is_available()]
 
 
 def make_blocks(kind: str, channels: list[int], stride: int, wiring: str) -> list[nn.Module]:

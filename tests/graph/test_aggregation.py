@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+from graphs import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ def reference(inputs: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(deadline=None, max_examples=100)
 @given(
     k=st.integers(1, 6),
@@ -42,6 +44,7 @@ def test_forward_and_gradients_equal_float64_einsum(
     piece: int,
     open_share: float,
     seed: int,
+    device: str,
 ) -> None:
     """Also where the pieces of a sum do not divide it, and where inputs differ in their format."""
     g = torch.Generator().manual_seed(seed)
@@ -49,12 +52,13 @@ def test_forward_and_gradients_equal_float64_einsum(
 
     def draw(channels_last: bool) -> torch.Tensor:
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.randn(shape, generator=g).to(dtype).to(memory_format=memory_format)
+        drawn = torch.randn(shape, generator=g).to(device, dtype)
+        return drawn.to(memory_format=memory_format)
 
     inputs = [draw(channels_last).requires_grad_() for channels_last in formats[:k]]
     mask = torch.rand(batch, k, generator=g) < open_share
     weights = (torch.rand(batch, k, generator=g) * mask).to(torch.promote_types(dtype, torch.float))
-    weights.requires_grad_()
+    weights = weights.to(device).requires_grad_()
     grad = draw(not formats[0])
 
     with mock.patch.object(aggregation, "PIECE", piece):
@@ -81,8 +85,9 @@ def test_forward_and_gradients_equal_float64_einsum(
         for like in (inputs[0], inputs[0][:1]):  # the second in the memory of the first
             n = len(like)
             out = workspace.like(like)
-            weighted_sum([x[:n] for x in inputs], weights[:n], out=out)
-            torch.testing.assert_close(out.double(), expected[:n], **tolerance)
+            assert (out is None) == (device != "cpu")
+            total = weighted_sum([x[:n] for x in inputs], weights[:n], out=out)
+            torch.testing.assert_close(total.double(), expected[:n], **tolerance)
 
 
 def test_a_sum_that_is_not_kept_is_let_go_and_made_again() -> None:
@@ -108,9 +113,11 @@ def test_a_sum_that_is_not_kept_is_let_go_and_made_again() -> None:
         assert torch.equal(got, want)
 
 
-def test_gradcheck() -> None:
-    inputs = [torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    weights = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradcheck(device: str) -> None:
+    like = {"dtype": torch.float64, "device": device, "requires_grad": True}
+    inputs = [torch.randn(2, 3, 2, 2, **like) for _ in range(3)]
+    weights = torch.rand(2, 3, **like)
     assert torch.autograd.gradcheck(lambda w, *x: weighted_sum(x, w), (weights, *inputs))
 
 

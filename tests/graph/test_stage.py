@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from graphs import KINDS, make_blocks, make_graph, random_batch, weights_of
+from graphs import DEVICES, KINDS, make_blocks, make_graph, random_batch, weights_of
 from reference import pooled, reference_graph
 from torch import nn
 
@@ -16,10 +16,13 @@ from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
 @pytest.mark.parametrize("wiring", ["paper", "residual"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("trial", range(4))
-def test_equals_reference_in_forward_and_gradient(kind: str, wiring: str, trial: int) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_equals_reference_in_forward_and_gradient(
+    kind: str, wiring: str, trial: int, device: str
+) -> None:
     torch.manual_seed(trial)
-    graph = make_graph(kind, wiring)
-    x, valid = random_batch()
+    graph = make_graph(kind, wiring).to(device)
+    x, valid = (tensor.to(device) for tensor in random_batch())
     x.requires_grad_()
     expected = reference_graph(graph, x, valid.tolist())
     grad = torch.randn_like(expected)
