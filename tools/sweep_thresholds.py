@@ -57,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         SHARES,
         draw_sweeps,
         sweep,
-        threshold_texts,
         thresholds_for,
     )
     from dgnet_det.data import check_datasets, load_cfg_with_data
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         points = results[name] = sweep(model, cfg, thresholds, repeats=args.repeats)
         rows = [
             {
-                "τ ≥": threshold,
+                "τ ≥": f"{p.threshold:.5g}",
                 "AP": f"{p.ap:.2f}",
                 "AP50": f"{p.ap50:.2f}",
                 "open edges": f"{p.open_edges:.1%}",
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "backbone, ms": f"{p.backbone.median * 1e3:.2f}",
                 "detector, ms": f"{p.detector.median * 1e3:.2f}",
             }
-            for threshold, p in zip(threshold_texts(thresholds), points, strict=True)
+            for p in points
         ]
         table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
         print(f"\n{name}\n{table}\n")

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
@@ -130,8 +129,7 @@ def sweep(
 
 def draw_sweeps(sweeps: Mapping[str, Sequence[Point]], dataset: str) -> Figure:
     """AP against multiply-adds and against latency, a line for each detector. Numbers on the left
-    say what share of the edges is open; the ring is the first threshold; the bands on the right are
-    the range of the repeats.
+    say what share of the edges is open; bars on the right are the range of the repeats.
 
     Args:
         sweeps: the points by the detector's name.
@@ -140,28 +138,20 @@ def draw_sweeps(sweeps: Mapping[str, Sequence[Point]], dataset: str) -> Figure:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for color, (name, points) in zip(COLORS, sweeps.items(), strict=False):
+        ap = [point.ap for point in points]
         macs = [point.macs / 1e6 for point in points]
-        _draw_line(left, name, points, macs, color)
-        _write_shares(left, points, macs, color)
-        latencies = [point.backbone for point in points]
-        _draw_line(right, name, points, [1e3 * latency.median for latency in latencies], color)
-        low, high = ([1e3 * getattr(x, end) for x in latencies] for end in ("min", "max"))
-        right.hlines([p.ap for p in points], low, high, color=color, alpha=0.3, lw=6)
+        left.plot(macs, ap, "-o", color=color, label=name)
+        for x, point in zip(macs, points, strict=True):
+            left.annotate(f"{point.open_edges:.0%}", (x, point.ap), color=color, fontsize=7)
+        median, low, high = 1e3 * np.array([point.backbone for point in points]).T
+        right.errorbar(median, ap, xerr=(median - low, high - median), fmt="-o", color=color)
+    for axes in (left, right):
+        axes.grid(color="0.92")
     left.set_ylabel(f"box AP on {Path(dataset).name}, %")
     left.set_xlabel("multiply-adds that the backbone ran, million per image (mean)")
     right.set_xlabel("backbone, ms per image (median and range of paired runs)")
     left.legend(frameon=False)
     return figure
-
-
-def threshold_texts(thresholds: Sequence[float]) -> list[str]:
-    """The thresholds with as few decimals, at least three, as tell those of different value
-    apart."""
-    for decimals in range(3, 17):
-        texts = [f"{threshold:.{decimals}f}" for threshold in thresholds]
-        if len(set(texts)) == len(set(thresholds)):
-            break
-    return texts
 
 
 def _open_and_absent(recorded: Mapping[str, EdgeWeights]) -> tuple[float, float]:
@@ -178,26 +168,3 @@ def latencies_of(seconds: np.ndarray) -> list[Latency]:
     scaled = ratios * np.median(seconds[:, :, 0])
     summaries = zip(np.median(scaled, axis=0), scaled.min(axis=0), scaled.max(axis=0), strict=True)
     return [Latency(*map(float, summary)) for summary in summaries]
-
-
-def _draw_line(
-    axes: Axes, name: str, points: Sequence[Point], x: Sequence[float], color: str
-) -> None:
-    axes.plot(x, [p.ap for p in points], "-o", color=color, markersize=4, lw=1.2, label=name)
-    axes.plot(x[0], points[0].ap, "o", color=color, markersize=11, fillstyle="none")
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _write_shares(axes: Axes, points: Sequence[Point], x: Sequence[float], color: str) -> None:
-    """Every second point's share of open edges, and the last one's: neighbours lie close."""
-    for k, (value, point) in enumerate(zip(x, points, strict=True)):
-        if k % 2 == 0 or k == len(points) - 1:
-            axes.annotate(
-                f"{point.open_edges:.0%}",
-                (value, point.ap),
-                xytext=(5, 6),
-                textcoords="offset points",
-                fontsize=7,
-                color=color,
-            )

@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
@@ -54,20 +53,12 @@ def frozen(mean: float = 0.0, weight: float = 1.0) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), norm)
 
 
-def broken() -> nn.Module:
-    layer = nn.Linear(2, 2)
-    nn.init.constant_(layer.weight, float("nan"))
-    return layer
-
-
-FALLING = tuple(np.linspace(3, 1, 400))
 # A run of which nothing is known to be wrong: detections miss by place alone.
 SOUND = {
     "cfg": config(),
     "model": nn.Linear(2, 2),
     "truth": truth(boxes(60, 3)),
     "found": boxes(60, 3, offset=100),
-    "losses": FALLING,
     "iterations": 400,
 }
 
@@ -78,7 +69,7 @@ def causes(**changes: Any) -> list[str]:
 
 def test_a_sound_run_gives_no_hint() -> None:
     assert causes() == []
-    assert causes(losses=(), iterations=None) == []
+    assert causes(iterations=None) == []
 
 
 @pytest.mark.parametrize(
@@ -90,7 +81,6 @@ def test_a_sound_run_gives_no_hint() -> None:
             ["no objects"],
             {"truth": truth([a | {"iscrowd": 0} for a in boxes(60, 3)])},
         ),
-        ({"model": broken()}, ["weight", "NaN", "SOLVER.BASE_LR"], {"model": nn.Linear(2, 2)}),
         # every box in its place, as another class; or some as their own
         (
             {"found": boxes(60, 8)},
@@ -108,11 +98,6 @@ def test_a_sound_run_gives_no_hint() -> None:
             {"cfg": config("SOLVER.WARMUP_ITERS", "400")},
         ),
         ({"iterations": 60}, ["only 60 iterations"], {"iterations": 100}),
-        (
-            {"losses": FALLING[::-1]},
-            ["1.1 in the first 40", "2.9 in the last", "SOLVER.BASE_LR 0.01"],
-            {"losses": FALLING[:50][::-1]},  # too few to tell
-        ),
         (
             {"cfg": config("MODEL.WEIGHTS", "")},
             ["MODEL.WEIGHTS is empty", "400"],
