@@ -97,7 +97,10 @@ class DGNetCheckpointer(DetectionCheckpointer):
             if comm.is_main_process():  # the only one that needs to see the file
                 local_file(path)
             checkpoint = super().load(path, checkpointables)
-            differ = self._difference(saved_class_names(checkpoint))
+            saved, differ = saved_class_names(checkpoint), ""
+            if saved and self.class_names and saved != self.class_names:
+                theirs, ours = _listed(saved), _listed(self.class_names)
+                differ = f"trained for the classes {theirs}, but the data have {ours}"
             warning = self._judge(differ, resumes=own and checkpointables is None)
         except UserError as error:
             message = str(error) if path in str(error) else f"{path}: {error}"
@@ -149,12 +152,6 @@ class DGNetCheckpointer(DetectionCheckpointer):
         self.missing = incompatible.missing_keys
         super()._log_incompatible_keys(incompatible)
 
-    def _difference(self, saved: list[str]) -> str:
-        """How a checkpoint's classes differ from the data's; empty if they do not."""
-        if not saved or not self.class_names or saved == self.class_names:
-            return ""
-        return f"trained for {_listed(saved)}, but the data have {_listed(self.class_names)}"
-
     def _judge(self, differ: str, *, resumes: bool) -> str:
         """What to warn of after loading; empty for nothing.
 
@@ -163,12 +160,8 @@ class DGNetCheckpointer(DetectionCheckpointer):
         """
         if differ and resumes:
             raise UserError(f"{differ}: resuming needs the same; else choose another OUTPUT_DIR")
-        outcome = ""
-        if self.misshaped:
-            outcome = f"these start anew, being of another shape: {', '.join(self.misshaped)}"
-        elif differ:
-            outcome = "training starts from the other classes' layers"
-        return ": ".join(filter(None, (differ, outcome)))
+        anew = f"of another shape, so they start anew: {', '.join(self.misshaped)}"
+        return "; ".join(filter(None, (differ, anew if self.misshaped else "")))
 
 
 class WholeCheckpointer(DGNetCheckpointer):
@@ -198,13 +191,13 @@ class WholeCheckpointer(DGNetCheckpointer):
         if differ:
             raise UserError(f"{differ}: evaluate on data of the same classes in the same order")
         if absent := sorted([*self.missing, *self.misshaped]):
-            listed = ", ".join(absent[:LISTED]) + (", …" if len(absent) > LISTED else "")
-            raise UserError(f"{listed} missing or of another shape: this needs {self.needed}")
+            raise UserError(
+                f"missing or of another shape: {_listed(absent)}: this needs {self.needed}"
+            )
         return ""
 
 
 def _listed(names: Sequence[str]) -> str:
-    """A number of classes and the first names."""
+    """The first names, and the number of all."""
     more = ", …" if len(names) > LISTED else ""
-    plural = "es" if len(names) > 1 else ""
-    return f"{len(names)} class{plural} ({', '.join(names[:LISTED])}{more})"
+    return f"{', '.join(names[:LISTED])}{more} ({len(names)})"

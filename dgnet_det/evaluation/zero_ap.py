@@ -108,7 +108,6 @@ def _short_training(e: Evidence) -> str | None:
 
 def _frozen_norm(e: Evidence) -> str | None:
     norms = [m for m in e.model.modules() if isinstance(m, FrozenBatchNorm2d)]
-    # As it is made, but for its running variance of 1 - ε.
     if not norms or any(n.running_mean.any() or (n.weight != 1).any() for n in norms):
         return None
     return (

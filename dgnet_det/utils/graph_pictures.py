@@ -8,19 +8,18 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.colors import FuncNorm, Normalize, to_rgba_array
+from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from scipy.special import expit, logit
 
-# Inches. A graph is drawn at one of two sizes.
-SPACING, SMALL_SPACING = 0.56, 0.3  # of neighbouring nodes
-LARGE_GRAPH = 12  # nodes, from which on the spacing is the small one
-ARC, CELL = 0.3, 0.36  # height of an arc for each node that it spans, and of a cell, in spacings
-SIDE, BOTTOM, TITLE = 0.35, 0.3, 0.42  # margins of a graph
-MAX_ROW = 11.5
-BAR = 1.1  # width that a colour bar takes
-LEGEND = 0.35  # height of the legend
+INCH = 2.4  # spacings of neighbouring nodes, the unit of what follows
+ARC, CELL = 0.3, 0.36  # height of an arc for each node that it spans, and half that of a cell
+TITLE, GAP = 1.2, 1.4  # height of a title, and width between the last node and the next graph
+MAX_ROW = 27.0
+# Inches: width of a colour bar, height and width of the legend.
+BAR, LEGEND, LEGEND_WIDTH = 1.2, 0.35, 8.0
 MAX_WRITTEN = 8  # nodes of a graph whose values are written into its cells
 
 CLOSED, ABSENT, CHAIN, FAINT = "0.72", "0.94", "0.2", "0.88"
@@ -60,13 +59,6 @@ class Scale(NamedTuple):
         """How large values are, from 0 to 1."""
         return np.clip(np.abs(values) / max(abs(self.low), abs(self.high)), 0, 1)
 
-    def text(self, value: float) -> str:
-        """A value with as many decimals as tell it apart on the scale."""
-        decimals = 2 if self.high >= 0.1 else 3
-        sign = "+" if self.low < 0 and round(value, decimals) else ""
-        # Adding 0 makes 0 of -0.
-        return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "−")
-
 
 class GraphPanel(NamedTuple):
     """What is drawn of one graph of N nodes. Matrices are [N, N], row j for the edges into node j;
@@ -80,23 +72,9 @@ class GraphPanel(NamedTuple):
     fixed_chain: bool  # whether the edges j-1 → j are fixed at 1, as in the residual wiring
 
     @property
-    def spacing(self) -> float:
-        return SPACING if len(self.edges) < LARGE_GRAPH else SMALL_SPACING
-
-    @property
     def width(self) -> float:
-        return (len(self.edges) - 1) * self.spacing + 2 * SIDE
-
-    @property
-    def above(self) -> float:
-        """Height of what is above the line of nodes."""
-        return ARC * self.spacing * (len(self.edges) - 1) + TITLE
-
-    @property
-    def below(self) -> float:
-        """Height of what is below the line of nodes."""
-        shortest = 2 if self.fixed_chain else 1
-        return CELL * self.spacing * (len(self.edges) - shortest + 1) + BOTTOM
+        """What the graph takes of a row."""
+        return len(self.edges) - 1 + GAP
 
 
 def draw_graphs(
@@ -118,156 +96,115 @@ def draw_graphs(
             same, there is one colour bar.
         grey: what the edges are whose arcs have no value, and the absent nodes.
     """
-    rows = _rows(panels)
-    width = max(sum(panel.width for panel in row) for row in rows)
-    heights = [max(p.above for p in row) + max(p.below for p in row) for row in rows]
-    height = max(sum(heights), 2.6)
-    scales = list(dict.fromkeys((arcs, cells)))
-    size = width + BAR * len(scales), height + LEGEND
-    figure = Figure(figsize=size)
-
-    # One inch of paper is 1 in these axes.
-    axes = figure.add_axes((0, LEGEND / size[1], width / size[0], height / size[1]))
-    axes.set(xlim=(0, width), ylim=(-height, 0))
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot(aspect="equal")
     axes.set_axis_off()
-    top = 0.0
-    for row, row_height in zip(rows, heights, strict=True):
-        x, baseline = 0.0, top - max(panel.above for panel in row)
+    top = widest = 0.0
+    for row in _rows(panels):
+        largest, left = max(len(panel.edges) for panel in row), 0.0
+        line = top - TITLE - ARC * largest
         for panel in row:
-            _draw_panel(axes, panel, x, baseline, arcs, cells)
-            x += panel.width
-        top -= row_height
-    for k, scale in enumerate(scales):
-        left, bottom = (width + 0.12 + BAR * k) / size[0], 0.15 + LEGEND / size[1]
-        bar = figure.add_axes((left, bottom, 0.14 / size[0], 0.7))
-        place = "" if len(scales) == 1 else (" (arcs)", " (cells)")[k]
+            _draw_panel(axes, panel, left, line, arcs, cells)
+            left += panel.width
+        widest, top = max(widest, left), line - CELL * (largest + 2)
+    axes.set(xlim=(-GAP / 2, widest - GAP / 2), ylim=(top, 0))
+    scales = list(dict.fromkeys((arcs, cells)))
+    width = max(LEGEND_WIDTH, widest / INCH + BAR * len(scales))
+    figure.set_size_inches(width, max(2.6, -top / INCH) + LEGEND)
+    for scale, place in zip(scales, ("(arcs)", "(cells)"), strict=False):
         options: dict[str, Any] = {"ticks": ALPHA_TICKS, "format": "%g"} if scale.sigmoid else {}
-        colorbar = figure.colorbar(scale.colors(), cax=bar, **options)
-        colorbar.set_label(scale.label + place, fontsize=8)
-        bar.tick_params(labelsize=7)
-    keys = _legend(panels, grey)
-    figure.legend(handles=keys, loc="lower center", ncols=len(keys), frameon=False, fontsize=8)
+        bar = figure.colorbar(scale.colors(), ax=axes, shrink=0.8, aspect=30, pad=0.02, **options)
+        bar.set_label(scale.label if len(scales) == 1 else f"{scale.label} {place}", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    keys = _legend(grey, fixed_chain=any(panel.fixed_chain for panel in panels))
+    figure.legend(
+        handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8
+    )
     return figure
 
 
 def _rows(panels: Sequence[GraphPanel]) -> list[list[GraphPanel]]:
-    """Panels in as few rows as the widest row allows, and those of about the same width."""
-    widest = max(MAX_ROW, max(panel.width for panel in panels))
-    fewest = len(_fill_rows(panels, widest))
-    limits = np.linspace(widest / fewest / 2, widest, 100)
-    return next(rows for x in limits if len(rows := _fill_rows(panels, x)) == fewest)
-
-
-def _fill_rows(panels: Sequence[GraphPanel], widest: float) -> list[list[GraphPanel]]:
     rows: list[list[GraphPanel]] = [[]]
     for panel in panels:
-        if rows[-1] and sum(p.width for p in rows[-1]) + panel.width > widest:
+        if rows[-1] and sum(p.width for p in rows[-1]) + panel.width > MAX_ROW:
             rows.append([])
         rows[-1].append(panel)
     return rows
 
 
 def _draw_panel(
-    axes: Axes, panel: GraphPanel, left: float, baseline: float, arcs: Scale, cells: Scale
+    axes: Axes, panel: GraphPanel, left: float, line: float, arcs: Scale, cells: Scale
 ) -> None:
-    """Draw a graph whose nodes are on the line y = ``baseline``, in a strip from x = ``left``."""
-    s, num_nodes = panel.spacing, len(panel.edges)
-    large = num_nodes >= LARGE_GRAPH
-    nodes = left + SIDE + s * np.arange(num_nodes)
-    title_at = baseline + panel.above - 0.24
-    axes.text(left + 0.2, title_at, panel.title, fontsize=9, va="center")
-
+    """Draw a graph whose nodes are at x = ``left``, ``left`` + 1, … on the line y = ``line``."""
+    num_nodes = len(panel.edges)
+    axes.text(left - GAP / 4, line + ARC * num_nodes + 0.4, panel.title, fontsize=9)
     if panel.fixed_chain:
-        axes.plot(nodes[[0, -1]], [baseline] * 2, color=CHAIN, lw=1.6, zorder=2)
+        axes.plot((left, left + num_nodes - 1), (line, line), color=CHAIN, lw=1.6, zorder=2)
     to, source = np.nonzero(panel.edges)
-    values = panel.arcs[to, source]
     # The largest last, on top.
-    order = np.argsort(np.where(np.isnan(values), -1, arcs.strength(values)))
-    to, source, values = to[order], source[order], values[order]
-    span = (to - source)[:, None]
-    x = (nodes[source] + nodes[to])[:, None] / 2 - np.cos(HALF_CIRCLE) * span * s / 2
-    y = baseline + np.sin(HALF_CIRCLE) * np.where(span == 1, 0, span * s * ARC)
-    paths = np.stack([x, y], axis=2)
-    is_open = ~np.isnan(values)
-    thin = 0.5 if large else 0.8
+    order = np.argsort(np.nan_to_num(arcs.strength(panel.arcs[to, source]), nan=-1))
+    to, source = to[order], source[order]
+    span, middle = (to - source)[:, None], left + (source + to)[:, None] / 2
+    x = middle - np.cos(HALF_CIRCLE) * span / 2
+    y = line + np.sin(HALF_CIRCLE) * np.where(span == 1, 0, span * ARC)
+    paths, values = np.stack([x, y], axis=2), panel.arcs[to, source]
+    closed = np.isnan(values)
     axes.add_collection(
-        LineCollection(paths[~is_open], colors=CLOSED, linewidths=thin, linestyles=(0, (3, 2)))
+        LineCollection(paths[closed], colors=CLOSED, linewidths=0.6, linestyles=(0, (3, 2)))
     )
-    # Under each arc a white one, which keeps those that cross apart, and a faint one, which is seen
-    # where the value is near 0 and its colour near white.
-    widths = thin + (1.4 if large else 2.6) * arcs.strength(values[is_open])
-    colors = arcs.colors().to_rgba(values[is_open])
-    layers = np.broadcast_to(to_rgba_array(["white", FAINT, FAINT]), (len(colors), 3, 4)).copy()
-    layers[:, 2] = colors
     axes.add_collection(
         LineCollection(
-            list(np.repeat(paths[is_open], 3, axis=0)),
-            colors=layers.reshape(-1, 4),
-            linewidths=np.stack([widths + 1.2, 0 * widths + thin, widths], axis=1).ravel(),
+            paths[~closed],
+            colors=arcs.colors().to_rgba(values[~closed]),
+            linewidths=0.6 + 2 * arcs.strength(values[~closed]),
+            # A value near 0 has a colour near white.
+            path_effects=[withStroke(linewidth=1, foreground=FAINT)],
         )
     )
-
-    _draw_cells(axes, panel, nodes, baseline - 0.17, cells)
-    for j, x_j in enumerate(nodes):
-        _draw_node(axes, panel, j, x_j, baseline)
-
-
-def _draw_cells(axes: Axes, panel: GraphPanel, nodes: np.ndarray, top: float, cells: Scale) -> None:
-    """Draw each edge as a diamond below the middle of its arc, the shorter the higher."""
-    s = panel.spacing
-    to, source = np.nonzero(panel.edges)
-    values = panel.cells[to, source]
-    is_open = ~np.isnan(values)
     shortest = 2 if panel.fixed_chain else 1
-    x = (nodes[source] + nodes[to]) / 2
-    y = top - s * CELL * (to - source - shortest + 1)
-    corners = np.array([[-0.5, 0], [0, CELL], [0.5, 0], [0, -CELL]]) * s
-    faces = cells.colors().to_rgba(values)
-    faces[~is_open] = (1, 1, 1, 1)
-    diamonds = np.stack([x, y], axis=1)[:, None] + corners
+    centers = np.stack([middle[:, 0], line - 0.4 - CELL * (span[:, 0] - shortest + 1)], axis=1)
+    _draw_cells(axes, centers, panel.cells[to, source], cells, written=num_nodes <= MAX_WRITTEN)
+    for j in range(num_nodes):
+        _draw_node(axes, panel, j, left + j, line)
+
+
+def _draw_cells(
+    axes: Axes, centers: np.ndarray, values: np.ndarray, scale: Scale, *, written: bool
+) -> None:
+    """Draw each edge as a diamond, white where it is closed."""
+    corners = np.array([[-0.5, 0], [0, CELL], [0.5, 0], [0, -CELL]])
+    faces = scale.colors().to_rgba(values)
+    faces[np.isnan(values)] = 1
+    diamonds = list(centers[:, None] + corners)
     axes.add_collection(
-        PolyCollection(list(diamonds), facecolors=faces, edgecolors="0.6", linewidths=0.4)
+        PolyCollection(diamonds, facecolors=faces, edgecolors="0.6", linewidths=0.4)
     )
-    size = 0.16 * 72 * s * CELL
-    axes.plot(x[~is_open], y[~is_open], "x", color=CLOSED, markersize=2 * size, mew=0.8)
-    if len(panel.edges) > MAX_WRITTEN:
-        return
-    for k in np.flatnonzero(is_open):
-        dark = np.dot(faces[k][:3], (0.299, 0.587, 0.114)) < 0.5
-        text = cells.text(float(values[k]))
-        color = "white" if dark else "black"
-        axes.text(x[k], y[k], text, ha="center", va="center", fontsize=6.5, color=color)
+    for (x, y), face, value in zip(centers, faces, values, strict=True):
+        if written and not np.isnan(value):
+            color = "white" if np.dot(face[:3], (0.299, 0.587, 0.114)) < 0.5 else "black"
+            text = f"{value:.2f}".replace("-", "−")
+            axes.text(x, y, text, ha="center", va="center", fontsize=5, color=color)
 
 
 def _draw_node(axes: Axes, panel: GraphPanel, j: int, x: float, y: float) -> None:
-    num_nodes = len(panel.edges)
-    large = num_nodes >= LARGE_GRAPH
-    label = {0: "in", num_nodes - 1: "out"}.get(j, str(j))
-    is_end, is_absent = label in ("in", "out"), panel.absent[j]
-    axes.plot(
-        x,
-        y,
-        marker="s" if is_end else "o",
-        markersize=11.5 if large else 15,
-        markerfacecolor=CHAIN if is_end else ABSENT if is_absent else "white",
-        markeredgecolor=CLOSED if is_absent else CHAIN,
-        mew=1,
-        zorder=4,
-    )
-    color = "white" if is_end else CLOSED if is_absent else "black"
-    size = 5.5 if large else 7
-    axes.text(x, y, label, ha="center", va="center_baseline", fontsize=size, color=color, zorder=5)
+    label = {0: "in", len(panel.edges) - 1: "out"}.get(j, str(j))
+    marker, face, edge, ink = "o", "white", CHAIN, "black"
+    if not label.isdigit():
+        marker, face, ink = "s", CHAIN, "white"
+    elif panel.absent[j]:
+        face, edge, ink = ABSENT, CLOSED, CLOSED
+    axes.plot(x, y, marker, markersize=12, mfc=face, mec=edge, mew=1, zorder=4)
+    axes.text(x, y, label, ha="center", va="center_baseline", fontsize=6, color=ink, zorder=5)
 
 
-def _legend(panels: Sequence[GraphPanel], grey: tuple[str, str]) -> list[Line2D]:
-    def dot(marker: str, edge: str, face: str, label: str) -> Line2D:
-        return Line2D([], [], ls="none", marker=marker, mec=edge, mfc=face, ms=8, label=label)
-
-    keys = [dot("D", "0.6", "white", "cell: the edge whose arc peaks above it")]
-    if any(np.isnan(panel.arcs[panel.edges]).any() for panel in panels):
-        keys.append(Line2D([], [], color=CLOSED, lw=1, ls=(0, (3, 2)), label=grey[0]))
-    if any(panel.absent.any() for panel in panels):
-        keys.append(dot("o", CLOSED, ABSENT, grey[1]))
-    if any(panel.fixed_chain for panel in panels):
+def _legend(grey: tuple[str, str], *, fixed_chain: bool) -> list[Line2D]:
+    dot: dict[str, Any] = {"ls": "none", "ms": 8}
+    cell = "cell: the edge whose arc peaks above it"
+    keys = [
+        Line2D([], [], marker="D", mec="0.6", mfc="white", label=cell, **dot),
+        Line2D([], [], color=CLOSED, lw=1, ls=(0, (3, 2)), label=grey[0]),
+        Line2D([], [], marker="o", mec=CLOSED, mfc=ABSENT, label=grey[1], **dot),
+    ]
+    if fixed_chain:
         keys.append(Line2D([], [], color=CHAIN, lw=1.6, label="fixed chain, weight 1"))
     return keys

@@ -268,7 +268,7 @@ def test_evaluation_needs_a_checkpoint_with_this_head(make_cfg: MakeCfg, tmp_pat
     ):
         path = tmp_path / "part.pth"
         torch.save({"model": tensors}, path)
-        with pytest.raises(UserError, match=rf"MODEL\.WEIGHTS .*{absent}.* missing"):
+        with pytest.raises(UserError, match=rf"MODEL\.WEIGHTS .* missing .*{absent}"):
             evaluate_checkpoint(make_cfg("MODEL.WEIGHTS", str(path)))
 
 
