@@ -131,7 +131,7 @@ def read_yaml(config_file: str) -> CfgNode:
         kind = "is empty" if content is None else f"holds a {type(content).__name__}"
         raise UserError(f"{config_file}: {kind}: a config is a tree of KEY: VALUE lines")
     cfg = get_cfg()
-    _merge(cfg, dict(_leaves(content)), source=f"{config_file}: ")
+    _merge(cfg, dict(leaves(content)), source=f"{config_file}: ")
     return cfg
 
 
@@ -172,18 +172,18 @@ def is_classifier(cfg: CfgNode) -> bool:
     )
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of a tree in full, such as ``SOLVER.BASE_LR``, and its value."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str = "") -> None:
     """Set keys of ``cfg``; ``source`` comes first in messages."""
-    known = dict(_leaves(cfg))
+    known = dict(leaves(cfg))
     for key, value in values.items():
         if key in REMOVED_KEYS:
             logging.getLogger(__name__).warning("%s%s is %s", source, key, REMOVED_KEYS[key])

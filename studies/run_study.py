@@ -1,9 +1,10 @@
 """Run the study: is dynamic wiring of use, on a scale that two cores can do?
 
 Each arm of studies/experiments.py is trained with each seed, in a process of one thread. Writes
-study.md, study.json and images/study.png. Finished runs are kept and interrupted ones go on where
-they stopped; a run whose config has changed begins anew. After a change of the code, remove
---output. `--scale tiny` shows that everything works; its figures mean nothing.
+study.md, study.json and images/study.png. Finished runs are kept, also those that the study.json
+at hand holds, and all of them are on the page; interrupted ones go on where they stopped; a run
+whose config has changed begins anew. After a change of the code, remove --output and study.json.
+`--scale tiny` shows that everything works; its figures mean nothing.
 
 Examples:
     python -m studies.run_study --report docs
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import arguments
 
@@ -28,14 +30,42 @@ from studies.experiments import EXPERIMENTS, RESULT, SCALES, Run
 
 
 def folder_of(run: Run, output: Path) -> Path:
-    """Where a run's files are: runs whose configs differ have different folders."""
-    from dgnet_det.data import load_cfg_with_data
+    """Where a run's files are: runs whose configs differ have different folders. What a config
+    leaves as it is by default does not count, so that a new key changes no folder."""
+    from dgnet_det.config import get_cfg, leaves, load_cfg
 
-    text = json.dumps(SCALES[run.scale].num_scenes)
+    text, default = json.dumps(SCALES[run.scale].num_scenes), dict(leaves(get_cfg()))
     for command in filter(None, (run.classifier(), run.detector())):
-        text += load_cfg_with_data(command[1], command[2:]).dump()
+        for key, value in leaves(load_cfg(command[1], command[2:])):
+            if value != default[key] and key != "MODEL.DEVICE":
+                text += f"{key} {value!r}\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return output.resolve() / run.experiment / f"{run.arm}-seed{run.seed}-{digest}"
+
+
+def take_over(study: Path, output: Path) -> None:
+    """Count what a page's study.json holds as finished."""
+    if study.exists():
+        for result in json.loads(study.read_text())["runs"]:
+            folder = output / result["experiment"] / result["folder"]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RESULT).write_text(json.dumps(result))
+
+
+def finished(output: Path) -> list[dict[str, Any]]:
+    """The results of all runs whose configs are today's, those of other commands too."""
+    results = []
+    for path in sorted(output.glob(f"*/*/{RESULT}")):
+        result = json.loads(path.read_text()) | {"folder": path.parent.name}
+        experiment = EXPERIMENTS.get(result["experiment"])
+        run = Run(*(result[name] for name in Run._fields))
+        if (
+            experiment
+            and run.arm in experiment.arms
+            and folder_of(run, output).name == path.parent.name
+        ):
+            results.append(result)
+    return results
 
 
 def perform_all(runs: dict[Run, Path], jobs: int) -> list[Path]:
@@ -120,16 +150,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for arm in EXPERIMENTS[experiment].arms
         if arm in args.arms
     ]
-    folders = {run: folder_of(run, args.output) for run in runs}
-    failed = perform_all(folders, args.jobs)
-    results = [folder / RESULT for folder in folders.values()]
+    report = args.report or args.output
+    take_over(report / "study.json", args.output)
+    failed = perform_all({run: folder_of(run, args.output) for run in runs}, args.jobs)
     words = shlex.join(sys.argv[1:] if argv is None else argv)
     study = {
         "command": f"python -m studies.run_study {words}".strip(),
         "date": time.strftime("%Y-%m-%d"),
-        "runs": [json.loads(result.read_text()) for result in results if result.exists()],
+        "runs": finished(args.output),
     }
-    report = args.report or args.output
     write_json(report / "study.json", study)
     write_report(report, study)
     print(f"written to {report / 'study.md'}")

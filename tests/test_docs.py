@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from configs import ROOT
-from dgnet_det.config import get_cfg
+from dgnet_det.config import get_cfg, leaves
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.name for page in PAGES]
@@ -16,20 +15,11 @@ NAMES = [page.name for page in PAGES]
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 
-def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:
-    """Every key in full, and its value."""
-    found: dict[str, object] = {}
-    for key, value in node.items():
-        inner = isinstance(value, CfgNode)
-        found |= leaves(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return found
-
-
 def test_all_keys_are_in_the_page_with_their_defaults() -> None:
     rows = re.findall(
         r"^\| `([A-Z._]+)` \| `(.*?)` \|", (ROOT / "docs/config.md").read_text(), re.M
     )
-    theirs, ours = leaves(get_detectron2_cfg()), leaves(get_cfg())
+    theirs, ours = dict(leaves(get_detectron2_cfg())), dict(leaves(get_cfg()))
     shown = {key: value if isinstance(value, str) else str(value) for key, value in ours.items()}
     added = {key: value or "''" for key, value in shown.items() if key not in theirs}
     assert dict(rows) == added

@@ -114,7 +114,9 @@ def test_from_the_command_line(
     assert {"own_minus_mean", "own_minus_other"} <= run.keys()
     assert "figures mean nothing" in (output / "study.md").read_text()
 
-    main([*arguments, "--arms", "dynamic", "--output", str(output)])
+    # Elsewhere, with the page's study.json alone.
+    other = ["--output", str(tmp_path / "other"), "--report", str(output)]
+    main([*arguments, "--arms", "dynamic", *other])
     assert "1 of 1 runs are finished" in capsys.readouterr().out
     assert json.loads((output / "study.json").read_text())["runs"] == study["runs"]
 
