@@ -59,7 +59,7 @@ demo-plain: demo-data
 
 .PHONY: demo-data
 demo-data: $(VENV)/.data
-	$(PY) -m studies.prepare_tree_crowns --output $(TREES)
+	$(PY) -m studies.tree_crowns --output $(TREES)
 	$(PY) tools/convert_checkpoint.py "$(MOBILENETV2)" $(WEIGHTS) --config-file $(DG)
 
 test: $(VENV)/.data

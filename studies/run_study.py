@@ -137,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.utils.files import write_json
     from studies.report import write_report
     from studies.scenes import write_composed_scenes
-    from studies.tree_crowns import find_photographs, write_tree_crowns
+    from studies.tree_crowns import FOLDER, find_photographs, write_tree_crowns
 
-    if "tree_crowns" in args.experiments and not Path("datasets/tree_crowns").exists():
-        write_tree_crowns(Path("datasets/tree_crowns"), find_photographs())
+    if "tree_crowns" in args.experiments and not FOLDER.exists():
+        write_tree_crowns(FOLDER, find_photographs())
     if "scenes" in args.experiments:
         write_composed_scenes(Path("datasets/composed_scenes"), SCALES[args.scale].num_scenes)
     runs = [

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from skimage import data
 
 from dgnet_det.data.classification import FashionMNIST, find_fashion_mnist
-from dgnet_det.errors import UserError
 from dgnet_det.utils.files import folder_written_whole
 from studies.coco import Labelled, write_split
 
@@ -46,7 +46,7 @@ def write_composed_scenes(target: Path, num_scenes: dict[str, int]) -> None:
         num_scenes: of ``train`` and ``test``.
 
     Raises:
-        UserError: Fashion-MNIST or scikit-image is not there.
+        UserError: Fashion-MNIST is not there.
     """
     recipes = {split: _recipe(split, count) for split, count in num_scenes.items()}
     if all(_recipe_in(target, split) == recipe for split, recipe in recipes.items()):
@@ -97,13 +97,6 @@ def _overlap(a: Box, b: Box) -> float:
 def _scenes(
     split: str, products: FashionMNIST, count: int, rng: np.random.Generator
 ) -> Iterator[Labelled]:
-    try:
-        from skimage import data  # for the study alone
-    except ImportError as error:
-        raise UserError(
-            "the package scikit-image, which carries the photographs behind the scenes, is not"
-            " installed: `pip install scikit-image`"
-        ) from error
     names = PHOTOGRAPHS[split]
     photographs = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in names]
     for i in range(count):

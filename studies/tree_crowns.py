@@ -1,4 +1,5 @@
-"""The demo's detection set: tree crowns in two aerial photographs, cut into tiles.
+"""Write the demo's detection set, PNG files and COCO JSON: tree crowns in two aerial photographs
+of the package `deepforest`, cut into tiles.
 
 The bottom quarter of a photograph is held out for validation; the ``GAP`` pixels above it belong to
 no split; the rest is for training. Tiles are ``TILE`` × ``TILE`` pixels and lie wholly in the
@@ -7,13 +8,18 @@ one tile is whole in another; the last of a row or column is shifted inwards to 
 Validation tiles lie side by side from the region's top left corner, so that no crown is counted
 twice; the strip that is left at the right and at the bottom is not used. A box is in a tile,
 clipped to it, where at least ``MIN_REMAINING`` of its area remains. Tiles without a box are kept.
+
+Example:
+    python -m studies.tree_crowns --output datasets/tree_crowns
 """
 
+import argparse
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import arguments
 import numpy as np
 from PIL import Image
 
@@ -22,6 +28,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.utils.files import folder_written_whole
 from studies.coco import Labelled, write_split
 
+FOLDER = Path("datasets/tree_crowns")  # where configs/Tree-Crowns looks
 TILE = 256
 TRAIN_STRIDE = 128
 GAP = 64
@@ -84,16 +91,9 @@ def find_file(wheel: str, name: str) -> Path:
 
 def read_voc_boxes(path: Path) -> np.ndarray:
     """The boxes of a Pascal VOC XML file, [K, 4] as xmin, ymin, xmax, ymax: edges in pixels from
-    the top left corner.
-
-    Raises:
-        UserError: as :func:`read_voc`, or a box is empty.
-    """
+    the top left corner."""
     (entry,) = read_voc(path)
-    boxes = np.array([box.ltrb for box in entry.boxes], float).reshape(-1, 4)
-    if not (boxes[:, :2] < boxes[:, 2:]).all():
-        raise UserError(f"{path}: holds a box without an area")
-    return boxes
+    return np.array([box.ltrb for box in entry.boxes], float).reshape(-1, 4)
 
 
 def tile_starts(start: int, stop: int, split: str) -> list[int]:
@@ -130,11 +130,7 @@ def write_tree_crowns(
     target: Path, photographs: Sequence[Photograph]
 ) -> dict[str, tuple[int, int]]:
     """Write the tiles and the COCO JSON of both splits to the folder ``target``, replacing what is
-    there only when all of it is written; the numbers of tiles and of boxes of each split.
-
-    Raises:
-        UserError: a photograph or its XML cannot be read, or is too small to be split.
-    """
+    there only when all of it is written; the numbers of tiles and of boxes of each split."""
     with folder_written_whole(target) as folder:
         return {
             split: write_split(
@@ -149,17 +145,26 @@ def write_tree_crowns(
 
 
 def _labelled_tiles(photograph: Photograph, split: str) -> Iterator[Labelled]:
-    try:
-        pixels = Image.open(photograph.image).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{photograph.image}: does not decode: {error}") from error
-    tiles = cut_tiles(pixels.width, pixels.height, read_voc_boxes(photograph.annotation), split)
-    if not tiles:
-        raise UserError(
-            f"{photograph.image}: {pixels.width} × {pixels.height} pixels are too few for a {split}"
-            f" tile of {TILE} × {TILE}"
-        )
-    for tile in tiles:
+    pixels = Image.open(photograph.image).convert("RGB")
+    boxes = read_voc_boxes(photograph.annotation)
+    for tile in cut_tiles(pixels.width, pixels.height, boxes, split):
         name = f"{photograph.image.stem}_x{tile.left:04d}_y{tile.top:04d}.png"
         corners = (tile.left, tile.top, tile.left + TILE, tile.top + TILE)
         yield name, pixels.crop(corners), [(0, box) for box in tile.boxes.tolist()]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=FOLDER, metavar="FOLDER", help="default: %(default)s"
+    )
+    args = parser.parse_args(argv)
+    for split, (tiles, boxes) in write_tree_crowns(args.output, find_photographs()).items():
+        print(f"{split}: {tiles} tiles, {boxes} boxes")
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    arguments.run(main)

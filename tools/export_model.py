@@ -21,8 +21,8 @@ keeps to the kind of device, MODEL.DEVICE, that it was exported on, and needs to
 Examples:
     tools/export_model.py --input photographs/ --config-file output/config.yaml --format onnx \\
         --output detector.onnx MODEL.WEIGHTS output/model_final.pth
-    tools/export_model.py --config-file output/config.yaml --format torchscript \\
-        --output detector.ts MODEL.WEIGHTS output/model_final.pth
+    tools/export_model.py --input photographs/ --config-file output/config.yaml \\
+        --format torchscript --output detector.ts MODEL.WEIGHTS output/model_final.pth
 """
 
 from collections.abc import Sequence
@@ -38,30 +38,14 @@ SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts"}
 MAX_IMAGES = 8
 
 
-def images_to_compare(inputs: Sequence[str] | None) -> "dict[str, np.ndarray]":
-    """Images [H, W, 3] BGR by name: those of ``inputs``, or photographs of scikit-image; each whole
-    and its left half, which has another size and other content."""
+def images_to_compare(inputs: Sequence[str]) -> "dict[str, np.ndarray]":
+    """Images [H, W, 3] BGR by name, each whole and its left half, which has another size and other
+    content."""
     from dgnet_det.data import find_images, read_image
-    from dgnet_det.errors import UserError
 
-    if inputs:
-        files = find_images(inputs)
-        files = files[:: -(-len(files) // MAX_IMAGES)]
-        images = {str(file): read_image(file, "BGR") for file in files}
-    else:
-        try:
-            from skimage import data
-        except ImportError as error:
-            raise UserError(
-                "scikit-image is not installed: pip install scikit-image, or name --input"
-            ) from error
-        # Those that are in its wheel.
-        photographs = (data.astronaut, data.chelsea, data.coffee, data.rocket)
-        images = {photograph.__name__: photograph()[:, :, ::-1] for photograph in photographs}
-    halves = {
-        f"{name}, left half": image[:, : (image.shape[1] + 1) // 2]
-        for name, image in images.items()
-    }
+    files = find_images(inputs)
+    images = {str(file): read_image(file, "BGR") for file in files[:: -(-len(files) // MAX_IMAGES)]}
+    halves = {f"{name}, left half": x[:, : (x.shape[1] + 1) // 2] for name, x in images.items()}
     return images | halves
 
 
@@ -73,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--input",
+        required=True,
         nargs="+",
         metavar="PATH",
-        help=f"images, or folders of images, to compare on, of which {MAX_IMAGES} are taken"
-        " (default: photographs of scikit-image)",
+        help=f"images, or folders of images, to compare on, of which {MAX_IMAGES} are taken",
     )
     parser.add_argument("--json", metavar="FILE", help="write the comparison to this file")
     args = parser.parse_args(argv)

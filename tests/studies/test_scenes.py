@@ -1,7 +1,6 @@
 """Composed scenes: COCO JSON, boxes around what is visible, the same again every time."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,15 +64,6 @@ def test_written_in_coco_format_and_again_the_same(fashion_mnist: Path, tmp_path
     assert (folder / "train/00006.png").exists()
     write_composed_scenes(folder, COUNT)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == backup
-
-
-def test_without_scikit_image(
-    fashion_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(UserError, match="scikit-image"):
-        write_composed_scenes(tmp_path / "scenes", COUNT)
-    assert not (tmp_path / "scenes").exists()
 
 
 def test_without_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,21 +132,6 @@ def test_failure_leaves_what_was_there(photograph: Photograph, tmp_path: Path) -
     assert json.loads((folder / "annotations/train.json").read_text())["images"]
 
 
-def test_bad_photographs(photograph: Photograph, tmp_path: Path) -> None:
-    Image.new("RGB", (300, 400)).save(photograph.image)
-    with pytest.raises(UserError, match=r"photo\.png: 300 × 400 pixels are too few"):
-        write_tree_crowns(tmp_path / "data", [photograph])
-    photograph.image.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"photo\.png: does not decode"):
-        write_tree_crowns(tmp_path / "data", [photograph])
-    photograph.annotation.write_text(
-        "<annotation><object><name>Tree</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>5</xmax>"
-        "<ymax>9</ymax></bndbox></object></annotation>"
-    )
-    with pytest.raises(UserError, match=r"photo\.xml: holds a box without an area"):
-        read_voc_boxes(photograph.annotation)
-
-
 def test_the_wheel() -> None:
     """The photographs that the package really carries, with the counts of their makers."""
     photographs = find_photographs()
