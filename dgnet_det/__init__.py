@@ -1,4 +1,5 @@
-"""Dynamic Graph Networks (DG-Net, arXiv 2010.01097) as Detectron2 backbones.
+"""Dynamic Graph Networks (DG-Net, arXiv 2010.01097), and networks in the style of Dynamic Routing
+Networks (arXiv 1905.04849), as Detectron2 backbones.
 
 Importing the package registers them.
 """
@@ -18,6 +19,9 @@ from dgnet_det.modeling.backbone import (
     build_dgnet_backbone,
     build_dgnet_fpn_backbone,
     build_dgnet_retinanet_fpn_backbone,
+    build_drnet_backbone,
+    build_drnet_fpn_backbone,
+    build_drnet_retinanet_fpn_backbone,
 )
 
 __version__ = "0.1.0"
@@ -29,5 +33,8 @@ __all__ = [
     "build_dgnet_backbone",
     "build_dgnet_fpn_backbone",
     "build_dgnet_retinanet_fpn_backbone",
+    "build_drnet_backbone",
+    "build_drnet_fpn_backbone",
+    "build_drnet_retinanet_fpn_backbone",
     "get_cfg",
 ]

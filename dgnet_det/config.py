@@ -37,8 +37,9 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     for key in REMOVED_KEYS:
         cfg.register_deprecated_key(key)
     cfg.MODEL.DGNET = CfgNode()
+    # FAMILY, REGNET and STAGES are also those of the DRNet-style backbones, build_drnet_backbone.
     # Blocks of the nodes: "resnet" (ResNet and, with MODEL.RESNETS.NUM_GROUPS, ResNeXt),
-    # "mobilenetv2" or "regnet".
+    # "mobilenetv2" or "regnet"; for build_drnet_backbone also "cell".
     cfg.MODEL.DGNET.FAMILY = "resnet"
     # Which RegNet: "X_" (RegNetX) or "Y_" (with squeeze-and-excitation) and 400M, 600M, 800M, 1600M
     # or 3200M, its multiply-adds; "X_400M_TV" and "Y_800M_TV" are torchvision's wider ones.
@@ -49,7 +50,7 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # "dynamic": α per image (DG-Net). "static": one learned α per edge. "none": the family's plain
     # network.
     cfg.MODEL.DGNET.EDGE_WEIGHTS = "dynamic"
-    # Which stages are graphs; the others are plain. In the paper wiring all of them.
+    # Which stages are graphs, or routed; the others are plain. In the paper wiring all of them.
     cfg.MODEL.DGNET.STAGES = ["res2", "res3", "res4", "res5"]
     # Edges that are not there, such as "res4.0:0-3" (graph, from node, to node), and with them the
     # nodes that they leave without input or output: tools/prune_model.py writes them.
@@ -58,6 +59,24 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # and the share that costs nothing. 0: no such loss.
     cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
     cfg.MODEL.DGNET.SPARSITY_BUDGET = 0.0
+
+    # Of build_drnet_backbone, build_drnet_fpn_backbone and build_drnet_retinanet_fpn_backbone.
+    cfg.MODEL.DRNET = CfgNode()
+    # What each connection chooses from. ["block", "identity"]: a static network's blocks, or to
+    # skip them. With the family "cell", some of "sep3x3", "sep5x5", "dilated3x3", "pool3x3" and
+    # "identity".
+    cfg.MODEL.DRNET.BRANCHES = ["block", "identity"]
+    # How much chance weighs in the choices of training, at its start and at its end.
+    cfg.MODEL.DRNET.TEMPERATURE = [1.0, 0.1]
+    # The share of the dearest choices' multiply-adds, in the whole backbone, that costs nothing,
+    # and the weight of a loss on what is above it. 0: no such loss.
+    cfg.MODEL.DRNET.BUDGET = 1.0
+    cfg.MODEL.DRNET.BUDGET_WEIGHT = 0.0
+    # Between these shares of training the budget falls from 1 to BUDGET.
+    cfg.MODEL.DRNET.BUDGET_RAMP = [0.0, 0.5]
+    # Branches that are not there, such as "res4.0:2-identity" (stage, connection, branch):
+    # tools/prune_model.py writes them.
+    cfg.MODEL.DRNET.PRUNED_BRANCHES = []
 
     # Your own data: a file in COCO's JSON format and the folder that its file names start from, to
     # train on and to evaluate on. DATASETS.TRAIN, DATASETS.TEST and the number of classes then
@@ -167,7 +186,7 @@ def score_threshold(value: float, option: str) -> list[str]:
 def is_classifier(cfg: CfgNode) -> bool:
     """Whether a config is a classifier's: its backbone ends at ``res5`` without an FPN."""
     return (
-        cfg.MODEL.BACKBONE.NAME == "build_dgnet_backbone"
+        cfg.MODEL.BACKBONE.NAME in ("build_dgnet_backbone", "build_drnet_backbone")
         and "res5" in cfg.MODEL.RESNETS.OUT_FEATURES
     )
 

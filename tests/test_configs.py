@@ -1,4 +1,4 @@
-"""Every YAML of a DG-Net detector builds and runs; keys and values are checked."""
+"""Every YAML of a DG-Net or DRNet-style detector builds and runs; keys and values are checked."""
 
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from dgnet_det.modeling.backbone import DGNet
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in DETECTORS if "_DG_" in path.stem], ids=lambda path: path.stem
+    "path",
+    [path for path in DETECTORS if "_DG_" in path.stem or "_DR_" in path.stem],
+    ids=lambda path: path.stem,
 )
 def test_builds_and_runs(path: Path) -> None:
-    """The plain twins differ from these in one key, as the next test says."""
+    """The plain twins differ from those of DG-Net in one key, as the next test says."""
     cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"])
     model = build_model(cfg).eval()
     backbone = model.backbone.bottom_up

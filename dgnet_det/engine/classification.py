@@ -33,6 +33,7 @@ from dgnet_det.data.classification import (
 from dgnet_det.engine.hooks import (
     CHECKPOINTS_KEPT,
     EdgeStatistics,
+    RoutingSchedule,
     gather_spread,
     metrics_writer,
 )
@@ -42,7 +43,7 @@ from dgnet_det.engine.schedule import check_solver, divergence
 from dgnet_det.errors import UserError, one_line_in_training_loop
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
-from dgnet_det.modeling.observation import record_alpha_spread
+from dgnet_det.modeling.observation import record_spread
 
 
 def lr_multiplier(cfg: CfgNode) -> ParamScheduler:
@@ -101,7 +102,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device: str) -> dict[str, Any
     was_training = model.training
     model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=device)
-    with record_alpha_spread(model) as spread:
+    with record_spread(model) as spread:
         for images, labels in loader:
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
             labels = labels.to(device, non_blocking=True)
@@ -238,6 +239,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
             [
                 hooks.IterationTimer(),
                 hooks.LRScheduler(optimizer, lr_multiplier(cfg)),
+                RoutingSchedule(),
                 *([EdgeStatistics(), checkpoints] if is_main else []),
                 hooks.EvalHook(period, test),
             ]

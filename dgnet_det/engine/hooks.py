@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, default_writers, hooks
+from detectron2.engine import HookBase, TrainerBase, default_writers, hooks
 from detectron2.utils import comm
 
-from dgnet_det.modeling.observation import AlphaSpread, graph_statistics, record_edge_weights
+from dgnet_det.modeling.costs import Costs
+from dgnet_det.modeling.observation import (
+    AlphaSpread,
+    ChoiceSpread,
+    dgnet_of,
+    graph_statistics,
+    record_choices,
+    record_edge_weights,
+    routed_stages,
+)
 from dgnet_det.utils.curves import draw_curves, read_metrics
 from dgnet_det.utils.pictures import save_figure
 
@@ -41,6 +50,12 @@ def writer_period(cfg: CfgNode) -> int:
     return min(WRITER_PERIOD, cfg.TEST.EVAL_PERIOD or WRITER_PERIOD)
 
 
+def is_written(trainer: TrainerBase) -> bool:
+    """Whether the metrics are written after the present iteration."""
+    done = trainer.iter + 1
+    return done % writer_period(trainer.cfg) == 0 or done == trainer.max_iter
+
+
 class EdgeStatistics(HookBase):
     """What the routers of every graph decide, in the metrics: mean edge weight, shares of open
     edges and of absent nodes for the latest batch, and the spread of α over the images since the
@@ -56,14 +71,46 @@ class EdgeStatistics(HookBase):
 
     def after_step(self) -> None:
         """Log as ``wiring/res2.0/open_edges`` and so on."""
-        done = self.trainer.iter + 1
-        is_written = done % writer_period(self.trainer.cfg) == 0 or done == self.trainer.max_iter
         for name, weights in self.latest.items():
             spread = self.spreads.setdefault(name, AlphaSpread())
             spread.add({name: weights})
-            if is_written:
+            if is_written(self.trainer):
                 for key, value in {**graph_statistics(weights), **spread.pop()}.items():
                     self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)
+
+    def after_train(self) -> None:
+        """Listen no more."""
+        self.listening.close()
+
+
+class RoutingSchedule(HookBase):
+    """Tells routed stages how much of the training is done, from the iteration alone, so that
+    nothing need be restored to resume. Temperature and budget follow from it. The figures of their
+    choices are in the metrics as ``wiring/training/share`` and so on: with the noise of training,
+    unlike ``wiring/share`` of an evaluation."""
+
+    def __init__(self) -> None:
+        self.listening = ExitStack()
+
+    def before_train(self) -> None:
+        """Listen to the stages."""
+        self.stages = routed_stages(self.trainer.model)
+        self.latest = self.listening.enter_context(record_choices(self.trainer.model))
+        if self.stages:
+            self.spread = ChoiceSpread(Costs.of(dgnet_of(self.trainer.model)))
+
+    def before_step(self) -> None:
+        """Set the share that is done."""
+        for stage in self.stages.values():
+            stage.progress = self.trainer.iter / self.trainer.max_iter
+
+    def after_step(self) -> None:
+        """Log the figures of the images since the last time."""
+        if self.latest:
+            self.spread.add(self.latest)
+            if is_written(self.trainer):
+                for key, value in self.spread.pop().items():
+                    self.trainer.storage.put_scalar(f"wiring/training/{key}", value)
 
     def after_train(self) -> None:
         """Listen no more."""
@@ -73,10 +120,9 @@ class EdgeStatistics(HookBase):
 def gather_spread(spread: AlphaSpread) -> dict[str, dict[str, float]]:
     """The figures of all processes' images together, in the main process as ``{"wiring": ...}``;
     empty in the others, and where there are no graphs."""
-    whole = AlphaSpread()
-    for part in comm.gather(spread):
-        whole.merge(part)
-    figures = whole.pop()
+    for part in comm.gather(spread)[1:]:
+        spread.merge(part)
+    figures = spread.pop() if comm.is_main_process() else {}
     return {"wiring": figures} if figures else {}
 
 

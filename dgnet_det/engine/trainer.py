@@ -30,6 +30,7 @@ from dgnet_det.engine.hooks import (
     BestCheckpointer,
     CurvesPicture,
     EdgeStatistics,
+    RoutingSchedule,
     gather_spread,
     metrics_writer,
 )
@@ -42,7 +43,7 @@ from dgnet_det.evaluation.zero_ap import explain_zero
 from dgnet_det.modeling.budget import add_budget_loss, budget_loss
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.modeling.observation import record_alpha_spread
+from dgnet_det.modeling.observation import record_spread
 
 
 def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -107,7 +108,7 @@ class Trainer(DefaultTrainer):
         AP, and the statistics of edges."""
         cfg, is_main = self.cfg, comm.is_main_process()
         period, names = cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST
-        built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(), RoutingSchedule()]
         if cfg.TEST.PRECISE_BN.ENABLED:
             loader = self.build_train_loader(cfg)
             built.append(hooks.PreciseBN(period, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
@@ -196,11 +197,12 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> OrderedDict:
-        """As Detectron2's, with the spread of α over the images under ``wiring`` where the model
-        has graphs. Where the box AP is 0, the likely causes are logged."""
+        """As Detectron2's, with the spread over the images of α, where the model has graphs, or of
+        choices, where it has routed stages, under ``wiring``. Where the box AP is 0, the likely
+        causes are logged."""
         names = cfg.DATASETS.TEST
         evaluators = evaluators or [cls.build_evaluator(cfg, name) for name in names]
-        with record_alpha_spread(model) as spread:
+        with record_spread(model) as spread:
             results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             by_name = {names[0]: results} if len(names) == 1 else results

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dgnet_det.errors import UserError
 from dgnet_det.evaluation.coco import Evaluator, build_image_loader
 from dgnet_det.evaluation.resampling import ResampledAP
-from dgnet_det.modeling.observation import dynamic_graphs, record_alpha_spread
+from dgnet_det.modeling.observation import dynamic_graphs, record_spread
 
 RESAMPLES = 1000  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # per cent
@@ -89,7 +89,7 @@ def intervene(
     loader = build_image_loader(cfg, images)
     evaluators = {name: Evaluator(dataset_name) for name in ("own", "mean", "other")}
     with inference_context(model):
-        with record_alpha_spread(model) as spread:
+        with record_spread(model) as spread:
             alpha = _stacked(_detect(model, loader, evaluators["own"]))
         mean = {name: values.nanmean(dim=0, keepdim=True) for name, values in alpha.items()}
         _detect(model, loader, evaluators["mean"], lambda name, k: mean.get(name))

@@ -1,16 +1,24 @@
-"""What the graphs of a model decided in a forward pass, and its summary in figures."""
+"""What the graphs or routed stages of a model decided in a forward pass, and its summary in
+figures."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from dgnet_det.drnet.routing import Choices
+from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.graph.routing import EdgeWeights
-from dgnet_det.graph.stage import DynamicGraph
+from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.costs import Costs
+
+Stage = TypeVar("Stage", bound=PlainStage)
 
 
 def dgnet_of(model: nn.Module) -> DGNet:
@@ -30,12 +38,21 @@ def dgnet_of(model: nn.Module) -> DGNet:
 
 def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
     """The graphs of a model by name: ``res2.0``, …. Empty for a plain network."""
+    return _stages(model, DynamicGraph)  # type: ignore[type-abstract]
+
+
+def routed_stages(model: nn.Module) -> dict[str, RoutedStage]:
+    """The stages of a model that route between branches, by name. Empty for other networks."""
+    return _stages(model, RoutedStage)
+
+
+def _stages(model: nn.Module, kind: type[Stage]) -> dict[str, Stage]:
     return {
         name: stage
         for module in model.modules()
         if isinstance(module, DGNet)
         for name, stage in module.stages().items()
-        if isinstance(stage, DynamicGraph)
+        if isinstance(stage, kind)
     }
 
 
@@ -46,21 +63,32 @@ def record_edge_weights(model: nn.Module) -> Iterator[dict[str, EdgeWeights]]:
 
     The dictionary always holds those of the latest forward pass; it is empty before the first.
     """
-    latest: dict[str, EdgeWeights] = {}
+    with _recorded(dynamic_graphs(model)) as latest:
+        yield latest
 
-    def keep(name: str, weights: EdgeWeights) -> None:
-        latest[name] = weights.detach()
 
-    observers: list[tuple[DynamicGraph, Callable[[EdgeWeights], None]]] = [
-        (graph, partial(keep, name)) for name, graph in dynamic_graphs(model).items()
-    ]
-    for graph, observer in observers:
-        graph.observers.append(observer)
+@contextmanager
+def record_choices(model: nn.Module) -> Iterator[dict[str, Choices]]:
+    """As :func:`record_edge_weights`, the choices of every one of :func:`routed_stages`."""
+    with _recorded(routed_stages(model)) as latest:
+        yield latest
+
+
+@contextmanager
+def _recorded(stages: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    latest: dict[str, Any] = {}
+
+    def keep(name: str, decided: Any) -> None:
+        latest[name] = decided.detach()
+
+    observers = [(stage, partial(keep, name)) for name, stage in stages.items()]
+    for stage, observer in observers:
+        stage.observers.append(observer)
     try:
         yield latest
     finally:
-        for graph, observer in observers:
-            graph.observers.remove(observer)
+        for stage, observer in observers:
+            stage.observers.remove(observer)
 
 
 def graph_statistics(weights: EdgeWeights) -> dict[str, float]:
@@ -86,7 +114,7 @@ class AlphaSpread:
     def __init__(self) -> None:
         self._seen: dict[str, list[torch.Tensor]] = {}
 
-    def add(self, recorded: dict[str, EdgeWeights]) -> None:
+    def add(self, recorded: Mapping[str, Any]) -> None:
         """Add the images of a forward pass, as :func:`record_edge_weights` gives it."""
         for name, weights in recorded.items():
             alpha = weights.alpha[:, weights.edges].double().cpu()
@@ -108,11 +136,46 @@ class AlphaSpread:
         return {"alpha_std": std.mean().item(), "alpha_std_max": std.max().item()}
 
 
+class ChoiceSpread(AlphaSpread):
+    """The choices over images: the share of the multiply-adds that they cause, and how far they
+    differ."""
+
+    def __init__(self, costs: Costs) -> None:
+        super().__init__()
+        self._costs = costs
+
+    def add(self, recorded: Mapping[str, Any]) -> None:
+        """Add the images of a forward pass, as :func:`record_choices` gives it."""
+        for name, choices in recorded.items():
+            self._seen.setdefault(name, []).append(choices.gate.double().cpu())
+
+    def pop(self) -> dict[str, float]:
+        """Over the images added since the last call: ``share``, of the multiply-adds in those of
+        the dearest choices, mean, and ``share_std``, its standard deviation; ``entropy``, in bits,
+        of a connection's choice over the images, mean over the connections. At inference the choice
+        follows from the image, so that the entropy is all that the choice tells of it: 0 where
+        every image chooses alike. Empty where there are no images."""
+        seen, self._seen = self._seen, {}
+        gates = {name: torch.cat(parts) for name, parts in seen.items()}
+        if not gates:
+            return {}
+        share = self._costs.share(gates)
+        rates = [gate.mean(dim=0) for gate in gates.values()]
+        entropy = torch.cat([torch.special.entr(rate).sum(dim=1) for rate in rates]) / math.log(2)
+        return {
+            "share": share.mean().item(),
+            "share_std": share.std(correction=0).item(),
+            "entropy": entropy.mean().item(),
+        }
+
+
 @contextmanager
-def record_alpha_spread(model: nn.Module) -> Iterator[AlphaSpread]:
-    """The spread of α over the images of all forward passes of ``model`` in the body."""
-    spread = AlphaSpread()
-    with record_edge_weights(model) as latest:
+def record_spread(model: nn.Module) -> Iterator[AlphaSpread]:
+    """The spread over the images of all forward passes of ``model`` in the body: of α, or of the
+    choices of routed stages."""
+    routed = routed_stages(model)
+    spread = ChoiceSpread(Costs.of(dgnet_of(model))) if routed else AlphaSpread()
+    with (record_choices if routed else record_edge_weights)(model) as latest:
         handle = model.register_forward_hook(lambda *_: spread.add(latest))
         try:
             yield spread

@@ -19,8 +19,9 @@ from dgnet_det.config import load_cfg
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
-from dgnet_det.modeling.budget import SIDE, BudgetLoss, budget_loss, edge_costs
+from dgnet_det.modeling.budget import BudgetLoss, budget_loss
 from dgnet_det.modeling.classifier import build_classifier
+from dgnet_det.modeling.costs import SIDE, edge_costs
 from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
 
 PAPER = ("MODEL.DGNET.WIRING", "paper")

@@ -16,7 +16,7 @@ from configs import DETECTORS
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.modeling.observation import dynamic_graphs, routed_stages
 
 RPN = ["loss_rpn_cls", "loss_rpn_loc"]
 LOSSES = {
@@ -56,7 +56,9 @@ def check_training_step(path: Path, opts: list[str]) -> None:
     assert all(torch.isfinite(loss) for loss in losses.values())
     for name, parameter in model.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, name
-    assert bool(dynamic_graphs(model)) == (cfg.MODEL.DGNET.EDGE_WEIGHTS == "dynamic")
+    routed = "drnet" in cfg.MODEL.BACKBONE.NAME
+    assert bool(dynamic_graphs(model)) == (cfg.MODEL.DGNET.EDGE_WEIGHTS == "dynamic" and not routed)
+    assert bool(routed_stages(model)) == routed
 
 
 NARROW_RESNET = [

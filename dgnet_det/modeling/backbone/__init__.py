@@ -1,4 +1,5 @@
-"""DG-Net backbones: one file per family of blocks, one for the backbone that they share."""
+"""Backbones: one file per family of blocks, one for the backbone that they share, with graphs for
+stages, and one for routed stages."""
 
 from dgnet_det.modeling.backbone.dgnet import (
     DGNet,
@@ -7,11 +8,21 @@ from dgnet_det.modeling.backbone.dgnet import (
     build_dgnet_retinanet_fpn_backbone,
     make_dgnet,
 )
+from dgnet_det.modeling.backbone.drnet import (
+    build_drnet_backbone,
+    build_drnet_fpn_backbone,
+    build_drnet_retinanet_fpn_backbone,
+    make_drnet,
+)
 
 __all__ = [
     "DGNet",
     "build_dgnet_backbone",
     "build_dgnet_fpn_backbone",
     "build_dgnet_retinanet_fpn_backbone",
+    "build_drnet_backbone",
+    "build_drnet_fpn_backbone",
+    "build_drnet_retinanet_fpn_backbone",
     "make_dgnet",
+    "make_drnet",
 ]

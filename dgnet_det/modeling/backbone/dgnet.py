@@ -15,7 +15,7 @@ from dgnet_det.graph.routing import valid_sizes
 from dgnet_det.graph.stage import Block, DynamicGraph, PlainStage
 from dgnet_det.graph.topology import KEY, parse_edges
 from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
-from dgnet_det.modeling.backbone.families import FAMILIES
+from dgnet_det.modeling.backbone.families import family_of
 from dgnet_det.modeling.backbone.matching import load_static_names
 from dgnet_det.modeling.folding import fold_frozen_norms
 
@@ -144,22 +144,25 @@ def make_dgnet(
         UserError: a value that is not supported, with the config key's name.
     """
     for key, value, choices in (
-        ("FAMILY", family, FAMILIES),
         ("WIRING", wiring, WIRINGS),
         ("EDGE_WEIGHTS", edge_weights, EDGE_WEIGHTS),
     ):
         if value not in choices:
             raise UserError(f"MODEL.DGNET.{key} {value!r}: choose from {', '.join(choices)}")
+    if family == "cell":
+        raise UserError(
+            "MODEL.DGNET.FAMILY cell: its connections choose between branches: set"
+            " MODEL.BACKBONE.NAME to build_drnet_backbone or build_drnet_fpn_backbone"
+        )
     plain = edge_weights == "none"
     graph_of = WIRINGS["residual" if plain else wiring]
-    if not set(graph_stages) <= set(LEVELS):
-        raise UserError(f"MODEL.DGNET.STAGES {list(graph_stages)}: choose from {', '.join(LEVELS)}")
-    if set(graph_stages) != set(LEVELS) and not graph_of.fixed_chain:
-        raise UserError(
-            f"MODEL.DGNET.STAGES {list(graph_stages)}: in the paper wiring all stages are graphs:"
-            " name them all, or set MODEL.DGNET.WIRING to residual"
-        )
-    stem, levels = FAMILIES[family].network(
+    check_stages(
+        graph_stages,
+        all_of_them=""
+        if graph_of.fixed_chain
+        else "in the paper wiring all stages are graphs (set MODEL.DGNET.WIRING to residual)",
+    )
+    stem, levels = family_of(family).network(
         in_channels, norm=norm, shortcuts=graph_of.fixed_chain, **network
     )
     pruned = parse_edges(pruned_edges)
@@ -182,6 +185,21 @@ def make_dgnet(
     return DGNet(stem, stages, out_features=out_features, freeze_at=freeze_at)
 
 
+def check_stages(stages: Sequence[str], *, all_of_them: str) -> None:
+    """
+    Args:
+        stages: the value of ``MODEL.DGNET.STAGES``.
+        all_of_them: why it must name them all; empty if it need not.
+
+    Raises:
+        UserError: it must not be this.
+    """
+    if not set(stages) <= set(LEVELS):
+        raise UserError(f"MODEL.DGNET.STAGES {list(stages)}: choose from {', '.join(LEVELS)}")
+    if all_of_them and set(stages) != set(LEVELS):
+        raise UserError(f"MODEL.DGNET.STAGES {list(stages)}: name them all: {all_of_them}")
+
+
 @BACKBONE_REGISTRY.register()
 def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
     """The :class:`DGNet` that ``MODEL.DGNET`` and ``MODEL.RESNETS`` describe.
@@ -190,7 +208,7 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
         UserError: a value that is not supported, with the key's name.
     """
     dgnet, resnets = cfg.MODEL.DGNET, cfg.MODEL.RESNETS
-    network = FAMILIES[dgnet.FAMILY].arguments(cfg) if dgnet.FAMILY in FAMILIES else {}
+    network = family_of(dgnet.FAMILY).arguments(cfg)
     return make_dgnet(
         dgnet.FAMILY,
         wiring=dgnet.WIRING,
@@ -209,24 +227,29 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
 def build_dgnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """:func:`build_dgnet_backbone` under Detectron2's FPN with its max-pooled P6, as ``MODEL.FPN``
     describes."""
-    return _fpn(cfg, build_dgnet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return fpn(cfg, build_dgnet_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_dgnet_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """:func:`build_dgnet_backbone` under RetinaNet's FPN, whose P6 and P7 are convolved from
     res5."""
-    bottom_up = build_dgnet_backbone(cfg, input_shape)
+    return retinanet_fpn(cfg, build_dgnet_backbone(cfg, input_shape))
+
+
+def retinanet_fpn(cfg: CfgNode, bottom_up: DGNet) -> FPN:
+    """RetinaNet's FPN on ``bottom_up``."""
     channels = bottom_up.output_shape()["res5"].channels
-    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+    return fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _fpn(cfg: CfgNode, bottom_up: DGNet, top_block: nn.Module) -> FPN:
+def fpn(cfg: CfgNode, bottom_up: DGNet, top_block: nn.Module | None = None) -> FPN:
+    """The FPN of ``MODEL.FPN`` on ``bottom_up``, by default with a max-pooled P6."""
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
+        top_block=top_block or LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

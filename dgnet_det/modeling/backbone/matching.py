@@ -104,9 +104,11 @@ class Match:
                 " residual, or give the checkpoint of a DG-Net classifier"
             )
         if theirs.wiring != "static" and theirs != ours:
+            routed = "routed" in (theirs.wiring, ours.wiring)
+            keys = "MODEL.DGNET.WIRING or MODEL.DGNET.EDGE_WEIGHTS"
             return (
-                f"it is {theirs}, the config builds {ours}; change MODEL.DGNET.WIRING or"
-                " MODEL.DGNET.EDGE_WEIGHTS"
+                f"it is {theirs}, the config builds {ours}; change"
+                f" {'MODEL.BACKBONE.NAME' if routed else keys}"
             )
         if not (self.missing or self.misshaped) and all(map(GRAPH_TENSOR.match, self.unexpected)):
             stages = sorted({name.split(".")[0] for name in self.unexpected})

@@ -63,12 +63,14 @@ class Family(NamedTuple):
 class Kind(NamedTuple):
     """How the network that a set of names belongs to is wired."""
 
-    wiring: str  # paper, residual, or static: no graph at all
+    wiring: str  # paper, residual, routed: between branches, or static: no graph at all
     edge_weights: str  # dynamic, static or none
 
     def __str__(self) -> str:
         if self.wiring == "static":
             return "a static network"
+        if self.wiring == "routed":
+            return "a DRNet-style network"
         return f"a DG-Net of {self.wiring} wiring and {self.edge_weights} edge weights"
 
 
@@ -77,6 +79,8 @@ def kind_of(names: Iterable[str]) -> Kind:
     graph = [name for name in names if GRAPH_TENSOR.match(name)]
     if not graph:
         return Kind("static", "none")
+    if any(".hidden." in name for name in graph):
+        return Kind("routed", "dynamic")
     wiring = "residual" if any(".gammas." in name for name in graph) else "paper"
     return Kind(wiring, "dynamic" if any(".linear." in name for name in graph) else "static")
 

@@ -1,0 +1,144 @@
+"""Multiply-adds that each decision causes: of the edges of graphs, and of the branches of routed
+stages."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dgnet_det.drnet.stage import RoutedStage
+from dgnet_det.graph.stage import DynamicGraph, PlainStage
+from dgnet_det.modeling.backbone import DGNet
+
+# Pixels of the image side that costs are counted for. Their shares are those at any size, but for
+# the rounding of odd ones.
+SIDE = 256
+
+
+class Costs(NamedTuple):
+    """Multiply-adds of an image of ``SIDE`` × ``SIDE`` pixels.
+
+    Of graphs, the whole is what all edges cause. Of routed stages, it is the whole backbone with
+    the dearest branch of every connection.
+    """
+
+    # By stage, what each decision causes: [N, N] of a graph's edges, row j for those into node j;
+    # [C, K] of the branches of a routed stage's connections that have a choice.
+    decided: dict[str, Tensor]
+    nobodys: float  # what runs in any case
+    cheapest: float  # the least that can run
+    whole: float
+
+    @classmethod
+    def of(cls, backbone: DGNet) -> "Costs":
+        """The costs of a backbone."""
+        if decided := edge_costs(backbone):
+            return cls(decided, 0.0, 0.0, sum(float(cost.sum()) for cost in decided.values()))
+        costs, stages = branch_costs(backbone), backbone.stages()
+        connections = [
+            list(of_one.values()) for stage in costs.values() for of_one in stage.values()
+        ]
+        everything = _macs(backbone, (3, SIDE)) if connections else 0
+        nobodys = everything - sum(map(sum, connections))
+        return cls(
+            {
+                name: _table(cast(RoutedStage, stages[name]), of_stage)
+                for name, of_stage in costs.items()
+            },
+            nobodys,
+            nobodys + sum(map(min, connections)),
+            nobodys + sum(map(max, connections)),
+        )
+
+    def share(self, gates: Mapping[str, Tensor]) -> Tensor:
+        """The share of the whole that decisions cause, [B], differentiable.
+
+        Args:
+            gates: by stage, [B, N, N] or [B, C, K]: 1 where an edge is open or a branch runs.
+        """
+        parts = [
+            (gate * (self.decided[name] / self.whole).to(gate)).sum(dim=(1, 2))
+            for name, gate in gates.items()
+        ]
+        return self.nobodys / self.whole + torch.stack(parts).sum(dim=0)
+
+
+def edge_costs(backbone: DGNet) -> dict[str, Tensor]:
+    """Multiply-adds that each edge causes when it is open, for an image of ``SIDE`` × ``SIDE``
+    pixels.
+
+    Its own are one per element of the tensor that it carries. In the paper wiring it also causes
+    the node that it feeds, block and router, which does not run while all edges into it are closed:
+    of that every edge into the node has an equal share. What runs in any
+    case (stem, projections, node 0's router, the residual wiring's blocks) is nobody's.
+
+    Returns:
+        By graph, as :func:`dynamic_graphs` names them, [N, N], row j for the edges into node j.
+    """
+    return {
+        name: _costs_of_graph(stage, in_size, size)
+        for name, stage, in_size, size in _sides(backbone)
+        if isinstance(stage, DynamicGraph)
+    }
+
+
+def branch_costs(backbone: DGNet) -> dict[str, dict[int, dict[str, int]]]:
+    """Multiply-adds of each branch for an image of ``SIDE`` × ``SIDE`` pixels: by routed stage, by
+    connection that has a choice, by name. Routers run in any case: they are nobody's."""
+    return {
+        name: {
+            j: {
+                branch: _macs(stage.branch(j, branch), (stage.out_channels, size))
+                for branch in stage.branches[j]
+            }
+            for j in map(int, stage.routers)
+        }
+        for name, stage, _, size in _sides(backbone)
+        if isinstance(stage, RoutedStage) and stage.routers
+    }
+
+
+def _sides(backbone: DGNet) -> Iterator[tuple[str, PlainStage, int, int]]:
+    """Each stage's name, the stage, and the sides of its input and output."""
+    size = SIDE // backbone.stem.stride
+    for name, stage in backbone.stages().items():
+        in_size, size = size, size // stage.stride
+        yield name, stage, in_size, size
+
+
+def _table(stage: RoutedStage, costs: Mapping[int, Mapping[str, int]]) -> Tensor:
+    """[C, K] of the costs of a routed stage's branches."""
+    rows = [[of_one.get(name, 0) for name in stage.columns] for of_one in costs.values()]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _costs_of_graph(graph: DynamicGraph, in_size: int, out_size: int) -> Tensor:
+    carried = graph.out_channels * out_size**2
+    costs = graph.edges.double() * carried
+    if graph.fixed_chain:  # the blocks run in any case
+        return costs
+    raw = graph.in_channels * in_size**2
+    costs[1, 0] *= raw / carried
+    for j in map(int, graph.nodes):
+        shape = (graph.in_channels, in_size) if j == 1 else (graph.out_channels, out_size)
+        router = sum(p.numel() for p in graph.routers[str(j)].parameters() if p.dim() == 2)
+        # Pooling for the router reads every element once.
+        node = _macs(graph.nodes[str(j)], shape, method="branch") + carried + router
+        costs[j, graph.edges[j]] += node / int(graph.edges[j].sum())
+    return costs
+
+
+def _macs(module: nn.Module, shape: tuple[int, int], *, method: str = "forward") -> int:
+    """Multiply-adds of a module in evaluation mode for one image of ``shape``, (channels, side)."""
+    # A copy, since a norm in training mode would count what passes.
+    module = copy.deepcopy(module).eval()
+    device = next((parameter.device for parameter in module.parameters()), None)
+    channels, side = shape
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), counter:
+        getattr(module, method)(torch.empty(1, channels, side, side, device=device))
+    return counter.get_total_flops() // 2
