@@ -23,7 +23,7 @@ import arguments
 import numpy as np
 from PIL import Image
 
-from dgnet_det.data.formats import read_voc
+from dgnet_det.data.formats import read_annotations
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import folder_written_whole
 from studies.coco import Labelled, write_split
@@ -92,7 +92,7 @@ def find_file(wheel: str, name: str) -> Path:
 def read_voc_boxes(path: Path) -> np.ndarray:
     """The boxes of a Pascal VOC XML file, [K, 4] as xmin, ymin, xmax, ymax: edges in pixels from
     the top left corner."""
-    (entry,) = read_voc(path)
+    (entry,) = read_annotations("voc", path)
     return np.array([box.ltrb for box in entry.boxes], float).reshape(-1, 4)
 
 

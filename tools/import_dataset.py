@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--group-by goes with --val-share")
 
     from dgnet_det.data.findings import Findings
-    from dgnet_det.data.importing import read_dataset, split_off, summary, write_coco
+    from dgnet_det.data.importing import read_dataset, split_off, write_coco
     from dgnet_det.utils.files import write_json
 
     findings = Findings(args.dataset)
@@ -111,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.val_share is not None:
         dataset = split_off(dataset, args.val_share, args.seed, args.group_by)
-    write_coco(dataset, args.output, f"imported from {args.dataset.name}")
-    report = summary(dataset, args.output)
+    report = write_coco(dataset, args.output, f"imported from {args.dataset.name}")
     report["warnings"] = [finding.line() for finding in findings.of("warning")]
     print_summary(report)
     if args.json:

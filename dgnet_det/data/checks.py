@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathManager
 
 from dgnet_det.config import NUM_CLASSES_KEYS
-from dgnet_det.data.coco import category_names, forget
+from dgnet_det.data.coco import category_names, forget_files
 from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.image_checks import LEARNED_BY_HEART, check_presence
@@ -67,8 +67,7 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
                 _check_pair(train, checked[train], test, checked[test], findings)
     for name in checked:
         _check_num_classes(cfg, name)
-        if name != MetadataCatalog.get(name).json_file:  # Detectron2 reads it anew
-            forget(MetadataCatalog.get(name).json_file)
+    forget_files()
     for finding in findings.of("warning"):
         logging.getLogger(__name__).warning(finding.line())
 

@@ -8,7 +8,7 @@ number of processes sees the same images.
 import gzip
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import cast
@@ -19,9 +19,10 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from torchvision import datasets, transforms
 
+from dgnet_det.data.findings import first_few
 from dgnet_det.data.images import check_header, reading
 from dgnet_det.errors import UserError
 
@@ -44,9 +45,8 @@ class FashionMNIST(Dataset):
             UserError: a file that is missing or damaged.
         """
         prefix = {"train": "train", "val": "t10k"}[split]
-        self.images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", header=16)
-        self.images = self.images.reshape(-1, 28, 28)
-        self.labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", header=8)
+        self.images = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
+        self.labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,7 +65,7 @@ def find_fashion_mnist() -> Path:
     root = Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
     downloaded = root / "FashionMNIST" / "raw"
     for folder in (root / "fashion-mnist", downloaded, Path(FASHION_MNIST_SYSTEM_FOLDER)):
-        if any(folder.glob("t10k-images-idx3-ubyte*")):
+        if (folder / "t10k-images-idx3-ubyte.gz").exists():
             return folder
     try:
         datasets.FashionMNIST(str(root), download=True)
@@ -86,23 +86,20 @@ def build_datasets(cfg: CfgNode) -> tuple[Dataset, Dataset]:
             and ``val``, or a number of classes other than ``CLASSIFICATION.NUM_CLASSES``.
     """
     options = cfg.CLASSIFICATION
-    train: datasets.ImageFolder | FashionMNIST
-    val: datasets.ImageFolder | FashionMNIST
+    read: Callable[[Path, str], datasets.ImageFolder | FashionMNIST]
     if options.DATASET == "imagefolder":
-        train, val = (_image_folder(Path(options.ROOT) / split) for split in ("train", "val"))
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        if differing:
-            raise UserError(
-                f"{options.ROOT}: class folders that are in only one of train and val:"
-                f" {', '.join(differing[:5])}{' …' if len(differing) > 5 else ''}; make the two"
-                " alike"
-            )
+        folder, read = Path(options.ROOT), _image_folder
     elif options.DATASET == "fashion_mnist":
-        folder = find_fashion_mnist()
-        train, val = FashionMNIST(folder, "train"), FashionMNIST(folder, "val")
+        folder, read = find_fashion_mnist(), FashionMNIST
     else:
         raise UserError(
             f"CLASSIFICATION.DATASET {options.DATASET!r}: choose from imagefolder, fashion_mnist"
+        )
+    train, val = (read(folder, split) for split in ("train", "val"))
+    if differing := set(train.classes) ^ set(val.classes):
+        raise UserError(
+            f"{folder}: class folders that are in only one of train and val:"
+            f" {first_few(sorted(differing))}; make the two alike"
         )
     if len(train.classes) != options.NUM_CLASSES:
         raise UserError(
@@ -112,7 +109,8 @@ def build_datasets(cfg: CfgNode) -> tuple[Dataset, Dataset]:
     return train, val
 
 
-def _image_folder(folder: Path) -> datasets.ImageFolder:
+def _image_folder(root: Path, split: str) -> datasets.ImageFolder:
+    folder = root / split
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; set CLASSIFICATION.ROOT to the one above it")
     try:
@@ -127,20 +125,15 @@ def _read_image(path: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def _read_idx(folder: Path, name: str, *, header: int) -> np.ndarray:
-    """The bytes after the header of an IDX file, gzipped or not."""
-    path = folder / name
+def _read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The array of bytes in a gzipped IDX file: a magic number, its shape, its values."""
     try:
-        if path.exists():
-            data = path.read_bytes()
-        else:
-            data = gzip.decompress(Path(f"{path}.gz").read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}.gz: missing or damaged; fetch Fashion-MNIST again") from error
-    shape = np.frombuffer(data[4:header], ">u4")  # after a magic number
-    if not len(shape) or len(data) - header != shape.prod():
-        raise UserError(f"{path}: damaged; fetch Fashion-MNIST again")
-    return np.frombuffer(data, np.uint8, offset=header)
+        with gzip.open(path) as file:
+            data = file.read()
+        shape = np.frombuffer(data, ">u4", dimensions, offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path}: missing or damaged; fetch Fashion-MNIST again") from error
 
 
 def mix_seeds(*seeds: int) -> int:
@@ -202,35 +195,21 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, index) for index in indices[i : i + self.micro_batch_size]]
 
 
-class Augmented(Dataset):
-    """Images under a random transform whose draw follows from the seed, the epoch and the image."""
+class Transformed(Dataset):
+    """Images under a transform, whose random draws follow from the seed, the epoch and the image
+    alone."""
 
-    def __init__(self, dataset: Dataset, transform: transforms.Compose, *, seed: int) -> None:
+    def __init__(self, dataset: Dataset, *transform: Callable, seed: int) -> None:
         self.dataset = dataset
-        self.transform = transform
+        self.transform = transforms.Compose([*transform, transforms.PILToTensor()])
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        """The transformed image and the label of a key of :class:`TrainingBatches`."""
+        """The transformed image, uint8 [3, H, W], and the label of an epoch and an index."""
         image, label = self.dataset[key[1]]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix_seeds(self.seed, *key))
             return self.transform(image), label
-
-
-class Transformed(Dataset):
-    """Images under a fixed transform."""
-
-    def __init__(self, dataset: Dataset, transform: transforms.Compose) -> None:
-        self.dataset = dataset
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
-        return self.transform(image), label
 
 
 def build_train_loader(
@@ -239,15 +218,9 @@ def build_train_loader(
     """Endless micro-batches: uint8 RGB images [b, 3, SIZE, SIZE], randomly cropped and flipped, and
     labels [b]."""
     options = cfg.CLASSIFICATION
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(options.SIZE, scale=tuple(options.CROP_AREA)),
-            transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
-        ]
-    )
+    crop = transforms.RandomResizedCrop(options.SIZE, scale=tuple(options.CROP_AREA))
     return DataLoader(
-        Augmented(dataset, transform, seed=seed),
+        Transformed(dataset, crop, transforms.RandomHorizontalFlip(), seed=seed),
         batch_sampler=cast(Sampler[list], batches),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=torch.cuda.is_available(),
@@ -258,17 +231,11 @@ def build_test_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
     """This process's share of the images, once each: uint8 RGB central crops [b, 3, SIZE, SIZE] and
     labels [b]."""
     options, world_size = cfg.CLASSIFICATION, comm.get_world_size()
-    transform = transforms.Compose(
-        [
-            transforms.Resize(options.TEST_RESIZE),
-            transforms.CenterCrop(options.SIZE),
-            transforms.PILToTensor(),
-        ]
-    )
+    resize, crop = transforms.Resize(options.TEST_RESIZE), transforms.CenterCrop(options.SIZE)
     size = len(dataset)  # type: ignore[arg-type]
-    share = Subset(Transformed(dataset, transform), range(comm.get_rank(), size, world_size))
     return DataLoader(
-        share,
+        Transformed(dataset, resize, crop, seed=0),
+        sampler=[(0, index) for index in range(comm.get_rank(), size, world_size)],
         batch_size=max(cfg.SOLVER.IMS_PER_BATCH // (world_size * options.ACCUMULATION), 1),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=torch.cuda.is_available(),

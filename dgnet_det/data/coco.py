@@ -2,15 +2,12 @@
 
 import json
 import os
-from collections import defaultdict
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Len, MultipleOf
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
-from pycocotools import mask as mask_tools
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,7 +21,6 @@ from pydantic import (
 from dgnet_det.errors import UserError
 
 IMPORT = "tools/import_dataset.py converts other formats"
-MIN_CORNERS = 3  # of a polygon
 
 
 class Entry(BaseModel):
@@ -52,13 +48,8 @@ Box = Annotated[
 Area = Annotated[FiniteFloat, Field(description="a number, which evaluation needs")]
 IsCrowd = Annotated[Literal[0, 1], Field(description="0, or 1 for a crowd, as evaluation needs")]
 Ignore = Annotated[Literal[0], Field(description="0, as Detectron2 needs: set iscrowd to 1")]
-Mask = Annotated[
-    Annotated[list[list[FiniteFloat]], Len(1)] | Runs,
-    Field(
-        description="a mask, as MODEL.MASK_ON wants: polygons [[x, y, x, y, …], …] or"
-        " {'size': [height, width], 'counts': …}"
-    ),
-]
+Polygons = list[list[FiniteFloat]]
+MASK = "polygons [[x, y, x, y, …], …] or {'size': [height, width], 'counts': …}"
 
 
 class Image(Entry):
@@ -87,17 +78,20 @@ class Annotation(Entry):
     area: Area = 0
     iscrowd: IsCrowd = 0
     ignore: Ignore = 0
+    segmentation: Annotated[Polygons | Runs | None, Field(description=f"a mask: {MASK}")] = None
 
 
 def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[Annotation]:
     """The form of a crowd's or another's annotation that a config's model and evaluation need."""
     needed: dict[str, Any] = {"area": Area, "iscrowd": IsCrowd} if evaluated else {}
     if cfg.MODEL.MASK_ON and (evaluated or not crowd):
-        needed["segmentation"] = Mask
+        words = Field(description=f"a mask, as MODEL.MASK_ON wants: {MASK}")
+        needed["segmentation"] = Annotated[Annotated[Polygons, Len(1)] | Runs, words]
     if cfg.MODEL.KEYPOINT_ON and not crowd:
         count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-        words = f"{3 * count} numbers: x, y and visibility of NUM_KEYPOINTS {count} each"
-        form = Annotated[list[FiniteFloat], Len(3 * count, 3 * count), Field(description=words)]
+        numbers = f"{3 * count} numbers: x, y and visibility of NUM_KEYPOINTS {count} each"
+        words = Field(description=numbers)
+        form = Annotated[list[FiniteFloat], Len(3 * count, 3 * count), words]
         needed |= {"keypoints": form, "num_keypoints": Id}
     fields: dict[str, Any] = {name: (form, ...) for name, form in needed.items()}
     return create_model("NeededAnnotation", __base__=Annotation, **fields)
@@ -119,22 +113,26 @@ def form_problem(model: type[BaseModel], entry: Any) -> tuple[str, str] | None:
     return None
 
 
-_parsed: dict[str, tuple[int, dict[str, Any]]] = {}  # by path, of this process
+@lru_cache(maxsize=2)
+def _parse(path: str, changed: int) -> Any:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+# Frees what read_coco keeps: of COCO's training set, two gigabytes.
+forget_files = _parse.cache_clear
 
 
 def read_coco(path: str) -> dict[str, Any]:
     """The content of a COCO JSON file, which has images, categories and a list of annotations. It
-    is kept, and must not be changed, until :func:`forget`.
+    is kept, and must not be changed, until ``forget_files()``.
 
     Raises:
         UserError: the file is not there, is no JSON, or is not in COCO format.
     """
     local = PathManager.get_local_path(path)
     try:
-        changed = os.stat(local).st_mtime_ns
-        if _parsed.get(path, (0,))[0] != changed:
-            with open(local, encoding="utf-8") as file:
-                _parsed[path] = changed, json.load(file)
+        coco = _parse(local, os.stat(local).st_mtime_ns)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such annotation file") from error
     except (OSError, ValueError) as error:
@@ -142,7 +140,6 @@ def read_coco(path: str) -> dict[str, Any]:
         if "BOM" in reason:  # which pycocotools does not read either
             raise UserError(f"{path}: starts with a byte-order mark: save it without") from error
         raise UserError(f"{path}: no valid JSON: {reason}: {IMPORT}") from error
-    coco = _parsed[path][1]
     if isinstance(coco, list) and coco and isinstance(coco[0], dict) and "score" in coco[0]:
         raise UserError(f"{path}: holds detections, with scores: give the file of their images")
     lists = coco if isinstance(coco, dict) else {}
@@ -156,11 +153,6 @@ def read_coco(path: str) -> dict[str, Any]:
     return lists
 
 
-def forget(path: str) -> None:
-    """Free what :func:`read_coco` keeps of a file: of COCO's training set, two gigabytes."""
-    _parsed.pop(path, None)
-
-
 def category_names(path: str) -> list[str]:
     """The names of a file's categories in the order of their ids, as a model's outputs.
 
@@ -172,46 +164,3 @@ def category_names(path: str) -> list[str]:
         if problem := form_problem(Category, category):
             raise UserError(f"{path}: a category of 'categories': {problem[1]}")
     return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
-
-
-def load_dicts(name: str, path: str, image_root: str, masks: bool) -> list[dict[str, Any]]:
-    """The images of a COCO JSON file in Detectron2's dataset format, as its own loader gives them,
-    out of what :func:`read_coco` has read. That is forgotten then.
-
-    Args:
-        name: under which the dataset is registered, and told its classes.
-        path: of the file.
-        image_root: of its images.
-        masks: whether they are wanted. An object without a sound polygon is left out then.
-    """
-    coco, classes = read_coco(path), category_names(path)
-    ids = {identity: k for k, identity in enumerate(sorted(c["id"] for c in coco["categories"]))}
-    MetadataCatalog.get(name).set(thing_classes=classes, thing_dataset_id_to_contiguous_id=ids)
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in coco["annotations"]:
-        each = {k: annotation[k] for k in ("iscrowd", "bbox") if k in annotation}
-        each |= {"bbox_mode": BoxMode.XYWH_ABS, "category_id": ids[annotation["category_id"]]}
-        if keypoints := annotation.get("keypoints"):  # from numbers of pixels to their centres
-            each["keypoints"] = [v if k % 3 == 2 else v + 0.5 for k, v in enumerate(keypoints)]
-        if masks and (mask := annotation.get("segmentation")):
-            if isinstance(mask, list):
-                mask = sound_polygons(mask)
-            elif isinstance(mask["counts"], list):
-                mask = mask_tools.frPyObjects(mask, *mask["size"])
-            if not mask:
-                continue
-            each["segmentation"] = mask
-        objects[annotation["image_id"]].append(each)
-    images = [
-        {key: image[key] for key in ("width", "height")}
-        | {"file_name": os.path.join(image_root, image["file_name"])}
-        | {"image_id": image["id"], "annotations": objects[image["id"]]}
-        for image in sorted(coco["images"], key=lambda image: image["id"])
-    ]
-    forget(path)
-    return images
-
-
-def sound_polygons(polygons: list[list[float]]) -> list[list[float]]:
-    """Those of a mask's polygons that Detectron2 takes."""
-    return [p for p in polygons if len(p) % 2 == 0 and len(p) >= 2 * MIN_CORNERS]

@@ -3,7 +3,8 @@ image is opened."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +18,8 @@ from dgnet_det.data.coco import (
     category_names,
     form_problem,
     read_coco,
-    sound_polygons,
 )
-from dgnet_det.data.findings import Findings, first_few
+from dgnet_det.data.findings import Findings
 
 # Pixels by which a box may reach over its image's edge, as labelling tools round.
 EDGE_TOLERANCE = 1.0
@@ -30,23 +30,27 @@ OVERREACHING_SHARE = 0.1
 
 
 class Content(NamedTuple):
-    """What is sound of a file.
-
-    Attributes:
-        images: the entries of 'images' by id.
-        xywh: the boxes, [K, 4] pixels.
-        image_sizes: [K, 2] width and height of each box's image.
-        annotation_ids, class_names, image_ids: K of each.
-        crowd: [K], whether the box is marked as a crowd: left out of training and evaluation.
-    """
+    """What is sound of a file: entries of 'images' by id, names of categories by id, and entries of
+    'annotations'."""
 
     images: dict[int, dict[str, Any]]
-    xywh: np.ndarray
-    image_sizes: np.ndarray
-    annotation_ids: list[int]
-    class_names: list[str]
-    image_ids: list[int]
-    crowd: np.ndarray
+    names: dict[int, str]
+    annotations: list[dict[str, Any]]
+
+    def usable(self) -> "Content":
+        """Without crowds, which training and evaluation leave out."""
+        return self._replace(annotations=[a for a in self.annotations if not a.get("iscrowd")])
+
+    def boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The boxes, [K, 4] x, y, width and height, and the width and height of each one's image,
+        [K, 2]; pixels."""
+        sizes = [size_of(self.images[a["image_id"]]) for a in self.annotations]
+        boxes = [a["bbox"] for a in self.annotations]
+        return np.array(boxes, float).reshape(-1, 4), np.array(sizes, float).reshape(-1, 2)
+
+    def class_and_image(self) -> list[tuple[str, int]]:
+        """Of each annotation, the name of its class and the id of its image."""
+        return [(self.names[a["category_id"]], a["image_id"]) for a in self.annotations]
 
 
 def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bool) -> Content:
@@ -57,39 +61,32 @@ def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bo
         findings: of the file; what is found is added.
         trained, evaluated: what the file will be used for.
 
-    Returns:
-        What is sound.
-
     Raises:
         UserError: as :func:`read_coco`.
     """
+    models = [annotation_model(cfg, evaluated, crowd) for crowd in (False, True)]
+
+    def model_of(entry: Any) -> type[BaseModel]:
+        return models[isinstance(entry, dict) and entry.get("iscrowd") == 1]
+
     coco = read_coco(findings.file)
-    images = _check_images(coco, findings)
-    names = _check_categories(coco, findings)
+    images = _by_id("image", coco["images"], lambda _: Image, findings)
+    categories = _by_id("category", coco["categories"], lambda _: Category, findings)
+    _check_names(images, categories, findings)
     if trained and not coco["annotations"]:
         findings.error("no-annotations", "no annotations to train on")
-    models = [annotation_model(cfg, evaluated, crowd) for crowd in (False, True)]
-    annotations = list(_check_annotations(coco, models, images, names, findings))
+    entries = _by_id("annotation", coco["annotations"], model_of, findings).values()
+    sound = {"images": images, "categories": categories}
+    annotations = list(_belonging(entries, sound, coco, findings))
     for annotation in annotations:
-        if cfg.MODEL.MASK_ON and "segmentation" in annotation:
-            polygons = trained and cfg.INPUT.MASK_FORMAT == "polygon"
-            _check_mask(annotation, images[annotation["image_id"]], polygons, findings)
+        _check_mask(cfg, annotation, images[annotation["image_id"]], trained, findings)
     if evaluated and any(annotation["id"] == 0 for annotation in annotations):
         problem = "annotation id 0: COCO's evaluation counts what matches it as false: start from 1"
         findings.warning("annotation-id-0", problem, 0)
-    sizes = [size_of(images[a["image_id"]]) for a in annotations]
-    content = Content(
-        images,
-        np.array([a["bbox"] for a in annotations], float).reshape(-1, 4),
-        np.array(sizes, float).reshape(-1, 2),
-        [a["id"] for a in annotations],
-        [names[a["category_id"]] for a in annotations],
-        [a["image_id"] for a in annotations],
-        np.array([a.get("iscrowd", 0) for a in annotations], bool),
-    )
+    content = Content(images, {k: each["name"] for k, each in categories.items()}, annotations)
     if annotations:
         _check_boxes(content, findings)
-        _check_use(content, names, findings, trained)
+        _check_use(content, findings, trained)
     return content
 
 
@@ -97,13 +94,12 @@ def compare_categories(train: str, findings: Findings) -> None:
     """Check that the file of ``findings`` has the classes of the file ``train`` in their order."""
     a, b = category_names(train), category_names(findings.file)
     if a != b:
-        missing, new = sorted(set(a) - set(b)), sorted(set(b) - set(a))
-        differences = [f"without {first_few(missing)}"] * bool(missing)
-        differences += [f"with {first_few(new)}"] * bool(new)
-        if not differences:
-            k = next(k for k, (ours, theirs) in enumerate(zip(a, b, strict=True)) if ours != theirs)
-            differences = [f"class {k + 1} by id is {b[k]!r}, not {a[k]!r}"]
-        problem = f"not the categories of {train}: {' and '.join(differences)}: give both one list"
+        k = next(k for k, pair in enumerate(zip_longest(a, b)) if pair[0] != pair[1])
+        ours, theirs = (repr(names[k]) if k < len(names) else "missing" for names in (a, b))
+        problem = (
+            f"not the categories of {train}: class {k + 1} by id is {theirs}, there {ours}: give"
+            " both one list"
+        )
         findings.error("categories-differ", problem)
 
 
@@ -112,105 +108,89 @@ def size_of(image: dict[str, Any]) -> tuple[float, float]:
     return image["width"], image["height"]
 
 
-def _of_form(
-    noun: str, entries: list[Any], model_of: Callable[[Any], type[BaseModel]], findings: Findings
-) -> Iterator[dict[str, Any]]:
-    """The entries of a list that are of their form."""
+def _by_id(
+    noun: str,
+    entries: list[Any],
+    model_of: Callable[[Any], type[BaseModel]],
+    findings: Findings,
+) -> dict[int, dict[str, Any]]:
+    """The entries of a list that are of their form, by id."""
+    sound: dict[int, dict[str, Any]] = {}
     for number, entry in enumerate(entries, 1):
-        problem = form_problem(model_of(entry), entry)
-        if problem is None:
-            yield entry
-            continue
         known = entry if isinstance(entry, dict) else {}
         key = next((key for key in ("file_name", "name", "id") if key in known), "")
         name = known.get(key, f"number {number}")
-        findings.error(f"{noun}-{problem[0]}", f"{noun} {name}: {problem[1]}", name)
-
-
-def _check_images(coco: dict[str, Any], findings: Findings) -> dict[int, dict[str, Any]]:
-    """The sound entries of 'images', by id."""
-    sound: dict[int, dict[str, Any]] = {}
-    files: set[str] = set()
-    for image in _of_form("image", coco["images"], lambda _: Image, findings):
-        identity, name = image["id"], image["file_name"]
-        if identity in sound:
-            findings.error("duplicate-image-id", f"two images have id {identity}", name)
-        if name in files:
-            findings.warning("duplicate-file-name", f"{name} is listed twice: under one id", name)
-        if os.path.isabs(name):
-            findings.warning("absolute-file-name", f"{name} is absolute: make it relative", name)
-        files.add(name)
-        sound[identity] = image
+        if problem := form_problem(model_of(entry), entry):
+            findings.error(f"{noun}-{problem[0]}", f"{noun} {name}: {problem[1]}", name)
+            continue
+        # Detectron2 refuses these too, but for the old COCO minival, which is known to have some.
+        if entry["id"] in sound and "minival" not in findings.file:
+            twice = f"{noun} {name}: another one has id {entry['id']} too"
+            findings.error(f"duplicate-{noun}-id", twice, name)
+        sound[entry["id"]] = entry
     return sound
 
 
-def _check_categories(coco: dict[str, Any], findings: Findings) -> dict[int, str]:
-    """The names of the sound entries of 'categories', by id."""
-    names: dict[int, str] = {}
-    for category in _of_form("category", coco["categories"], lambda _: Category, findings):
-        identity, name = category["id"], category["name"]
-        if identity in names:
-            findings.error("category-ids", f"two categories have id {identity}", name)
-        elif name in names.values():
+def _check_names(
+    images: dict[int, dict[str, Any]], categories: dict[int, dict[str, Any]], findings: Findings
+) -> None:
+    """Check names of images' files and of categories."""
+    for name, count in Counter(image["file_name"] for image in images.values()).items():
+        if count > 1:
+            findings.warning("duplicate-file-name", f"{name} is listed twice: under one id", name)
+        if os.path.isabs(name):
+            findings.warning("absolute-file-name", f"{name} is absolute: make it relative", name)
+    for name, count in Counter(category["name"] for category in categories.values()).items():
+        if count > 1:
             findings.error("category-names", f"two categories are called {name!r}", name)
-        names[identity] = name
-    return names
 
 
-def _check_annotations(
+def _belonging(
+    annotations: Iterable[dict[str, Any]],
+    sound: dict[str, dict[int, dict[str, Any]]],
     coco: dict[str, Any],
-    models: Sequence[type[BaseModel]],
-    images: dict[int, dict[str, Any]],
-    names: dict[int, str],
     findings: Findings,
 ) -> Iterator[dict[str, Any]]:
-    """The entries of 'annotations' that have an id of their own and belong to a sound image and
-    category. ``models`` are the forms of objects and of crowds."""
-
-    def model_of(entry: Any) -> type[BaseModel]:
-        return models[isinstance(entry, dict) and entry.get("iscrowd") == 1]
-
+    """The annotations of ``sound`` images and categories. Of others that ``coco`` lists, it has
+    been told what is wrong with them."""
     listed = {
         group: {str(entry.get("id")) for entry in coco[group] if isinstance(entry, dict)}
-        for group in ("images", "categories")
+        for group in sound
     }
-    ids: set[int] = set()
-    for annotation in _of_form("annotation", coco["annotations"], model_of, findings):
-        identity, image, category = (annotation[k] for k in ("id", "image_id", "category_id"))
-        for key, value, group in (
-            ("image_id", image, "images"), ("category_id", category, "categories")
-        ):  # fmt: skip
+    for annotation in annotations:
+        whole = True
+        for key, group in (("image_id", "images"), ("category_id", "categories")):
+            value, identity = annotation[key], annotation["id"]
+            whole &= value in sound[group]
             if str(value) not in listed[group]:
                 problem = f"annotation {identity}: {key} {value} is not in {group!r}"
                 findings.error(f"unknown-{key}", problem, identity)
-        if image not in images or category not in names:  # told of here or above
-            continue
-        # Detectron2 refuses these too, but for the old COCO minival, which is known to have some.
-        if identity in ids and "minival" not in findings.file:
-            findings.error(
-                "duplicate-annotation-id", f"two annotations have id {identity}", identity
-            )
-        ids.add(identity)
-        yield annotation
+        if whole:
+            yield annotation
 
 
 def _check_mask(
-    annotation: dict[str, Any], image: dict[str, Any], polygons: bool, findings: Findings
+    cfg: CfgNode,
+    annotation: dict[str, Any],
+    image: dict[str, Any],
+    trained: bool,
+    findings: Findings,
 ) -> None:
-    """Check what the form does not tell. ``polygons``: whether no other form can be learned."""
-    identity, mask, size = annotation["id"], annotation["segmentation"], size_of(image)
+    """Check what the form does not tell."""
+    mask, size = annotation.get("segmentation"), size_of(image)
+    where = f"annotation {annotation['id']}"
     if isinstance(mask, list):
-        if not sound_polygons(mask):
-            problem = f"annotation {identity}: no polygon of three corners: training leaves it out"
-            findings.warning("mask-corners", problem, identity)
+        if mask and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask):
+            problem = f"{where}: no polygon of three corners: training leaves it out"
+            findings.warning("mask-corners", problem, annotation["id"])
+    elif mask is None or not cfg.MODEL.MASK_ON:
+        return
     elif tuple(mask["size"][::-1]) != size or not fills(mask):
-        problem = (
-            f"annotation {identity}: its mask does not fill the image of {size[0]} × {size[1]}"
-        )
-        findings.error("mask", problem, identity)
-    elif polygons and not annotation.get("iscrowd"):
-        problem = f"annotation {identity}: its mask is no polygon: set INPUT.MASK_FORMAT bitmask"
-        findings.error("mask-format", problem, identity)
+        problem = f"{where}: its mask does not fill the image of {size[0]} × {size[1]}"
+        findings.error("mask", problem, annotation["id"])
+    elif trained and cfg.INPUT.MASK_FORMAT == "polygon" and not annotation.get("iscrowd"):
+        problem = f"{where}: its mask is no polygon: set INPUT.MASK_FORMAT bitmask"
+        findings.error("mask-format", problem, annotation["id"])
 
 
 def fills(mask: dict[str, Any]) -> bool:
@@ -238,31 +218,34 @@ def fills(mask: dict[str, Any]) -> bool:
 
 def _check_boxes(content: Content, findings: Findings) -> None:
     """Check the numbers: first for another format altogether, then each box."""
-    x, y, w, h = content.xywh.T
-    width, height = (content.image_sizes + EDGE_TOLERANCE).T
+    boxes, image_sizes = content.boxes()
+    x, y, w, h = boxes.T
+    width, height = (image_sizes + EDGE_TOLERANCE).T
 
     def in_image(left: Any, top: Any, right: Any, bottom: Any) -> np.ndarray:
         inside = (np.minimum(left, top) >= -EDGE_TOLERANCE) & (right <= width) & (bottom <= height)
         return inside & (left <= right) & (top <= bottom)
 
-    if (abs(content.xywh) <= FRACTION_LIMIT).all() and (content.xywh % 1 != 0).any():
+    if (abs(boxes) <= FRACTION_LIMIT).all() and (boxes % 1 != 0).any():
         problem = (
-            f"all boxes are fractions of their image, such as {_text(content.xywh[0])}; COCO's are"
-            " in pixels: multiply x and width by the image's width, y and height by its height"
+            f"all boxes are fractions of their image, such as {_text(boxes[0])}; COCO's are in"
+            " pixels: multiply x and width by the image's width, y and height by its height"
         )
         findings.error("bbox-normalised", problem)
         return
     over = ~in_image(x, y, x + w, y + h)
     if over.mean() > OVERREACHING_SHARE:
-        corners = in_image(x, y, w, h) & (x < w) & (y < h)
-        centres = in_image(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-        for form, fitting in (
-            ("[x1, y1, x2, y2]", corners), ("[centre x, centre y, width, height]", centres)
-        ):  # fmt: skip
+        forms = {
+            "[x1, y1, x2, y2]": in_image(x, y, w, h) & (x < w) & (y < h),
+            "[centre x, centre y, width, height]": in_image(
+                x - w / 2, y - h / 2, x + w / 2, y + h / 2
+            ),
+        }
+        for form, fitting in forms.items():
             if fitting.all():
                 problem = (
                     f"{over.sum()} of {len(over)} boxes reach out of their image as [x, y, width,"
-                    f" height], such as {_text(content.xywh[over][0])}, and all fit as {form}:"
+                    f" height], such as {_text(boxes[over][0])}, and all fit as {form}:"
                     " convert them"
                 )
                 findings.error("bbox-format", problem)
@@ -272,13 +255,13 @@ def _check_boxes(content: Content, findings: Findings) -> None:
     told = np.zeros(len(over), bool)
     for kind, wrong, report, text in (
         ("bbox-negative", (w < 0) | (h < 0), add, "has a negative width or height"),
-        ("bbox-outside", outside, add, "lies outside its image of {} × {}"),
+        ("bbox-outside", outside, add, "lies outside its image of {:g} × {:g}"),
         ("bbox-no-area", (w == 0) | (h == 0), warn, "has no area: training leaves it out"),
-        ("bbox-over-edge", over, warn, "reaches over its image of {} × {}: training clips it"),
+        ("bbox-over-edge", over, warn, "reaches over its image of {:g} × {:g}: training clips it"),
     ):
         for k in np.flatnonzero(wrong & ~told):
-            identity, size = content.annotation_ids[k], map(int, content.image_sizes[k])
-            problem = f"bbox {_text(content.xywh[k])} {text.format(*size)}"
+            identity = content.annotations[k]["id"]
+            problem = f"bbox {_text(boxes[k])} {text.format(*image_sizes[k])}"
             report(kind, f"annotation {identity}: {problem}", identity)
         told |= wrong
 
@@ -287,25 +270,25 @@ def _text(box: np.ndarray) -> str:
     return f"[{', '.join(f'{value:g}' for value in box)}]"
 
 
-def _check_use(content: Content, names: dict[int, str], findings: Findings, trained: bool) -> None:
+def _check_use(content: Content, findings: Findings, trained: bool) -> None:
     """Check what training would make of it: images and classes without boxes, boxes given twice."""
-    usable = np.flatnonzero(~content.crowd)
-    if trained and not len(usable):
+    objects = content.usable().class_and_image()
+    if trained and not objects:
         findings.error("no-annotations", "every box has iscrowd 1: nothing to train on")
-    with_boxes = {content.image_ids[k] for k in usable}
+    classes, images = ({each[k] for each in objects} for k in (0, 1))
     for identity, image in content.images.items():
-        if with_boxes and identity not in with_boxes:
-            name = image["file_name"]
+        if objects and identity not in images:
             use = "training leaves it out" if trained else "each detection in it counts as false"
+            name = image["file_name"]
             findings.warning("empty-image", f"image {name} has no box: {use}", name)
-    counts = Counter(content.class_names[k] for k in usable)
-    for name in names.values():
-        if counts and not counts[name]:
+    for name in content.names.values():
+        if objects and name not in classes:
             findings.warning("empty-class", f"category {name!r} has no box", name)
-    boxes = zip(content.image_ids, content.class_names, map(tuple, content.xywh), strict=True)
     seen = set()
-    for identity, box in zip(content.annotation_ids, boxes, strict=True):
+    for annotation in content.annotations:
+        box = (annotation["image_id"], annotation["category_id"], *annotation["bbox"])
         if box in seen:
+            identity = annotation["id"]
             problem = f"annotation {identity}: its image has the same box of the same class twice"
             findings.warning("duplicate-box", problem, identity)
         seen.add(box)

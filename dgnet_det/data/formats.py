@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from dgnet_det.data.coco_checks import FRACTION_LIMIT
-from dgnet_det.errors import UserError
+from dgnet_det.data.images import reading
 
 # Names of a CSV file's columns, by what is in them. A file without a header has HEADERLESS.
 CSV_COLUMNS = {
@@ -25,7 +25,8 @@ CSV_COLUMNS = {
     "ymax": ("ymax", "y_max", "y2", "bottom"),
     "crowd": ("difficult", "isgroupof"),
 }
-HEADERLESS = ("image", "xmin", "ymin", "xmax", "ymax", "class")
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+HEADERLESS = ("image", *SIDES, "class")
 
 
 class Box(NamedTuple):
@@ -33,7 +34,7 @@ class Box(NamedTuple):
     training and evaluation leave it out, as it is *difficult* or a group."""
 
     name: str
-    ltrb: tuple[float, float, float, float]
+    ltrb: tuple[float, ...]
     crowd: bool = False
 
 
@@ -55,79 +56,72 @@ class Entry(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-def read_voc(path: Path) -> Iterator[Entry]:
-    """The one image of an XML file of Pascal VOC's. All readers here raise :class:`UserError` for a
-    file that is of another format, or an object without a class or a box."""
+def _read_voc(path: Path) -> Iterator[Entry]:
     root = _read_xml(path, "annotation")
     boxes = []
     for number, node in enumerate(root.findall("object"), 1):
-        sides = [node.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        sides = (node.findtext(f"bndbox/{side}") for side in SIDES)
         crowd = _is_true(node.findtext("difficult"))
-        boxes.append(_box(f"{path}: object {number}", node.findtext("name"), sides, crowd))
+        boxes.append(_box(f"object {number}", node.findtext("name"), sides, crowd))
     yield Entry((path.stem, root.findtext("filename", "")), boxes)
 
 
-def read_labelme(path: Path) -> Iterator[Entry]:
-    """The one image of a JSON file of LabelMe's."""
-    try:
-        content = json.loads(read_text(path))
-        shapes = [(shape.get("shape_type", "polygon"), shape) for shape in content["shapes"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: no LabelMe JSON with 'shapes': {error}") from error
-    boxes = [
-        _hull(f"{path}: shape {number}", shape.get("label"), shape.get("points"))
-        for number, (kind, shape) in enumerate(shapes, 1)
-        if kind in ("rectangle", "polygon", "mask")
-    ]
-    left_out = [kind for kind, _ in shapes if kind not in ("rectangle", "polygon", "mask")]
+def _read_labelme(path: Path) -> Iterator[Entry]:
+    content = json.loads(read_text(path))
+    if "shapes" not in content:
+        raise ValueError("it has no 'shapes'")
+    boxes, left_out = [], []
+    for number, shape in enumerate(content["shapes"], 1):
+        kind = shape.get("shape_type", "polygon")
+        if kind in ("rectangle", "polygon", "mask"):
+            sides = _around(shape.get("points"))
+            boxes.append(_box(f"shape {number}", shape.get("label"), sides))
+        else:
+            left_out.append(kind)
     names = (path.stem, str(content.get("imagePath") or ""))
     yield Entry(names, boxes, left_out=tuple(left_out))
 
 
-def read_cvat(path: Path) -> Iterator[Entry]:
-    """The images of an XML file of "CVAT for images"."""
+def _read_cvat(path: Path) -> Iterator[Entry]:
     root = _read_xml(path, "annotations")
     if root.find("track") is not None:
-        raise UserError(f"{path}: is in the format CVAT for video: export CVAT for images")
+        raise ValueError("it is in the format CVAT for video: export CVAT for images")
     for image in root.iter("image"):
         boxes, left_out = [], []
         for number, node in enumerate(image, 1):
-            where = f"{path}: image {image.get('name')}: object {number}"
+            where = f"image {image.get('name')}: object {number}"
             if node.tag == "box":
-                sides = [node.get(side) for side in ("xtl", "ytl", "xbr", "ybr")]
-                box = _box(where, node.get("label"), sides)
-                boxes.append(_turned(where, box, node.get("rotation", "0")))
+                sides: Iterable[Any] = map(node.get, ("xtl", "ytl", "xbr", "ybr"))
+                if turn := node.get("rotation"):
+                    sides = _turned(sides, turn)
+                boxes.append(_box(where, node.get("label"), sides))
             elif node.tag == "polygon":
-                points = [point.split(",") for point in node.get("points", "").split(";")]
-                boxes.append(_hull(where, node.get("label"), points))
+                points = (point.split(",") for point in node.get("points", "").split(";"))
+                boxes.append(_box(where, node.get("label"), _around(points)))
             elif node.tag != "tag":  # of the whole image
                 left_out.append(node.tag)
         split = image.get("subset", "")
         yield Entry((image.get("name", ""),), boxes, split=split, left_out=tuple(left_out))
 
 
-def read_csv(path: Path) -> Iterator[Entry]:
-    """The images of a CSV file with a row for each box, in columns that have names of
-    ``CSV_COLUMNS``. Where all coordinates of a file are at most 1, they are fractions of the image,
-    as Open Images has them. A row without coordinates is an image without objects."""
+def _read_csv(path: Path) -> Iterator[Entry]:
+    """There is a row for each box, in columns that have names of ``CSV_COLUMNS``. Where all
+    coordinates of a file are at most 1, they are fractions of the image, as Open Images has them. A
+    row without coordinates is an image without objects."""
     rows = _csv_rows(path)
     columns = _csv_columns(rows)
-    for meaning in HEADERLESS:
-        if meaning not in columns:
-            names = " or ".join(CSV_COLUMNS[meaning])
-            raise UserError(f"{path}: no column {names}: its first line must name the columns")
+    if not set(HEADERLESS) <= columns.keys():
+        raise ValueError(f"its first line must name columns, such as {', '.join(HEADERLESS)}")
     images: dict[str, list[Box]] = {}
     for number, row in enumerate(rows, 1):
         cells = {meaning: row[k].strip() for meaning, k in columns.items() if k < len(row)}
         if not any(row) or (number == 1 and cells["xmin"].lower() in CSV_COLUMNS["xmin"]):
             continue
-        boxes, sides = (
-            images.setdefault(cells["image"], []),
-            [cells.get(s) for s in HEADERLESS[1:5]],
-        )
+        boxes = images.setdefault(cells["image"], [])
+        sides = [cells.get(side) for side in SIDES]
         if any(sides):
             crowd = _is_true(cells.get("crowd"))
-            boxes.append(_box(f"{path}: line {number}", cells.get("class"), sides, crowd))
+            boxes.append(_box(f"line {number}", cells.get("class"), sides, crowd))
     values = [value for boxes in images.values() for box in boxes for value in box.ltrb]
     fractions = max(values, default=math.inf) <= FRACTION_LIMIT
     for name, boxes in images.items():
@@ -139,44 +133,52 @@ def has_box_columns(path: Path) -> bool:
     return set(HEADERLESS) <= _csv_columns(_csv_rows(path)).keys()
 
 
-def read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> Iterator[Entry]:
-    """The image of a label file of YOLO's: for each object a line with the number of its class from
-    0, then the centre's x and y, width and height as fractions of the image, or a polygon.
-
-    Args:
-        path: the file.
-        classes: their names.
-        keypoints: whether key points follow each box. Else, a sixth number is a detector's
-            confidence. Both are passed over.
-    """
+def _read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> Iterator[Entry]:
+    """For each object there is a line with the number of its class from 0, then the centre's x and
+    y, width and height as fractions of the image, or a polygon. Key points behind a box and a
+    detector's confidence, a sixth number, are passed over."""
     boxes = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         label, *values = line.split() or [""]
-        where = f"{path}: line {number}, {line.strip()[:60]!r}"
+        where = f"line {number}, {line.strip()[:60]!r}"
         if not label:
             continue
         if not label.isdecimal() or int(label) >= len(classes):
-            raise UserError(f"{where}: there are {len(classes)} classes, numbered from 0")
-        name = classes[int(label)]
+            raise ValueError(f"{where}: there are {len(classes)} classes, numbered from 0")
         if len(values) > 5 and not keypoints:
-            box = _hull(where, name, zip(values[::2], values[1::2], strict=True))
+            sides = _around(zip(values[::2], values[1::2], strict=True))
         else:
-            x, y, w, h = _numbers(where, values[:4])
-            box = _box(where, name, (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+            sides = _around_centre(values[:4])
+        box = _box(where, classes[int(label)], sides)
         if max(map(abs, box.ltrb)) > 1.5 * FRACTION_LIMIT:  # half of the largest box outside
-            raise UserError(f"{where}: not fractions of the image: divide by its width and height")
+            raise ValueError(f"{where}: not fractions of the image: divide by its width and height")
         boxes.append(box)
     yield Entry((path.stem,), boxes, fractions=True)
 
 
 # By format: the ending of its files, and what gives the images of one.
 READERS: dict[str, tuple[str, Callable[..., Iterator[Entry]]]] = {
-    "voc": (".xml", read_voc),
-    "labelme": (".json", read_labelme),
-    "cvat": (".xml", read_cvat),
-    "csv": (".csv", read_csv),
-    "yolo": (".txt", read_yolo),
+    "voc": (".xml", _read_voc),
+    "labelme": (".json", _read_labelme),
+    "cvat": (".xml", _read_cvat),
+    "csv": (".csv", _read_csv),
+    "yolo": (".txt", _read_yolo),
 }
+
+
+def read_annotations(layout: str, path: Path, **options: Any) -> list[Entry]:
+    """What a file says of its images.
+
+    Args:
+        layout: its format, one of ``READERS``.
+        path: the file.
+        options: for YOLO, the names of the ``classes``, and whether there are ``keypoints``.
+
+    Raises:
+        UserError: it is of another format, or an object has no class or no box.
+    """
+    with reading(path, f"not read as {layout}"):
+        return list(READERS[layout][1](path, **options))
 
 
 def read_text(path: Path) -> str:
@@ -185,29 +187,24 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: it cannot be read, or is in another encoding.
     """
-    try:
+    with reading(path, "no text in UTF-8"):
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no text in UTF-8: {error}") from error
 
 
 def _read_xml(path: Path, tag: str) -> ElementTree.Element:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError) as error:
-        raise UserError(f"{path}: no valid XML: {error}") from error
+    root = ElementTree.parse(path).getroot()
     if root.tag != tag:
-        raise UserError(f"{path}: it holds <{root.tag}>, not <{tag}>: another format than this")
+        raise ValueError(f"it holds <{root.tag}>, not <{tag}>")
     return root
 
 
 def _csv_rows(path: Path) -> list[list[str]]:
-    lines = read_text(path).splitlines()
-    return list(csv.reader(lines, delimiter=max(",;\t", key=lines[0].count) if lines else ","))
+    lines = read_text(path).splitlines() or [""]
+    return list(csv.reader(lines, delimiter=max(",;\t", key=lines[0].count)))
 
 
 def _csv_columns(rows: list[list[str]]) -> dict[str, int]:
-    header = [name.strip().lower() for name in rows[0]] if rows else []
+    header = [name.strip().lower() for name in rows[0]]
     found = {
         meaning: header.index(alias)
         for meaning, aliases in CSV_COLUMNS.items()
@@ -223,38 +220,37 @@ def _is_true(text: str | None) -> bool:
     return (text or "").strip().lower() in ("1", "true")
 
 
-def _numbers(where: str, values: Iterable[Any], count: int = 4) -> list[float]:
-    try:
-        numbers = list(map(float, values))
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise UserError(f"{where}: has no box of finite numbers: correct it")
-    return numbers
-
-
 def _box(where: str, name: Any, sides: Iterable[Any], crowd: bool = False) -> Box:
-    left, top, right, bottom = _numbers(where, sides)
+    """An object. Its sides are numbers or texts, and may raise as they are computed."""
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}: has no class: name it")
-    if left > right or top > bottom:
-        raise UserError(f"{where}: not left ≤ right and top ≤ bottom: correct its box")
-    return Box(name.strip(), (left, top, right, bottom), crowd)
-
-
-def _hull(where: str, name: Any, points: Any) -> Box:
+        raise ValueError(f"{where}: has no class: name it")
     try:
-        x, y = zip(*((float(x), float(y)) for x, y in points), strict=True)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: has no points of two numbers each: correct it") from error
-    return _box(where, name, (min(x), min(y), max(x), max(y)))
+        left, top, right, bottom = ltrb = tuple(map(float, sides))
+        sound = left <= right and top <= bottom and all(map(math.isfinite, ltrb))
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{where}: no box of numbers, left ≤ right, top ≤ bottom: correct it")
+    return Box(name.strip(), ltrb, crowd)
 
 
-def _turned(where: str, box: Box, degrees: str) -> Box:
-    """The box around one that is turned around its centre."""
-    (angle,) = _numbers(where, [degrees], 1)
-    left, top, right, bottom = box.ltrb
-    turn, centre = cmath.rect(1, math.radians(angle)), complex(left + right, top + bottom) / 2
+def _around(points: Iterable[Any]) -> Iterator[float]:
+    """The sides of the box around points."""
+    x, y = zip(*(map(float, point) for point in points), strict=True)
+    yield from (min(x), min(y), max(x), max(y))
+
+
+def _around_centre(values: Iterable[Any]) -> Iterator[float]:
+    """The sides of a box with a centre's x and y, a width and a height."""
+    x, y, w, h = map(float, values)
+    yield from (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+def _turned(sides: Iterable[Any], degrees: str) -> Iterator[float]:
+    """The sides of the box around one that is turned around its centre."""
+    left, top, right, bottom = map(float, sides)
+    turn = cmath.rect(1, math.radians(float(degrees)))
+    centre = complex(left + right, top + bottom) / 2
     corners = [complex(x, y) for x in (left, right) for y in (top, bottom)]
-    turned = [(corner - centre) * turn + centre for corner in corners] if angle else corners
-    return _hull(where, box.name, [(corner.real, corner.imag) for corner in turned])
+    turned = [(corner - centre) * turn + centre for corner in corners]
+    yield from _around((corner.real, corner.imag) for corner in turned)

@@ -67,35 +67,21 @@ def check_presence(
     def listing(folder: str) -> set[str]:
         return set(PathManager.ls(folder)) if PathManager.isdir(folder) else set()
 
-    @cache
-    def lower_case() -> dict[str, str]:
-        return {name.lower(): name for name in listing(image_root)}
-
+    by_stem = {Path(name).stem.lower(): name for name in listing(image_root)}
     present = []
     for image in images:
         where = os.path.join(image_root, image["file_name"])
         folder, name = os.path.split(where)
         if name in listing(folder):
             present.append(image)
-        else:
-            hint = _where_it_is(image["file_name"], lower_case()) or mend
-            problem = f"no such image, listed in {findings.file}: {hint}"
-            findings.error("missing-image", problem, image["file_name"], where)
+            continue
+        near = by_stem.get(Path(name.rsplit("\\")[-1]).stem.lower())
+        hint = f"the folder has {near}: correct file_name" if near else mend
+        if "\\" in name:
+            hint = "file_name has backslashes: write slashes"
+        problem = f"no such image, listed in {findings.file}: {hint}"
+        findings.error("missing-image", problem, image["file_name"], where)
     return present
-
-
-def _where_it_is(name: str, in_folder: dict[str, str]) -> str | None:
-    """What to mend, where the folder has nearly that file."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    if last != name and last in in_folder.values():
-        return f"the folder has {last}: drop what is before it from file_name"
-    if "\\" in name:
-        return "file_name has backslashes: write slashes"
-    if last.lower() in in_folder:
-        return f"the folder has {in_folder[last.lower()]}: correct upper and lower case"
-    stem = Path(last.lower()).stem
-    near = next((entry for low, entry in in_folder.items() if Path(low).stem == stem), None)
-    return f"the folder has {near}: correct the ending" if near else None
 
 
 def check_files(

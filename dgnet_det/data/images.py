@@ -19,6 +19,11 @@ from dgnet_det.errors import UserError
 ANIMATION = "holds several pictures: only the first is read"
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file's name has an ending of images that Pillow knows."""
+    return path.suffix.lower() in Image.registered_extensions()
+
+
 def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]:
     """Files as given, the images directly in folders, by name, and what patterns such as
     ``shots/*.jpg`` match.
@@ -30,12 +35,11 @@ def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]
     Raises:
         UserError: a path does not exist, a folder holds no image, or a pattern matches nothing.
     """
-    suffixes = {*Image.registered_extensions(), *also}
     images: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+            found = sorted(f for f in path.iterdir() if is_image(f) or f.suffix.lower() in also)
             if not found:
                 raise UserError(f"{path}: no image in this folder")
             images += found
@@ -127,14 +131,16 @@ def _log_once(message: str) -> None:
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make a :class:`UserError` that names the image of whatever another library raises."""
+def reading(
+    path: str | os.PathLike[str], problem: str = "the image does not decode"
+) -> Iterator[None]:
+    """Make a :class:`UserError` that names the file of whatever another library raises."""
     try:
         yield
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such image") from error
+        raise UserError(f"{path}: no such file") from error
     except Exception as error:  # Pillow raises half a dozen kinds
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: the image does not decode: {reason}") from error
+        raise UserError(f"{path}: {problem}: {reason}") from error

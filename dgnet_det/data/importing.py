@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from dgnet_det.data.findings import Findings, first_few
-from dgnet_det.data.formats import READERS, Box, Entry, has_box_columns, read_text, read_yolo
-from dgnet_det.data.images import reading, upright_size
+from dgnet_det.data.formats import (
+    READERS,
+    Box,
+    Entry,
+    has_box_columns,
+    read_annotations,
+    read_text,
+)
+from dgnet_det.data.images import is_image, reading, upright_size
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import files_written_whole
 
@@ -77,22 +83,22 @@ def read_dataset(
     if not path.exists():
         raise UserError(f"{path}: no such folder")
     layout = layout or _detect_format(path)
-    read, names, split_names = READERS[layout][1], list(classes), SPLITS
+    names, options, split_names = list(classes), dict[str, Any](), SPLITS
     if layout == "yolo":
         data = _read_yaml(path)
         names, split_names = names or _yolo_classes(path, data), SPLITS | _yolo_splits(data)
-        read = partial(read_yolo, classes=names, keypoints="kpt_shape" in data)
+        options = {"classes": names, "keypoints": "kpt_shape" in data}
+    read = partial(read_annotations, layout, **options)
     labelled = _find_labelled(path, layout, read, split_names, images, findings)
     findings.raise_first_error()
     boxes = [box for _, _, entry in labelled for box in entry.boxes]
     names = names or sorted({box.name for box in boxes})
     if not boxes:
         raise UserError(f"{path}: no object in any file: there is nothing to learn")
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UserError(f"{path}: the class {name!r} is given twice")
-    for name in sorted({box.name for box in boxes} - set(names)):
-        raise UserError(f"{path}: class {name!r} is not among those given")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: a class is given twice: {', '.join(names)}")
+    if unknown := {box.name for box in boxes} - set(names):
+        raise UserError(f"{path}: class {min(unknown)!r} is not among those given")
     if origin is None:
         origin = int(layout == "voc" and all(min(box.ltrb) >= 1 for box in boxes))
     splits: dict[str, list[LabelledImage]] = {}
@@ -118,101 +124,89 @@ def _find_labelled(
     image_folder: Path | None,
     findings: Findings,
 ) -> list[tuple[str, Path, Entry]]:
-    """The images of a dataset, each with its split before it and what is said of it behind it.
-    Where nothing else tells the split, the names of folders do."""
+    """The images of a dataset, each with its split before it and what is said of it behind it."""
+
+    def inside(folder: Path, file: Path) -> tuple[str, ...]:
+        return file.relative_to(folder).parts
+
+    def split_called(words: Iterable[str]) -> str:
+        found = (split_names[w.lower()] for w in words if w.lower() in split_names)
+        return next(found, "train")
+
     folder, suffix = path if path.is_dir() else path.parent, READERS[layout][0]
-    index = _ImageIndex(image_folder or folder)
-    files = [path] if path.suffix == suffix else _files(folder, suffix)
+    files = _files(path if path.suffix == suffix else folder, suffix)
+    image_folder = image_folder or folder
+    images = [file for file in _files(image_folder) if is_image(file)]
+    images = [f for f in images if IMAGE_FOLDERS & set(inside(image_folder, f))] or images
+    by_stem: dict[str, list[Path]] = {}
+    for image in images:
+        by_stem.setdefault(image.stem, []).append(image)
     if layout == "yolo":
-        files = [f for f in files if f.stem in index.by_stem or "labels" in f.parts]
+        files = [f for f in files if f.stem in by_stem or "labels" in f.parts]
         files = [f for f in files if f.name not in CLASS_LISTS]
     if not files:
         raise UserError(f"{path}: no {suffix} file with boxes: name the folder that has them")
     lists = _split_lists(folder / "ImageSets" / "Main", files, findings)
-    labelled = []
+    labelled, used = [], set()
     for file in tqdm(files, desc=folder.name, unit="file"):
         try:
             for entry in read(file):
-                image = index.find(entry.names, file)
-                parts = [*image.relative_to(index.folder).parts, *file.relative_to(folder).parts]
-                words = re.split("[^a-zA-Z]", file.stem) if layout == "csv" else []
-                told = [name.lower() for name in (entry.split, *parts, *words)]
-                splits = [split_names[name] for name in told if name in split_names][:1]
-                for split in lists.get(file.stem, []) if lists else splits or ["train"]:
+                image = _find_image(by_stem, entry.names, file)
+                used.add(image)
+                words = [entry.split, *inside(image_folder, image), *inside(folder, file)]
+                words += re.split("[^a-zA-Z]", file.stem) if layout == "csv" else []
+                for split in lists.get(file.stem, []) if lists else [split_called(words)]:
                     labelled.append((split, image, entry))
                 if entry.left_out:
                     problem = f"has {first_few(entry.left_out)}: only boxes and polygons are taken"
                     findings.warning("shape", problem, image.name, file)
         except UserError as error:
             findings.error("label", error, file.name)
-    for image in index.unused():
+    for image in sorted(set(images) - used):
         problem = "no annotation: left out; give it one without objects if nothing is on it"
         if layout == "yolo":
             problem = "no label file: taken for an image without objects"
-            parts = [*image.relative_to(index.folder).parts, "train"]
-            split = next(split_names[n.lower()] for n in parts if n.lower() in split_names)
-            labelled.append((split, image, Entry((), [])))
+            labelled.append((split_called(inside(image_folder, image)), image, Entry((), [])))
         findings.warning("no-label", problem, image.name, image)
     return sorted(labelled, key=lambda each: each[1])
 
 
-class _ImageIndex:
-    """The image files below a folder, which are found by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.by_stem, self.used = folder, dict[str, list[Path]](), set[Path]()
-        self.suffixes = Image.registered_extensions()
-        files = [f for f in _files(folder) if f.suffix.lower() in self.suffixes]
-        inside = [f for f in files if IMAGE_FOLDERS & set(f.relative_to(folder).parts)]
-        for file in inside or files:
-            self.by_stem.setdefault(file.stem, []).append(file)
-
-    def find(self, names: Sequence[str], annotation: Path) -> Path:
-        """The file that has the stem of the first name, else of the next; of several, the one whose
-        path ends like most of a name, and that lies nearest to the annotation."""
-        paths = [PurePosixPath(name.replace("\\", "/")) for name in names if name]
-        stems = [p.stem if p.suffix.lower() in self.suffixes else p.name for p in paths]
-        found = next((self.by_stem[stem] for stem in stems if stem in self.by_stem), [])
-        near = set(annotation.parent.parts)
-        rank = [
-            (max(_common_end(f, p) for p in paths), len(near & set(f.parent.parts))) for f in found
-        ]
-        best = [file for file, each in zip(found, rank, strict=True) if each == max(rank)]
-        self.used.update(best)
-        name = " or ".join(dict.fromkeys(map(str, paths)))
-        if not best:
-            raise UserError(f"{annotation}: no image {name} in {self.folder}")
-        if len(best) > 1:
-            raise UserError(f"{annotation}: image {name} may be {best[0]} or {best[1]}")
-        return best[0]
-
-    def unused(self) -> list[Path]:
-        """The files that :meth:`find` did not return, by name."""
-        return sorted(set().union(*self.by_stem.values()) - self.used)
+def _find_image(by_stem: dict[str, list[Path]], names: Sequence[str], annotation: Path) -> Path:
+    """The image that has the stem of the first name, else of the next; of several, the one whose
+    path has most in common with names and annotation."""
+    paths = [Path(name.replace("\\", "/")) for name in names if name]
+    stems = [path.stem if is_image(path) else path.name for path in paths]
+    found = next((by_stem[stem] for stem in stems if stem in by_stem), [])
+    about = {part for path in (annotation, *paths) for part in path.parts}
+    common = [len(about & set(image.parts)) for image in found]
+    best = [image for image, number in zip(found, common, strict=True) if number == max(common)]
+    name = " or ".join(dict.fromkeys(map(str, paths)))
+    if not best:
+        raise UserError(f"{annotation}: no image {name} below the folder of images")
+    if len(best) > 1:
+        raise UserError(f"{annotation}: image {name} may be {best[0]} or {best[1]}")
+    return best[0]
 
 
-def _common_end(file: Path, name: PurePosixPath) -> int:
-    pairs = zip(reversed(file.parts), reversed(name.parts), strict=False)
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-
-
-def _files(folder: Path, suffix: str = "") -> list[Path]:
-    """The files below a folder, by name; of CSV files those that hold boxes."""
-    files = [f for f in sorted(folder.rglob(f"*{suffix}")) if f.is_file() and f.name[0] != "."]
-    return [file for file in files if suffix != ".csv" or has_box_columns(file)]
+def _files(path: Path, suffix: str = "") -> list[Path]:
+    """A file, or those below a folder, by name; of CSV files those that hold boxes."""
+    files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path]
+    files = [f for f in files if f.is_file() and f.name[0] != "." and f.name.endswith(suffix)]
+    return [f for f in files if suffix != ".csv" or f == path or has_box_columns(f)]
 
 
 def _detect_format(path: Path) -> str:
-    files = {suffix: _files(path, suffix) for suffix in (".xml", ".json", ".csv", ".txt")}
-    if path.is_file():
-        files = {suffix: [path] * (path.suffix == suffix) for suffix in files}
-    starts = {suffix: found[0].read_bytes()[:5000] for suffix, found in files.items() if found}
-    labels = [f for f in files[".txt"] if f.name in CLASS_LISTS or "labels" in f.parts]
+    def first_holds(suffix: str, text: bytes) -> bool:
+        files = _files(path, suffix)
+        return bool(files) and text in files[0].read_bytes()[:5000]
+
+    cvat = first_holds(".xml", b"<annotations>")
+    labels = [f for f in _files(path, ".txt") if f.name in CLASS_LISTS or "labels" in f.parts]
     signs = {
-        "voc": b"<annotations>" not in starts.get(".xml", b"<annotations>"),
-        "labelme": b'"shapes"' in starts.get(".json", b""),
-        "cvat": b"<annotations>" in starts.get(".xml", b""),
-        "csv": bool(files[".csv"]),
+        "voc": not cvat and first_holds(".xml", b"<annotation"),
+        "labelme": first_holds(".json", b'"shapes"'),
+        "cvat": cvat,
+        "csv": bool(_files(path, ".csv")),
         "yolo": bool(labels or _read_yaml(path)),
     }
     found = [name for name, sign in signs.items() if sign]
@@ -239,10 +233,8 @@ def _split_lists(lists: Path, files: list[Path], findings: Findings) -> dict[str
 def _read_yaml(path: Path) -> dict[str, Any]:
     """YOLO's description of a dataset: ``path``, or the YAML file in it that has ``names``."""
     for file in sorted(path.glob("*.y*ml")) if path.is_dir() else [path] * (".y" in path.suffix):
-        try:
+        with reading(file, "no valid YAML"):
             data = yaml.safe_load(read_text(file))
-        except yaml.YAMLError as error:
-            raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
         if isinstance(data, dict) and "names" in data:
             return data
     return {}
@@ -254,15 +246,12 @@ def _yolo_classes(path: Path, data: dict[str, Any]) -> list[str]:
     for file in [f for f in _files(path, ".txt") if f.name in CLASS_LISTS and not data]:
         names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if isinstance(names, dict):
-        numbered = {str(number): name for number, name in names.items()}
-        names = [numbered.get(str(k)) for k in range(len(numbered))]
-    if not isinstance(names, list) or not names:
+        names = [names.get(k, names.get(str(k))) for k in range(len(names))]
+    if not isinstance(names, list) or not all(type(name) in (str, int) for name in names):
         raise UserError(
-            f"{path}: neither a data.yaml with a list of names nor a classes.txt: give the classes"
+            f"{path}: the names of classes are {names!r:.80}: give a data.yaml with a list of texts"
+            " ('yes' and 'no' in quotes), or a classes.txt"
         )
-    for number, name in enumerate(names):
-        if not isinstance(name, (str, int)) or isinstance(name, bool):
-            raise UserError(f"{path}: class {number} of names is {name!r}: give a text, in quotes")
     return [str(name) for name in names]
 
 
@@ -308,37 +297,34 @@ def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = 
     if len(dataset.splits) > 1:
         raise UserError(f"the data have splits already: {', '.join(dataset.splits)}")
     (images,) = dataset.splits.values()
-    folder = image_folder(images)
-    groups: dict[Any, list[LabelledImage]] = {}
+    groups: dict[Any, list[Path]] = {}
     for image in images:
-        groups.setdefault(_group_of(image.path.relative_to(folder), group_by), []).append(image)
-    keys, val = list(groups), set()
-    target, number = round(share * len(images)), 0
-    for k in np.random.default_rng(seed).permutation(len(keys)):
-        size = len(groups[keys[k]])
-        if abs(number + size - target) < abs(number - target):
-            val.add(keys[k])
-            number += size
-    if not 0 < number < len(images):
+        key = _group_of(image.path.relative_to(image_folder(images)).as_posix(), group_by)
+        groups.setdefault(key, []).append(image.path)
+    val, target = set[Path](), round(share * len(images))
+    for k in np.random.default_rng(seed).permutation(len(groups)):
+        group = list(groups.values())[k]
+        if abs(len(val) + len(group) - target) < abs(len(val) - target):
+            val.update(group)
+    if not 0 < len(val) < len(images):
         raise UserError(
-            f"a share of {share} gives {number} of {len(images)} images in {len(keys)} groups for"
-            " validation, and each split needs one"
+            f"a share of {share} gives {len(val)} of {len(images)} images in {len(groups)} groups"
+            " for validation, and each split needs one"
         )
-    parts: dict[str, list[LabelledImage]] = {"train": [], "val": []}
-    for key, group in groups.items():
-        parts["val" if key in val else "train"] += group
+    parts = {
+        "train": [image for image in images if image.path not in val],
+        "val": [image for image in images if image.path in val],
+    }
     return dataset._replace(splits=parts)
 
 
-def _group_of(path: Path, pattern: str | None) -> Any:
-    if pattern is None:
-        return path
+def _group_of(path: str, pattern: str | None) -> Any:
     try:
-        found = re.search(pattern, path.as_posix())
+        found = re.search(pattern or ".*", path)
     except re.error as error:
         raise UserError(f"{pattern}: no regular expression: {error}") from error
     if found is None:
-        raise UserError(f"{pattern}: does not match {path.as_posix()}, so that it has no group")
+        raise UserError(f"{pattern}: does not match {path}, so that it has no group")
     return found.groups() or found[0]
 
 
@@ -347,43 +333,45 @@ def image_folder(images: Sequence[LabelledImage]) -> Path:
     return Path(os.path.commonpath([image.path.parent for image in images]))
 
 
-def write_coco(dataset: Dataset, output: Path, description: str) -> None:
+def write_coco(dataset: Dataset, output: Path, description: str) -> dict[str, Any]:
     """Write ``train.json`` and so on into a folder, all of them or none. Classes are 1 to K; file
-    names start from the split's :func:`image_folder`."""
+    names start from the split's :func:`image_folder`.
+
+    Returns:
+        What was written: the classes, and for each split its file, image folder, and numbers of
+        images and boxes.
+    """
     categories = [{"id": k, "name": name} for k, name in enumerate(dataset.classes, 1)]
+    splits = {}
     with files_written_whole(output) as temporary:
         for split, images in dataset.splits.items():
-            folder, entries = image_folder(images), []
-            annotations: list[dict[str, Any]] = []
-            for image_id, (path, (width, height), objects) in enumerate(images, 1):
-                name = path.relative_to(folder).as_posix()
-                entries.append(
-                    {"id": image_id, "file_name": name, "width": width, "height": height}
-                )
-                for each in objects:  # COCO's evaluation miscounts an annotation with id 0
-                    annotations.append({"id": len(annotations) + 1, "image_id": image_id, **each})
+            folder = image_folder(images)
+            entries = [
+                {"id": number, "file_name": path.relative_to(folder).as_posix(),
+                 "width": size[0], "height": size[1]}
+                for number, (path, size, _) in enumerate(images, 1)
+            ]  # fmt: skip
+            objects = [
+                {"image_id": number, **each}
+                for number, image in enumerate(images, 1)
+                for each in image.objects
+            ]
             coco = {
                 "info": {"description": description},
                 "images": entries,
-                "annotations": annotations,
+                # COCO's evaluation miscounts an annotation with id 0.
+                "annotations": [{"id": number, **each} for number, each in enumerate(objects, 1)],
                 "categories": categories,
             }
             (temporary / f"{split}.json").write_text(json.dumps(coco), encoding="utf-8")
-
-
-def summary(dataset: Dataset, output: Path) -> dict[str, Any]:
-    """What was written: for each split its file, image folder, and numbers of images and boxes."""
-    splits = {}
-    for name, images in dataset.splits.items():
-        objects = [each for image in images for each in image.objects]
-        counts = Counter(each["category_id"] for each in objects)
-        splits[name] = {
-            "json": str(output / f"{name}.json"),
-            "image_folder": str(image_folder(images)),
-            "images": len(images),
-            "images_without_boxes": sum(not image.objects for image in images),
-            "boxes": len(objects),
-            "difficult_boxes": sum(each["iscrowd"] for each in objects),
-            "classes": {name: counts[k] for k, name in enumerate(dataset.classes, 1)},
-        }
+            counts = Counter(each["category_id"] for each in objects)
+            splits[split] = {
+                "json": str(output / f"{split}.json"),
+                "image_folder": str(folder),
+                "images": len(images),
+                "images_without_boxes": sum(not image.objects for image in images),
+                "boxes": len(objects),
+                "difficult_boxes": sum(each["iscrowd"] for each in objects),
+                "classes": {name: counts[k] for k, name in enumerate(dataset.classes, 1)},
+            }
     return {"classes": dataset.classes, "splits": splits}

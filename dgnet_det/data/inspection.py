@@ -5,17 +5,17 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
-from PIL import Image
 
 from dgnet_det.data.anchors import compare_anchors, percentiles
-from dgnet_det.data.coco import read_coco
 from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.image_checks import ImageFile, check_files, check_presence, compare_images
+from dgnet_det.data.images import is_image
 from dgnet_det.errors import UserError
 
 # COCO's limits between small, medium and large: the side of a square, pixels of the image.
@@ -59,15 +59,15 @@ def inspect(
     wrong = {finding.kind for finding in findings.of("error")}
     if first and second:
         of_val = findings.of_file(second.json_file)
-        if not any(kind.startswith("category-") for kind in wrong):
+        if not any("category-" in kind for kind in wrong):
             compare_categories(first.json_file, of_val)
         compare_images(first.json_file, first.files, second.files, of_val)
     anchors = None
     if first:
-        _, xywh, image_sizes, *_, crowd = first.content
-        usable = (xywh[:, 2:] > 0).all(axis=1) & ~crowd
-        if usable.any() and not any("bbox" in kind for kind in wrong):
-            anchors = compare_anchors(cfg, xywh[usable], image_sizes[usable])
+        boxes, image_sizes = first.content.usable().boxes()
+        whole = (boxes[:, 2:] > 0).all(axis=1)
+        if whole.any() and not any("bbox" in kind for kind in wrong):
+            anchors = compare_anchors(cfg, boxes[whole], image_sizes[whole])
         _check_training(first, anchors, findings.of_file(first.json_file))
     splits = [split for split in (first, second) if split]
     found = {
@@ -109,8 +109,7 @@ def _check_training(split: Split, anchors: dict[str, Any] | None, findings: Find
             mend = f"{better['override']} would meet {better['meet']:.0%}"
         problem = f"the config's anchors meet {anchors['config']['meet']:.0%} of the boxes: {mend}"
         findings.warning("anchors", problem)
-    usable = np.flatnonzero(~split.content.crowd)
-    counts = Counter(split.content.class_names[k] for k in usable)
+    counts = Counter(name for name, _ in split.content.usable().class_and_image())
     for name, count in reversed(counts.most_common()):
         if count < FEW_BOXES:
             problem = f"category {name!r} has {count} boxes to learn from"
@@ -125,25 +124,23 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
         splits: all datasets that are looked at; images of its folder that none of them lists are
             counted.
     """
-    content, coco = split.content, read_coco(split.json_file)
-    usable = np.flatnonzero(~content.crowd)
-    xywh = content.xywh[usable]
-    objects = [(content.class_names[k], content.image_ids[k]) for k in usable]
+    content = split.content.usable()
+    boxes, _ = content.boxes()
+    objects = content.class_and_image()
     boxes_of, images_of = (Counter(name for name, _ in each) for each in (objects, set(objects)))
     per_image = Counter(image for _, image in objects)
     sizes = Counter(file.upright_size for file in split.files.values())
-    sides = np.sqrt(xywh[:, 2:].clip(0).prod(axis=1))
+    sides = np.sqrt(boxes[:, 2:].clip(0).prod(axis=1))
     by_size = np.histogram(sides, [0, SMALL, LARGE, np.inf])[0]
-    positive = (xywh[:, 2:] > 0).all(axis=1)
-    names = [str(c.get("name")) for c in coco["categories"] if isinstance(c, dict)]
+    positive = boxes[(boxes[:, 2:] > 0).all(axis=1)]
     return {
         "json": split.json_file,
         "image_folder": split.image_root,
-        "images": len(coco["images"]),
+        "images": len(content.images),
         "images_with_boxes": len(per_image),
         "images_not_listed": _count_unlisted(split, splits),
-        "boxes": len(xywh),
-        "crowd_boxes": int(content.crowd.sum()),
+        "boxes": len(boxes),
+        "crowd_boxes": len(split.content.annotations) - len(boxes),
         "boxes_per_image": {
             "median": statistics.median(per_image.values()) if per_image else 0,
             "max": max(per_image.values(), default=0),
@@ -156,9 +153,10 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
         },
         "box_sides_in_pixels": percentiles(sides),
         "small_medium_large": dict(zip(SIZES, map(int, by_size), strict=True)),
-        "height_by_width": percentiles(xywh[positive, 3] / xywh[positive, 2]),
+        "height_by_width": percentiles(positive[:, 3] / positive[:, 2]),
         "classes": [
-            {"name": name, "boxes": boxes_of[name], "images": images_of[name]} for name in names
+            {"name": name, "boxes": boxes_of[name], "images": images_of[name]}
+            for name in content.names.values()
         ],
     }
 
@@ -170,11 +168,5 @@ def _count_unlisted(split: Split, splits: Sequence[Split]) -> int:
         for other in splits
         for image in other.content.images.values()
     }
-    suffixes = Image.registered_extensions()
-    found = (
-        os.path.abspath(os.path.join(folder, name))
-        for folder, _, names in os.walk(split.image_root)
-        for name in names
-        if os.path.splitext(name)[1].lower() in suffixes
-    )
-    return sum(path not in listed for path in found)
+    files = (file for file in Path(split.image_root).rglob("*") if is_image(file))
+    return sum(os.path.abspath(file) not in listed for file in files)

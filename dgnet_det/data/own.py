@@ -2,52 +2,37 @@
 
 import logging
 import os
-from collections.abc import Collection, Sequence
-from functools import partial, reduce
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from dgnet_det.config import NUM_CLASSES_KEYS, load_cfg
-from dgnet_det.data.coco import category_names, load_dicts, read_coco
+from dgnet_det.data.coco import category_names, read_coco
 from dgnet_det.errors import UserError
 
 NUM_COCO_KEYPOINTS = 17  # for which COCO gives the spreads that its metric uses
 
 
 def load_cfg_with_data(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """As :func:`load_cfg`, with the config's own datasets, which it follows.
-
-    Raises:
-        UserError: as :func:`load_cfg` and :func:`use_own_datasets`.
-    """
-    cfg = load_cfg(config_file, opts).clone()
-    cfg.defrost()
-    use_own_datasets(cfg, given=opts[::2])
-    cfg.freeze()
-    return cfg
-
-
-def use_own_datasets(cfg: CfgNode, given: Collection[str] = ()) -> None:
-    """Register the config's own datasets, if it names any, and make the config follow them.
+    """As :func:`load_cfg`, with the config's own datasets, if it names any. They are registered,
+    and the config follows them.
 
     ``DATASETS.TRAIN`` and ``DATASETS.TEST`` become theirs (empty for a split that is not named),
     and every meta-architecture's number of classes, and of keypoints, that of the training set, or
     of the validation set where that is the only one named. A file that is not there, as where a
     trained detector is deployed, leaves these numbers as they were.
 
-    Args:
-        cfg: not frozen; changed in place.
-        given: keys that the user overrides. Those must not contradict the data.
-
     Raises:
-        UserError: a JSON file is named without its image folder, or the other way about, or is not
-            in COCO format; an override contradicts the data.
+        UserError: as :func:`load_cfg`; a JSON file is named without its image folder, or the other
+            way about, or is not in COCO format; one of ``opts`` contradicts the data.
     """
+    cfg = load_cfg(config_file, opts).clone()
+    cfg.defrost()
+    given = dict(zip(opts[::2], opts[1::2], strict=True))
     named = _own_datasets(cfg)
-    if not named:
-        return
-    for key, split in (("TRAIN", "TRAIN"), ("TEST", "VAL")):
+    for key, split in (("TRAIN", "TRAIN"), ("TEST", "VAL")) if named else ():
         own = (named[split][0],) if split in named else ()
         if f"DATASETS.{key}" in given and tuple(cfg.DATASETS[key]) != own:
             raise UserError(
@@ -57,30 +42,35 @@ def use_own_datasets(cfg: CfgNode, given: Collection[str] = ()) -> None:
             )
         cfg.DATASETS[key] = own
     register_own_datasets(cfg)
+    files = [json_file for json_file, _ in named.values()]
+    if files and os.path.isfile(files[0]):
+        _follow(cfg, files[0], given)
+    cfg.freeze()
+    return cfg
 
-    json_file = next(iter(named.values()))[0]
-    if not os.path.isfile(json_file):
-        return
-    groups = sorted(set(NUM_CLASSES_KEYS.values()))
-    counts = {f"MODEL.{g}.NUM_CLASSES": len(category_names(json_file)) for g in groups}
+
+def _follow(cfg: CfgNode, json_file: str, given: dict[str, str]) -> None:
+    """Set the numbers of classes and of keypoints to a file's."""
+    count = len(category_names(json_file))
+    counts = {f"MODEL.{group}.NUM_CLASSES": count for group in set(NUM_CLASSES_KEYS.values())}
     if cfg.MODEL.KEYPOINT_ON:
-        keypoints = MetadataCatalog.get(json_file).keypoint_names
-        counts["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] = len(keypoints)
-    for key, count in counts.items():
-        noun = "keypoints" if "KEYPOINT" in key else "categories"
-        value = reduce(getattr, key.split("."), cfg)
-        if key in given and value != count:
+        count = len(MetadataCatalog.get(json_file).keypoint_names)
+        counts["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] = count
+        sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or NUM_COCO_KEYPOINTS
+        if sigmas != count:
             raise UserError(
-                f"{key} {value}: {json_file} has {count} {noun}; leave the key out, the data decide"
+                f"TEST.KEYPOINT_OKS_SIGMAS: {sigmas} values, but {json_file} has {count} keypoints:"
+                " give one for each, its annotators' spread as a share of the object's size;"
+                " COCO's are 0.026 (eyes) to 0.107 (hips)"
+            )
+    for key, count in counts.items():
+        if str(given.get(key, count)) != str(count):
+            noun = "keypoints" if "KEYPOINT" in key else "categories"
+            raise UserError(
+                f"{key} {given[key]}: {json_file} has {count} {noun}; leave the key out, the data"
+                " decide"
             )
         cfg.merge_from_list([key, count])
-    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or NUM_COCO_KEYPOINTS
-    if cfg.MODEL.KEYPOINT_ON and sigmas != len(keypoints):
-        raise UserError(
-            f"TEST.KEYPOINT_OKS_SIGMAS: {sigmas} values, but {json_file} has {len(keypoints)}"
-            " keypoints: give one for each, its annotators' spread as a share of the object's size;"
-            " COCO's are 0.026 (eyes) to 0.107 (hips)"
-        )
 
 
 def register_own_datasets(cfg: CfgNode) -> None:
@@ -89,11 +79,7 @@ def register_own_datasets(cfg: CfgNode) -> None:
     for json_file, images in _own_datasets(cfg).values():
         for catalog in (DatasetCatalog, MetadataCatalog):
             catalog.pop(json_file, None)
-        load = partial(load_dicts, json_file, json_file, images, cfg.MODEL.MASK_ON)
-        DatasetCatalog.register(json_file, load)
-        MetadataCatalog.get(json_file).set(
-            json_file=json_file, image_root=images, evaluator_type="coco"
-        )
+        register_coco_instances(json_file, {}, json_file, images)
         if cfg.MODEL.KEYPOINT_ON and os.path.isfile(json_file):
             _register_keypoints(json_file)
 
@@ -103,14 +89,11 @@ def _own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
     named = {}
     for split in ("TRAIN", "VAL"):
         json_file, images = cfg.DATASETS[f"{split}_JSON"], cfg.DATASETS[f"{split}_IMAGES"]
-        if json_file and not images:
+        if bool(json_file) != bool(images):
+            missing = f"{split}_IMAGES" if json_file else f"{split}_JSON"
             raise UserError(
-                f"DATASETS.{split}_IMAGES: empty: name the folder that holds the images of"
-                f" {json_file}"
-            )
-        if images and not json_file:
-            raise UserError(
-                f"DATASETS.{split}_JSON: empty: name the COCO JSON file of the images in {images}"
+                f"DATASETS.{missing}: empty: {json_file or images} needs both keys, the COCO JSON"
+                " file and the folder that holds its images"
             )
         if json_file:
             named[split] = json_file, images

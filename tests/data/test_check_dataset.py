@@ -217,18 +217,18 @@ ERRORS = {
     "no object": (coco(images=["a.jpg"]), "image-form", "image number 1: 'a.jpg' is no object"),
     "image key": (image(height=...), "image-height", "image train2.jpg: has no 'height': give a"),
     "image size": (image(width="96"), "image-width", "width '96' is not a whole number of pixels"),
-    "image id": (image(id=1), "duplicate-image-id", "two images have id 1"),
+    "image id": (image(id=1), "duplicate-image-id", "train2.jpg: another one has id 1"),
     "text as image id": (image(id="2"), "image-id", "train2.jpg: id '2' is not a whole number, w"),
     "no annotations": (coco(annotations=[]), "no-annotations", "no annotations to train on"),
     "only crowds": (only_crowds, "no-annotations", "every box has iscrowd 1"),
     "annotation key": (annotation(bbox=...), "annotation-bbox", "annotation 5: has no 'bbox'"),
-    "annotation id": (annotation(id=1), "duplicate-annotation-id", "two annotations have id 1"),
+    "annotation id": (annotation(id=1), "duplicate-annotation-id", "annotation 1: another one has"),
     "image_id": (annotation(image_id=99), "unknown-image_id", "image_id 99 is not in 'images'"),
     "category_id": (annotation(category_id=9), "unknown-category_id", "category_id 9 is not in"),
     "text as category id": (category(id="3"), "category-id", "category kite: id '3' is not a w"),
     "category id": (
         coco(categories=[{"id": 3, "name": "kite"}, {"id": 3, "name": "ball"}]),
-        "category-ids", "two categories have id 3",
+        "duplicate-category-id", "category ball: another one has id 3",
     ),
     "category name": (
         coco(categories=[{"id": 3, "name": "kite"}, {"id": 4, "name": "kite"}]),
@@ -237,6 +237,7 @@ ERRORS = {
     "three numbers": (
         annotation(bbox=[1, 2, 3]), "annotation-bbox", "annotation 5: bbox [1, 2, 3] is not [x, y,"
     ),
+    "flat mask": (annotation(segmentation=[4.0, 6.0]), "annotation-segmentation", "not a mask: p"),
     "area": (annotation(area="big"), "annotation-area", "area 'big' is not a number, which"),
     "ignore": (annotation(ignore=1), "annotation-ignore", "ignore 1 is not 0, as Detectron2"),
     "evaluation": (no_area_in_val, "annotation-area", "annotation 2: has no 'area': give a number"),
@@ -258,9 +259,9 @@ ERRORS = {
     "missing image": (
         lambda s: s.train.path(2).unlink(), "missing-image", "train/train2.jpg: no such image"
     ),
-    "folder in name": (image(file_name="d/train2.jpg"), "missing-image", "drop what is before it"),
+    "folder in name": (image(file_name="d/train2.jpg"), "missing-image", "folder has train2.jpg"),
     "backslashes": (image(file_name="d\\x.jpg"), "missing-image", "file_name has backslashes"),
-    "upper case": (image(file_name="Train2.JPG"), "missing-image", "correct upper and lower case"),
+    "upper case": (image(file_name="Train2.JPG"), "missing-image", "has train2.jpg: correct file"),
     "other ending": (image(file_name="train2.png"), "missing-image", "the folder has train2.jpg:"),
     "truncated": (truncated, "undecodable-image", "does not decode: image file is truncated"),
     "no picture": (
@@ -273,15 +274,15 @@ ERRORS = {
     "turned": (turned(6), "image-size", "its EXIF tag turns it by 90°; save it upright"),
     "16 bits": (saved(sixteen_bits, ".png"), "image-16-bit", "convert all images to 8 bits by one"),
     "classes differ": (
-        val_classes("kite", "bird"), "categories-differ", "without ball and with bird: give both"
+        val_classes("kite", "bird"), "categories-differ", "class 2 by id is 'bird', there 'ball'"
     ),
     "fewer classes": (
         lambda s: (val_classes("kite", "ball")(s), s.train.coco["categories"].append(
             {"id": 9, "name": "bird"}), s.train.write()),
-        "categories-differ", "without bird: give both one list",
+        "categories-differ", "class 3 by id is missing, there 'bird'",
     ),
     "class order": (
-        val_classes("ball", "kite"), "categories-differ", "class 1 by id is 'ball', not 'kite'"
+        val_classes("ball", "kite"), "categories-differ", "class 1 by id is 'ball', there 'kite'"
     ),
     "in both": (copied("train", "val"), "shared-image", "val2.jpg is the same image as train1.jpg"),
 }  # fmt: skip
@@ -290,6 +291,7 @@ WARNINGS = {
     "no box": (no_boxes_in(2, 3), "empty-image", "train2.jpg has no box: training leaves it out"),
     "no area": (annotation(bbox=[3, 3, 0, 9]), "bbox-no-area", "bbox [3, 3, 0, 9] has no area"),
     "over the edge": (annotation(bbox=[90, 3, 9, 9]), "bbox-over-edge", "reaches over its image"),
+    "line": (annotation(segmentation=[[1.0, 2, 3, 4]]), "mask-corners", "no polygon of three"),
     "twice": (annotation(bbox=BOXES[0]), "duplicate-box", "annotation 5: its image has the same"),
     "listed twice": (image(file_name="train1.jpg"), "duplicate-file-name", "jpg is listed twice"),
     "same file": (copied("train", "train"), "duplicate-image", "the same file as train1.jpg"),

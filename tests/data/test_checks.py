@@ -127,7 +127,7 @@ def test_training_against_test_set(
     splits.val.write()
     message = message_of(cfg)
     assert message.startswith(f"{splits.val.json}: not the categories of {splits.train.json}")
-    assert "with bird" in message
+    assert "class 2 by id is 'bird', there missing" in message
 
 
 def test_mapper_maps(splits: Splits, cfg: CfgNode) -> None:
@@ -148,7 +148,7 @@ def sixteen_bits(path: Path) -> None:
     [
         (lambda path: path.write_bytes(b"no image"), "the image does not decode: "),
         (lambda path: path.write_bytes(path.read_bytes()[:700]), "the image does not decode: "),
-        (lambda path: path.unlink(), "no such image"),
+        (lambda path: path.unlink(), "no such file"),
         (lambda path: Image.new("RGB", (8, 6)).save(path), "not of the size in its annotation: "),
         (sixteen_bits, "pixels of more than 8 bits"),
     ],

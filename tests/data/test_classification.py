@@ -22,7 +22,7 @@ from dgnet_det.data.classification import (
 from dgnet_det.errors import UserError
 
 
-def write_fashion_mnist(folder: Path, compress: bool) -> np.ndarray:
+def write_fashion_mnist(folder: Path) -> np.ndarray:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 28, 28), dtype=np.uint8)
@@ -30,11 +30,8 @@ def write_fashion_mnist(folder: Path, compress: bool) -> np.ndarray:
     for prefix in ("train", "t10k"):
         for name, values in (("images-idx3", images), ("labels-idx1", labels)):
             header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-            data, path = header + values.tobytes(), folder / f"{prefix}-{name}-ubyte"
-            if compress:
-                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(data))
-            else:
-                path.write_bytes(data)
+            path = folder / f"{prefix}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(header + values.tobytes()))
     return images
 
 
@@ -73,12 +70,9 @@ def no_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("compress", [True, False])
 @pytest.mark.parametrize("place", ["datasets/fashion-mnist", "datasets/FashionMNIST/raw", "system"])
-def test_fashion_mnist_is_found_and_read(
-    place: str, compress: bool, no_fashion_mnist: Path
-) -> None:
-    images = write_fashion_mnist(no_fashion_mnist / place, compress)
+def test_fashion_mnist_is_found_and_read(place: str, no_fashion_mnist: Path) -> None:
+    images = write_fashion_mnist(no_fashion_mnist / place)
     cfg = small(no_fashion_mnist, DATASET="fashion_mnist", NUM_CLASSES=10)
     train_set, val_set = build_datasets(cfg)
     assert len(train_set) == len(val_set) == 12
@@ -100,7 +94,7 @@ def test_absent_fashion_mnist_says_how_to_get_it(no_fashion_mnist: Path) -> None
 
 def test_damaged_fashion_mnist_is_named(no_fashion_mnist: Path) -> None:
     folder = no_fashion_mnist / "datasets" / "fashion-mnist"
-    write_fashion_mnist(folder, compress=True)
+    write_fashion_mnist(folder)
     path = folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: missing or damaged"):
@@ -137,8 +131,8 @@ def test_processes_share_the_validation_images(root: Path, monkeypatch: pytest.M
     shares = []
     for rank in range(4):
         monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
-        shares.append(list(build_test_loader(cfg, test_set).dataset.indices))  # type: ignore[attr-defined]
-    assert sorted(index for share in shares for index in share) == list(range(9))
+        shares.append(list(build_test_loader(cfg, test_set).sampler))
+    assert sorted(index for share in shares for _, index in share) == list(range(9))
     assert {len(share) for share in shares} == {2, 3}
 
 

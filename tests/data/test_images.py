@@ -60,7 +60,7 @@ def test_read_image(tmp_path: Path) -> None:
     path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png: the image does not decode"):
         read_image(path, "RGB")
-    with pytest.raises(UserError, match=r"2\.png: no such image"):
+    with pytest.raises(UserError, match=r"2\.png: no such file"):
         read_image(tmp_path / "2.png", "RGB")
 
 

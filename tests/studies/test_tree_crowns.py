@@ -126,7 +126,7 @@ def test_failure_leaves_what_was_there(photograph: Photograph, tmp_path: Path) -
     folder = tmp_path / "data" / "trees"
     write_tree_crowns(folder, [photograph])
     photograph.annotation.write_text("<annotation>")
-    with pytest.raises(UserError, match=r"photo\.xml: no valid XML"):
+    with pytest.raises(UserError, match=r"photo\.xml: not read as voc: no element found"):
         write_tree_crowns(folder, [photograph])
     assert list(folder.parent.iterdir()) == [folder]
     assert json.loads((folder / "annotations/train.json").read_text())["images"]
