@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,18 @@ import torch
 import train_classifier
 import train_net
 from detectron2.data import DatasetCatalog
+from torch import Tensor
 
 from dgnet_det.analysis.counts import ImageCounter
+from dgnet_det.checkpoint import DGNetCheckpointer
+from dgnet_det.config import load_cfg
 from dgnet_det.data import CheckedDatasetMapper, load_cfg_with_data
-from dgnet_det.evaluation.interventions import intervene
+from dgnet_det.data.classification import build_datasets, build_test_loader
+from dgnet_det.engine.classification import evaluate
+from dgnet_det.evaluation.interventions import intervene, router_hooks
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.modeling.backbone.dgnet import WIRINGS
+from dgnet_det.modeling.classifier import build_classifier
 from dgnet_det.utils.files import write_json
 from studies.experiments import EXPERIMENTS, RESULT, SCALES, Run
 from studies.tree_crowns import find_weights
@@ -57,6 +64,29 @@ def train_detector(run: Run, folder: Path) -> dict[str, float]:
     return metrics | {name: box[name] or 0.0 for name in ("AP", "AP50", "AP75")}
 
 
+def top1_without_own_weights(command: list[str], folder: Path) -> dict[str, float]:
+    """A classifier's top-1 with its own edge weights less that with the mean of all test images',
+    and with those of the image before. There are many more test images than a detector has, so a
+    smaller effect shows."""
+    cfg = load_cfg(command[1], [*command[2:], "OUTPUT_DIR", str(folder)])
+    model = build_classifier(cfg).to(cfg.MODEL.DEVICE)
+    DGNetCheckpointer(model).load(str(folder / "model_final.pth"))
+    loader = build_test_loader(cfg, build_datasets(cfg)[1])
+
+    def top1(instead: Callable[[str, Tensor], Tensor | None]) -> float:
+        with router_hooks(model, instead):
+            return evaluate(model, loader, cfg.MODEL.DEVICE)["top1"]
+
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    own = top1(lambda name, alpha: parts[name].append(alpha))
+    alpha = {name: torch.cat(batches) for name, batches in parts.items()}
+    mean = top1(lambda name, own: alpha[name].mean(dim=0).expand_as(own))
+    sizes = [len(batch) for batch in next(iter(parts.values()))]
+    others = {name: iter(all_.roll(1, dims=0).split(sizes)) for name, all_ in alpha.items()}
+    other = top1(lambda name, own: next(others[name]))
+    return {"top1_own_minus_mean": own - mean, "top1_own_minus_other": own - other}
+
+
 def examine(run: Run, folder: Path) -> dict[str, float]:
     """The trained detector's multiply-adds, and the spread and the use of its edge weights."""
     _, config, *overrides = run.detector()
@@ -71,6 +101,8 @@ def examine(run: Run, folder: Path) -> dict[str, float]:
         figures |= result.spread
         for name, difference in result.own_minus.items():
             figures[f"own_minus_{name}"] = difference.value
+        if classifier := run.classifier():
+            figures |= top1_without_own_weights(classifier, folder / "classifier")
     return figures
 
 

@@ -37,7 +37,7 @@ compared with. On {date} this page was written by
   of all edges. Routers that never learned have a spread, too.
 - *Own − mean*, *own − another's*: the AP that is lost where every image gets the mean of all
   images' edge weights, or those of another image. The network uses what its routers decide in so
-  far as these are above 0.
+  far as these are above 0. *Top-1*: the same for the classifier that the detector comes from.
 - A seed sets what is random at the start, the order of the images and their augmentation.
 - Environment: {environments}.
 
@@ -52,7 +52,7 @@ PLOT = """\
 Dots are seeds, bars the 95 % confidence intervals of their mean."""
 HEADERS = (
     "arm", "seeds", "AP", "AP50", "AP75", "mult.-adds, M", "difference of AP", "spread of α",
-    "own − mean", "own − another's",
+    "own − mean", "own − another's", "top-1: own − mean", "own − another's",
 )  # fmt: skip
 Runs = dict[int, dict[str, Any]]  # of an arm, by seed
 
@@ -177,6 +177,8 @@ def _cells(runs: list[dict[str, Any]], difference: str) -> list[str]:
     cells.append(f"{np.mean(over_seeds('macs')) / 1e6:.1f}")
     spread, largest = over_seeds("alpha_std"), over_seeds("alpha_std_max")
     cells += [difference, f"{np.mean(spread):.3f}, {np.mean(largest):.3f}" if spread else "–"]
-    for name in ("own_minus_mean", "own_minus_other"):
-        cells.append(str(Interval.of(over_seeds(name))) if spread else "–")
+    for kind in ("own_minus", "top1_own_minus"):
+        for name in ("mean", "other"):
+            values = over_seeds(f"{kind}_{name}")
+            cells.append(str(Interval.of(values)) if values else "–")
     return cells

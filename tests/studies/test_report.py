@@ -45,13 +45,13 @@ def test_interval_by_hand() -> None:
 def test_table(study: dict[str, Any]) -> None:
     page = render(study)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
-    assert ["plain", "3", "31.00 ± 1.00", "62.00 ± 2.00", "10.00 ± 0.00", "5.2", *["–"] * 4] in rows
+    assert ["plain", "3", "31.00 ± 1.00", "62.00 ± 2.00", "10.00 ± 0.00", "5.2", *["–"] * 6] in rows
     (static,) = [row for row in rows if row[:1] == ["residual, static"]]
-    assert static[6:] == ["**-2.00 [-2.00, -2.00]** to *plain*", "–", "–", "–"]
+    assert static[6:] == ["**-2.00 [-2.00, -2.00]** to *plain*", *["–"] * 5]
     (dynamic,) = [row for row in rows if row[:1] == ["residual, dynamic"]]
     assert dynamic[6:] == [
         "+2.00 [-0.48, +4.48] to *plain*", "0.050, 0.200", "**+0.50 [+0.50, +0.50]**",
-        "+0.00 [-2.48, +2.48]",
+        "+0.00 [-2.48, +2.48]", "–", "–",
     ]  # fmt: skip
     assert "*residual, static*, **-2.00 [-2.00, -2.00]** to *plain*." in page
     assert "Of the 2 on this page" in page
