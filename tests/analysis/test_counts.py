@@ -19,7 +19,6 @@ from dgnet_det.analysis.counts import (
     backbone_counts,
     build_for_analysis,
     model_counts,
-    structure,
 )
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
@@ -31,46 +30,12 @@ COCO = ROOT / "configs/COCO-Detection"
 SMALL_HEADS = [
     "MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
 ]  # fmt: skip
-# Parameters and convolutions of the whole classifiers at 224 x 224, in millions, as DG-Net's Table
-# 1 is met by the paper wiring; the edges of each graph; and the parameters and multiply-adds of the
-# heads, which a detector does not have.
-LINEAR_512 = 512 * 1000 + 1000
-LINEAR_2048 = 2048 * 1000 + 1000
-CLASSIFIERS = {
-    "R_18": (11.700, 1826.41, [6, 6, 6, 6], LINEAR_512, 0),
-    "R_50": (25.617, 4125.67, [10, 15, 28, 10], LINEAR_2048, 0),
-    "R_101": (44.887, 7837.89, [10, 15, 300, 10], LINEAR_2048, 0),
-    "X_50_32x4d": (25.088, 4305.50, [10, 15, 28, 10], LINEAR_2048, 0),
-    "MobileNetV2": (
-        3.588,
-        312.59,
-        [3, 6, 10, 15, 10, 10, 3],
-        320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000,
-        320 * 1280 * 7 * 7,
-    ),
-}
 
 
 def analyze(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """The JSON of tools/analyze_model.py."""
     main([*arguments[:2], "--json", str(tmp_path / "out.json"), *arguments[2:]])
     return json.loads((tmp_path / "out.json").read_text())
-
-
-@pytest.mark.parametrize("name", CLASSIFIERS)
-def test_detection_backbones_are_table_1_less_the_head(name: str) -> None:
-    params, macs, edges, head_params, head_macs = CLASSIFIERS[name]
-    cfg = load_cfg(
-        str(COCO / f"faster_rcnn_DG_{name}_FPN_1x.yaml"),
-        [*SMALL_HEADS, "MODEL.DGNET.WIRING", "paper", "MODEL.RESNETS.NORM", "BN"],
-    )
-    backbone = dgnet_of(build_for_analysis(cfg))
-    counts = backbone_counts(backbone, (224, 224))
-    assert (parameter_count(backbone)[""] + head_params) / 1e6 == pytest.approx(params, abs=0.001)
-    assert (counts.conv_macs + head_macs) / 1e6 == pytest.approx(macs, abs=0.01)
-    stages = structure(backbone, (224, 224))
-    assert [stage.edges for stage in stages] == edges
-    assert [stage.routed_edges for stage in stages] == edges
 
 
 def test_the_tool_reports_the_parts_of_a_detector(tmp_path: Path) -> None:
@@ -246,7 +211,7 @@ def test_classifier_config(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     assert report["model"]["params"] / 1e6 == pytest.approx(11.700, abs=0.001)
     assert report["model"]["conv_macs"] / 1e6 == pytest.approx(1826.41, abs=0.01)
     assert report["model"]["parts"]["head"] == {
-        "params": LINEAR_512, "conv_macs": 0, "macs": 512 * 1000, "activations": 1000,
+        "params": 512 * 1000 + 1000, "conv_macs": 0, "macs": 512 * 1000, "activations": 1000,
     }  # fmt: skip
     printed = capsys.readouterr().out
     assert "1826.406" in printed

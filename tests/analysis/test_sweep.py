@@ -23,6 +23,7 @@ from dgnet_det.analysis.sweep import (
 )
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
+from studies.coco import write_split
 
 # By path: Detectron2's wheel has a package named tools too.
 main = runpy.run_path(str(ROOT / "tools/sweep_thresholds.py"))["main"]
@@ -37,20 +38,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Three noise images of 96 x 96 pixels with a box each, as overrides of a config."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    images, annotations = [], []
+    items = []
     for i in range(3):
         pixels = rng.integers(0, 256 >> i, (96, 96, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        images.append({"id": i + 1, "file_name": f"{i}.png", "width": 96, "height": 96})
-        annotations.append(
-            {"id": i + 1, "image_id": i + 1, "category_id": 1, "bbox": [9, 9, 50, 40], "area": 2000,
-             "iscrowd": 0}
-        )  # fmt: skip
-    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
-    (folder / "val.json").write_text(json.dumps(coco))
+        items.append((f"{i}.png", Image.fromarray(pixels), [(0, [9.0, 9, 50, 40])]))
+    write_split(folder, "val", ["box"], {}, items)
     return [
-        *("DATASETS.VAL_JSON", str(folder / "val.json"), "DATASETS.VAL_IMAGES", str(folder)),
-        *("DATALOADER.NUM_WORKERS", "0"),
+        *("DATASETS.VAL_JSON", str(folder / "annotations/val.json")),
+        *("DATASETS.VAL_IMAGES", str(folder / "val"), "DATALOADER.NUM_WORKERS", "0"),
     ]
 
 

@@ -10,12 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from detectron2.engine import SimpleTrainer, hooks
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
-from detectron2.solver.lr_scheduler import LRMultiplier
-from detectron2.structures import Boxes
-from fvcore.common.param_scheduler import ConstantParamScheduler
 from static_networks import (
     RESNET18,
     RESNET50,
@@ -26,7 +21,7 @@ from static_networks import (
     randomised,
     saved,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.errors import UserError
@@ -112,14 +107,6 @@ def test_caffe2s_pickle_of_msra_weights(norm: str, tmp_path: Path) -> None:
         assert_equal_features(detector.backbone.bottom_up(image), static(image))
 
 
-def test_torchvision_loads_directly_and_without_fpn(resnet18_file: str) -> None:
-    detector = Detector(config("R_18", "MODEL.BACKBONE.NAME", "build_dgnet_backbone")).eval()
-    load(detector, resnet18_file)
-    image = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert_equal_features(detector.backbone(image), RESNET18.features(image))
-
-
 def test_dropped_stages_are_no_misfit(resnet18_file: str) -> None:
     opts = ("MODEL.BACKBONE.NAME", "build_dgnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res4']")
     detector = Detector(config("R_18", *opts)).eval()
@@ -128,32 +115,6 @@ def test_dropped_stages_are_no_misfit(resnet18_file: str) -> None:
     with torch.no_grad():
         actual = detector.backbone(image)
     assert_equal_features(actual, {"res4": RESNET18.features(image)["res4"]})
-
-
-def test_a_trained_detector_goes_on_as_a_dynamic_one(tmp_path: Path) -> None:
-    cfg = config("R_50", *NARROW)
-    static_cfg = cfg.clone()
-    static_cfg.defrost()
-    static_cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    static = randomised(build_model(static_cfg))
-    dynamic = build_model(cfg).eval()
-    # What Detectron2's trainer saves, as far as loading is concerned.
-    path = saved({"model": static.state_dict(), "iteration": 7}, tmp_path / "model_final.pth")
-    assert DGNetCheckpointer(dynamic).load(path)["iteration"] == 7
-    boxes = [Boxes(torch.tensor([[4.0, 6.0, 50.0, 40.0], [10.0, 3.0, 30.0, 60.0]]))]
-    image = torch.rand(3, 64, 96) * 255
-    outputs = []
-    for model in (static, dynamic):
-        with torch.no_grad():
-            features = model.backbone(model.preprocess_image([{"image": image}]).tensor)
-            maps = [features[f] for f in model.proposal_generator.in_features]
-            logits, deltas = model.proposal_generator.rpn_head(maps)
-            heads = model.roi_heads
-            pooled = heads.box_pooler([features[f] for f in heads.box_in_features], boxes)
-            scores, box_deltas = heads.box_predictor(heads.box_head(pooled))
-            named = enumerate([*logits, *deltas, scores, box_deltas])
-            outputs.append({str(k): tensor for k, tensor in named})
-    assert_equal_features(outputs[1], outputs[0])
 
 
 @pytest.mark.parametrize(
@@ -241,48 +202,6 @@ def test_no_weights_is_a_random_start() -> None:
     assert all(torch.equal(before[name], x) for name, x in detector.state_dict().items())
 
 
-class Regressor(Detector):
-    """A head of its own, and a loss: enough to be trained by Detectron2's loop."""
-
-    def __init__(self, num_outputs: int = 3) -> None:
-        super().__init__(config("R_18", "MODEL.BACKBONE.FREEZE_AT", "0"))
-        self.head = nn.Linear(16, num_outputs)
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.head(self.backbone(image)["p5"].mean(dim=(2, 3))).square().mean()}
-
-
-def trainer_of(model: nn.Module) -> SimpleTrainer:
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    trainer = SimpleTrainer(model, [torch.randn(2, 3, 64, 64)] * 9, optimizer)
-    schedule = LRMultiplier(optimizer, ConstantParamScheduler(0.5), max_iter=9)
-    trainer.register_hooks([hooks.LRScheduler(optimizer, schedule)])
-    return trainer
-
-
-def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
-    model = Regressor()
-    trainer = trainer_of(model)
-    checkpointer = DGNetCheckpointer(model, str(tmp_path), trainer=trainer)
-    trainer.train(0, 2)
-    checkpointer.save("model_0000001", iteration=1)
-
-    resumed = Regressor()
-    resumed_trainer = trainer_of(resumed)
-    checkpointer = DGNetCheckpointer(resumed, str(tmp_path), trainer=resumed_trainer)
-    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor)
-    momenta, resumed_momenta = (
-        [x["momentum_buffer"] for x in trainer.optimizer.state_dict()["state"].values() if x]
-        for trainer in (trainer, resumed_trainer)
-    )
-    assert len(momenta) > 0
-    assert all(torch.equal(a, b) for a, b in zip(momenta, resumed_momenta, strict=True))
-    assert resumed_trainer.optimizer.param_groups[0]["lr"] == 0.5e-3
-    assert resumed_trainer.iter == trainer.iter
-
-
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
@@ -292,14 +211,6 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_head_of_another_shape_is_only_a_warning(tmp_path: Path) -> None:
-    source, target = Regressor(3), Regressor(5)
-    load(target, saved({"model": source.state_dict()}, tmp_path / "x.pth"))
-    stem = "backbone.bottom_up.stem.conv1.weight"
-    assert torch.equal(target.state_dict()[stem], source.state_dict()[stem])
-    assert target.head.weight.shape[0] == 5
 
 
 def test_a_damaged_last_checkpoint_is_not_blamed_on_the_key(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from dgnet_det.evaluation.interventions import (
 )
 from dgnet_det.export.predictor import Predictor
 from dgnet_det.modeling.observation import dynamic_graphs
+from studies.coco import write_split
 
 SMALLER = [
     *NARROW, "MODEL.DGNET.FAMILY", "resnet", "MODEL.RESNETS.DEPTH", "18",
@@ -41,29 +42,19 @@ def write_images(folder: Path, pictures: Sequence[np.ndarray]) -> list[Path]:
     return paths
 
 
-def annotate_by(predictor: Predictor, paths: Sequence[Path], json_file: Path) -> str:
+def annotate_by(predictor: Predictor, paths: Sequence[Path], folder: Path) -> str:
     """A dataset in which what a detector finds is the truth."""
-    names = ["cat", "dog"]
-    coco = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(names, start=1)],
-    }  # type: dict[str, list[dict]]
-    for k, path in enumerate(paths):
-        pixels = read_image(path, "BGR")
-        height, width = pixels.shape[:2]
-        coco["images"].append({"id": k, "file_name": path.name, "height": height, "width": width})
-        found = predictor(pixels)
-        for box, label in zip(found.pred_boxes.tensor.tolist(), found.pred_classes, strict=True):
-            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            coco["annotations"].append(
-                {"id": len(coco["annotations"]) + 1, "image_id": k, "category_id": int(label) + 1,
-                 "bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": 0}
-            )  # fmt: skip
-    json_file.write_text(json.dumps(coco))
-    own = ["DATASETS.VAL_JSON", str(json_file), "DATASETS.VAL_IMAGES", str(paths[0].parent)]
+    items = []
+    for path in paths:
+        found = predictor(read_image(path, "BGR"))
+        boxes = [[x, y, u - x, v - y] for x, y, u, v in found.pred_boxes.tensor.tolist()]
+        objects = list(zip(found.pred_classes.tolist(), boxes, strict=True))
+        items.append((path.name, Image.open(path), objects))
+    write_split(folder, "val", ["cat", "dog"], {}, items)
+    name = str(folder / "annotations/val.json")
+    own = ["DATASETS.VAL_JSON", name, "DATASETS.VAL_IMAGES", str(folder / "val")]
     load_cfg_with_data(config("faster"), [*SMALL, *SMALLER, *own])  # registers it
-    return str(json_file)
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +70,7 @@ def detector(paths: list[Path]) -> tuple[Predictor, str]:
     predictor = small_predictor("faster", *SMALLER)
     for graph in dynamic_graphs(predictor.model).values():
         nn.init.constant_(graph.thresholds, -1.0)
-    return predictor, annotate_by(predictor, paths, paths[0].with_name("set.json"))
+    return predictor, annotate_by(predictor, paths, paths[0].parent / "set")
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +120,7 @@ def test_a_detector_that_depends_on_its_edge_weights(
 
 def test_nodes_that_are_absent_in_some_images(tmp_path: Path, paths: list[Path]) -> None:
     predictor = small_predictor("faster", *SMALLER, "MODEL.DGNET.WIRING", "paper")
-    name = annotate_by(predictor, paths, tmp_path / "set.json")
+    name = annotate_by(predictor, paths, tmp_path)
     ran: dict[str, int] = {}
 
     def count(name: str, alpha: Tensor) -> None:

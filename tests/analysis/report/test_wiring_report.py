@@ -31,6 +31,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, record_edge_weights
+from studies.coco import write_split
 
 main = run_path(str(ROOT / "tools" / "wiring_report.py"))["main"]
 NAMES = ["dark <i>", "bright"]
@@ -84,10 +85,11 @@ class Made(NamedTuple):
 
 
 def options(weights: str, dataset: Path) -> list[str]:
+    images = str(dataset.parent.parent / "val")
     return [
         *SMALL_R_18, "DATALOADER.NUM_WORKERS", "0", "MODEL.ROI_HEADS.NUM_CLASSES", "2",
         "MODEL.WEIGHTS", weights,
-        "DATASETS.VAL_JSON", str(dataset), "DATASETS.VAL_IMAGES", str(dataset.parent / "images"),
+        "DATASETS.VAL_JSON", str(dataset), "DATASETS.VAL_IMAGES", images,
     ]  # fmt: skip
 
 
@@ -105,52 +107,30 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=2)  # type: ignore
     torch.save({"model": model.state_dict(), "class_names": NAMES}, weights)
 
-    (folder / "images").mkdir()
     rng = np.random.default_rng(0)
-    coco: dict[str, Any] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(NAMES, start=1)],
-    }
-    labels = []
+    items, labels = [], []
     for k in range(NUM_IMAGES):
         height, width = (int(side) for side in rng.integers(70, 130, 2))
         photo = (data.rocket(), data.coffee())[k % 2][20 * k :, 30 * k :][:height, :width]
-        Image.fromarray(photo).save(folder / "images" / f"{k}.png")
-        coco["images"].append({"id": k, "file_name": f"{k}.png", "width": width, "height": height})
         # The class of the one large box, not of the two small ones.
-        large, small = 1 + k % 2, 2 - k % 2
-        labels.append(NAMES[large - 1])
-        for category, box in (
-            (large, [5, 5, 50, 40]),
-            (small, [1, 1, 9, 9]),
-            (small, [2, 2, 9, 9]),
-        ):
-            coco["annotations"].append(
-                {"id": len(coco["annotations"]) + 1, "image_id": k, "category_id": category,
-                 "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-            )  # fmt: skip
-    dataset = folder / "set.json"
-    dataset.write_text(json.dumps(coco))
-    arguments = [
-        "--config-file",
-        config("faster"),
-        "--dataset",
-        str(dataset),
-        "--confidence",
-        "0.1",
-    ]
-    arguments += ["--examples", "3", "--output", str(folder / "r.html")]
+        large, small = k % 2, 1 - k % 2
+        labels.append(NAMES[large])
+        objects = [(large, [5.0, 5, 50, 40]), (small, [1.0, 1, 9, 9]), (small, [2.0, 2, 9, 9])]
+        items.append((f"{k}.png", Image.fromarray(photo), objects))
+    write_split(folder, "val", NAMES, {}, items)
+    dataset = folder / "annotations/val.json"
+    arguments = ["--config-file", config("faster"), "--dataset", str(dataset)]
+    arguments += ["--confidence", "0.1", "--examples", "3", "--output", str(folder / "r.html")]
     main([*arguments, "--json", str(folder / "r.json"), *options(weights, dataset)])
     page = (folder / "r.html").read_text(encoding="utf-8")
     report = json.loads((folder / "r.json").read_text())
-    return Made(page, report, weights, folder / "images", labels)
+    return Made(page, report, weights, folder / "val", labels)
 
 
 @pytest.fixture(scope="module")
 def wirings(made: Made) -> dict[str, np.ndarray]:
     """The weights and α of every graph on every image, [2, n, N, N], recorded anew."""
-    dataset = made.images.parent / "set.json"
+    dataset = made.images.parent / "annotations/val.json"
     predictor = load_predictor(load_cfg(config("faster"), options(made.weights, dataset)))
     found: dict[str, list[np.ndarray]] = {}
     with record_edge_weights(predictor.model) as latest:

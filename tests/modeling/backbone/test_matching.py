@@ -27,6 +27,7 @@ from static_networks import (
 from torch import Tensor, nn
 
 from dgnet_det import DGNet, UserError
+from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.modeling.backbone.matching import match_backbone
 
 PREFIX = "backbone.bottom_up."
@@ -97,7 +98,14 @@ def load_state_dict(cfg: CfgNode) -> nn.Module:
     return model
 
 
+def own_checkpointer(cfg: CfgNode) -> nn.Module:
+    model = build_model(cfg)
+    DGNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
 LOADERS = {
+    "DGNetCheckpointer": own_checkpointer,
     "DetectionCheckpointer": detection_checkpointer,
     "DefaultPredictor": lambda cfg: DefaultPredictor(cfg).model,
     "DefaultTrainer": default_trainer,
@@ -130,7 +138,7 @@ def static_detector(
 def test_a_static_detector(
     loader: str, static_detector: tuple[CfgNode, Static, dict[str, Tensor]]
 ) -> None:
-    """Everything that Detectron2 has for loading takes a static detector's checkpoint."""
+    """Everything that Detectron2 has for loading takes a static detector's checkpoint, and ours."""
     cfg, static, others = static_detector
     model = LOADERS[loader](cfg)
     assert_is(model.backbone.bottom_up, static)
