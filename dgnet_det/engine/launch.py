@@ -1,6 +1,5 @@
 """The processes of a run, and what it leaves in ``OUTPUT_DIR``."""
 
-import os
 import sys
 from collections.abc import Callable
 from logging import FileHandler, Formatter, getLogger
@@ -18,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dgnet_det.errors import UserError, user_message
-from dgnet_det.utils.files import written_whole
+from dgnet_det.utils.files import make_folder, written_whole
 
 LOGGERS = ("fvcore", "detectron2", "dgnet_det")
 
@@ -66,17 +65,8 @@ class OutputFolder:
     as well."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Detectron2's ``default_setup`` (seeds, logging to the console), without a file.
-
-        Raises:
-            UserError: ``OUTPUT_DIR`` is not a folder, or cannot be written to.
-        """
+        """Detectron2's ``default_setup`` (seeds, logging to the console), without a file."""
         self.path = Path(cfg.OUTPUT_DIR)
-        above = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not above.is_dir():
-            raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {above} is a file: name a folder")
-        if not os.access(above, os.W_OK):
-            raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {above} cannot be written to")
         self.log = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
         without_folder = cfg.clone()
         without_folder.defrost()
@@ -96,8 +86,12 @@ class OutputFolder:
             self.log.target.close()
 
     def open(self, config: CfgNode | None = None) -> None:
-        """Begin ``log.txt``, one for each process, and write ``config`` to ``config.yaml``."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Begin ``log.txt``, one for each process, and write ``config`` to ``config.yaml``.
+
+        Raises:
+            OSError: the folder cannot be made, or written to.
+        """
+        make_folder(self.path)
         rank = comm.get_rank()
         file = FileHandler(self.path / ("log.txt" + (f".rank{rank}" if rank else "")))
         file.setFormatter(

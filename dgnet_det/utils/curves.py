@@ -11,10 +11,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-METRIC = re.compile(
-    r"(?P<dataset>(?:.+/)?)(?P<task>bbox|segm|keypoints)(?P<tta>_TTA)?/(?P<name>AP(?:50|75)?)"
-)
-TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 # The figures of a DG-Net's graphs, "wiring/res2.0/open_edges", and their titles.
 GRAPH_PANELS = {
     "mean_weight": "mean weight of an edge",
@@ -56,7 +52,7 @@ def draw_curves(curves: Curves) -> Figure:
     lines: list[tuple[str, dict[str, str]]] = [
         ("loss", _names(curves, r"total_loss|.*loss_.+")),
         ("learning rate", _names(curves, r"lr")),
-        ("AP, %", {n: _metric_label(m) for n in curves if (m := METRIC.fullmatch(n))}),
+        ("AP, %", _names(curves, r"(.+/)?(bbox|segm|keypoints)(_TTA)?/AP(50|75)?")),
     ]
     graphs: dict[str, dict[str, str]] = {figure: {} for figure in GRAPH_PANELS}
     for name in curves:
@@ -112,13 +108,6 @@ def _draw_bands(axes: Axes, curves: Curves, names: Mapping[str, str]) -> None:
 
 
 def _names(curves: Curves, pattern: str) -> dict[str, str]:
-    found = sorted(
-        (name for name in curves if re.fullmatch(pattern, name)),
-        key=lambda name: (name != "total_loss", name),
-    )
-    return {name: name.replace("_", " ") for name in found}
-
-
-def _metric_label(metric: re.Match[str]) -> str:
-    label = f"{metric['dataset']}{TASKS[metric['task']]} {metric['name']}"
-    return f"{label}, augmented" if metric["tta"] else label
+    """The curves of one panel, and their labels."""
+    found = (name for name in curves if re.fullmatch(pattern, name))
+    return {name: name for name in sorted(found, key=lambda name: (name != "total_loss", name))}

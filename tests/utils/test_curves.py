@@ -67,13 +67,13 @@ def test_a_plain_network_has_three_panels() -> None:
     panels = panels_of(draw_curves(PLAIN))
     assert list(panels) == ["loss", "learning rate", "AP, %"]
     assert lines(panels["loss"]) == {
-        "total loss": ([19, 39], [3, 2]),
-        "loss cls": ([19, 39], [1, 0.5]),
+        "total_loss": ([19, 39], [3, 2]),
+        "loss_cls": ([19, 39], [1, 0.5]),
     }
     assert list(lines(panels["learning rate"]).values()) == [([19, 39], [0.1, 0.01])]
     assert lines(panels["AP, %"]) == {
-        "box AP": ([20, 40], [0, 12]), "box AP50": ([40], [30]), "mask AP": ([40], [9]),
-        "mask AP, augmented": ([40], [9.5]), "mine/val.json/mask AP": ([40], [8]),
+        "bbox/AP": ([20, 40], [0, 12]), "bbox/AP50": ([40], [30]), "segm/AP": ([40], [9]),
+        "segm_TTA/AP": ([40], [9.5]), "mine/val.json/segm/AP": ([40], [8]),
     }  # fmt: skip
 
 
