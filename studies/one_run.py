@@ -98,9 +98,9 @@ def examine(run: Run, folder: Path) -> dict[str, float]:
     figures = {"macs": sum(count(image).ran.macs for image in images) / len(images)}
     if EXPERIMENTS[run.experiment].arms[run.arm].edge_weights == "dynamic":
         result = intervene(model, cfg, dataset)
-        figures |= result.spread
-        for name, difference in result.own_minus.items():
-            figures[f"own_minus_{name}"] = difference.value
+        figures |= result["spread"]
+        for name, difference in result["own_minus"].items():
+            figures[f"own_minus_{name}"] = difference["value"]
         if classifier := run.classifier():
             figures |= top1_without_own_weights(classifier, folder / "classifier")
     return figures

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         class_names = MetadataCatalog.get(args.dataset).thing_classes
         classes_from = "Classes of images are those of their annotations."
         try:
-            interventions = intervene(model, cfg, args.dataset, images).as_dict()
+            interventions = intervene(model, cfg, args.dataset, images)
         except UserError as error:
             interventions = {"not_tested": str(error)}
     survey = survey_images(

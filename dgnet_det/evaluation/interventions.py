@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pycocotools.mask
@@ -29,42 +29,13 @@ MATCH_IOU = 0.5
 SEED = 0
 
 
-class Difference(NamedTuple):
-    """A difference of AP, and its interval of 95 % over resampled images."""
-
-    value: float
-    low: float
-    high: float
-
-
-class InterventionResult(NamedTuple):
-    """A detector with its own and with other edge weights.
-
-    The keys are ``own``, each image's own weights; ``mean``, those of all images on average; and
-    ``other``, those of another image.
-    """
-
-    num_images: int
-    ap: dict[str, float]  # box AP, per cent
-    own_minus: dict[str, Difference]  # own AP - that of ``mean`` and of ``other``
-    # By how much the score of a detection changes on average, by ``mean`` and by ``other``. It is
-    # looked for in the same image and class, and counts as 0 where none overlaps it by half.
-    score_change: dict[str, float]
-    spread: dict[str, float]  # of α over the images, as :class:`AlphaSpread` gives it
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as JSON takes it."""
-        own_minus = {name: difference._asdict() for name, difference in self.own_minus.items()}
-        return {**self._asdict(), "own_minus": own_minus}
-
-
 @torch.no_grad()
 def intervene(
     model: nn.Module,
     cfg: CfgNode,
     dataset_name: str,
     images: Sequence[dict[str, Any]] | None = None,
-) -> InterventionResult:
+) -> dict[str, Any]:
     """Evaluate a detector with each image's own edge weights, with the mean of all images', and
     with another image's, images alone. The other image is drawn once, from a fixed seed.
 
@@ -77,6 +48,17 @@ def intervene(
         cfg: its config.
         dataset_name: in Detectron2's catalog, in COCO's format.
         images: of the dataset, in Detectron2's format; default: all.
+
+    Returns:
+        What JSON takes. ``own`` are each image's own weights, ``mean`` those of all images on
+        average, ``other`` those of another image:
+
+        - ``num_images``;
+        - ``ap``: box AP, per cent, by ``own``, ``mean`` and ``other``;
+        - ``own_minus``: own AP less that of ``mean`` and of ``other``, each as ``value``, and
+          ``low`` and ``high`` of its interval of 95 % over resampled images;
+        - ``score_change``: of ``mean`` and ``other``, see :func:`mean_score_change`;
+        - ``spread``: of α over the images, as :class:`AlphaSpread` gives it.
 
     Raises:
         UserError: there are no edge weights or fewer than two images, or nothing is found.
@@ -103,13 +85,13 @@ def intervene(
         )
     ap, own_minus = _average_precisions(evaluators, [image["image_id"] for image in images])
     found = {name: evaluator.found for name, evaluator in evaluators.items()}
-    return InterventionResult(
-        num_images=len(images),
-        ap=ap,
-        own_minus=own_minus,
-        score_change={n: mean_score_change(found["own"], found[n]) for n in own_minus},
-        spread=spread.pop(),
-    )
+    return {
+        "num_images": len(images),
+        "ap": ap,
+        "own_minus": own_minus,
+        "score_change": {n: mean_score_change(found["own"], found[n]) for n in own_minus},
+        "spread": spread.pop(),
+    }
 
 
 @contextmanager
@@ -138,8 +120,8 @@ def another_of_each(count: int) -> np.ndarray:
 
 
 def mean_score_change(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float:
-    """By how much the scores of detections in COCO's result format change on average, see
-    :class:`InterventionResult`."""
+    """By how much the scores of detections in COCO's result format change on average. A detection
+    is looked for in the same image and class, and counts as 0 where none overlaps it by half."""
     candidates = defaultdict(list)
     for box in after:
         candidates[box["image_id"], box["category_id"]].append(box)
@@ -191,7 +173,7 @@ def _stacked(returned: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _average_precisions(
     evaluators: Mapping[str, Evaluator], image_ids: list[int]
-) -> tuple[dict[str, float], dict[str, Difference]]:
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """``ap`` and ``own_minus`` of the result."""
     number = len(image_ids)
     draws = np.random.default_rng(SEED).multinomial(number, [1 / number] * number, size=RESAMPLES)
@@ -207,5 +189,6 @@ def _average_precisions(
     own_minus = {}
     for name in ("mean", "other"):
         low, high = np.nanpercentile(resampled["own"] - resampled[name], INTERVAL)
-        own_minus[name] = Difference(ap["own"] - ap[name], float(low), float(high))
+        value = ap["own"] - ap[name]
+        own_minus[name] = {"value": value, "low": float(low), "high": float(high)}
     return ap, own_minus

@@ -30,7 +30,7 @@ def render_page(
 
     Args:
         report: what :func:`summarize` returned, with ``interventions`` (of
-            :class:`InterventionResult`, or why there are none as ``not_tested``), ``date``,
+            :func:`intervene`, or why there are none as ``not_tested``), ``date``,
             ``config_file``, ``weights``, ``wiring``, ``images_from``, ``classes_from`` and
             ``confidence``.
         survey: what it is a summary of.
@@ -45,16 +45,6 @@ def render_page(
     )
     environment.filters |= {"number": _number, "percent": _percent, "giga": _giga}
     tested = [(name, *TESTS[name]) for name in effects]
-    header = ["edge", "mean", "std", "min", "max", "open"]
-    rows = [
-        [
-            _edge_name(edge),
-            *(_number(edge[key]) for key in ("mean", "std", "min", "max")),
-            _percent(edge["open"]),
-            *(_number(edge[name][key]) for name, effect, _ in tested for key in (effect, "p")),
-        ]
-        for edge in report["edges"]
-    ]
     most_varied = max(report["edges"], key=lambda edge: edge["std"])
     return environment.get_template("page.html").render(
         report=report,
@@ -68,8 +58,8 @@ def render_page(
             for name, _, label in tested
         },
         examples=examples,
-        edges_header=header + [cell for _, _, label in tested for cell in (label, "p")],
-        edges=rows,
+        tested=tested,
+        edge_name=_edge_name,
     )
 
 
