@@ -7,12 +7,12 @@ quantiles of the boxes come closer in shape than octaves do, and meet fewer boxe
 steps from one feature map to the next and multiplies all sizes by one factor.
 """
 
+import json
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 
 # A box counts as met where an anchor overlaps it by so much (IoU). The region proposal network
 # regresses well from there.
@@ -77,7 +77,7 @@ def suggest(boxes: np.ndarray, anchors: Anchors) -> Anchors:
     own = np.quantile(boxes[:, 3] / boxes[:, 2], RATIO_SHARES).round(2).clip(0.05).tolist()
     tried = [anchors]
     for factor in FACTORS:
-        sizes = [[float(max(1, round(s * factor))) for s in level] for level in anchors.sizes]
+        sizes = [[max(1, round(s * factor)) for s in level] for level in anchors.sizes]
         tried += [anchors._replace(sizes=sizes, ratios=r) for r in (anchors.ratios, own)]
     overlaps = [best_overlaps(boxes, each) for each in tried]
     met = [(each >= MET_IOU).mean() for each in overlaps]
@@ -91,12 +91,8 @@ def resize_factors(cfg: CfgNode, image_sizes: np.ndarray) -> np.ndarray:
     shorter = _shorter_side(cfg)
     if shorter == 0:  # Detectron2's sign for no resizing
         return np.ones(len(image_sizes))
-    unique, index = np.unique(image_sizes, axis=0, return_inverse=True)
-    resized = [
-        ResizeShortestEdge.get_output_shape(h, w, shorter, cfg.INPUT.MAX_SIZE_TRAIN)[1]
-        for w, h in unique
-    ]
-    return (np.array(resized) / unique[:, 0])[index.reshape(-1)]
+    largest = cfg.INPUT.MAX_SIZE_TRAIN / image_sizes.max(axis=1)
+    return np.minimum(shorter / image_sizes.min(axis=1), largest)
 
 
 def _shorter_side(cfg: CfgNode) -> int:
@@ -125,8 +121,8 @@ def compare_anchors(cfg: CfgNode, xywh: np.ndarray, image_sizes: np.ndarray) -> 
     worthwhile = suggested["overlap"] >= present["overlap"] + WORTHWHILE
     if worthwhile and suggested["meet"] >= present["meet"]:
         suggested["override"] = (
-            f"MODEL.ANCHOR_GENERATOR.SIZES '{_compact(better.sizes)}'"
-            f" MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS '{_compact([better.ratios])}'"
+            f"MODEL.ANCHOR_GENERATOR.SIZES '{json.dumps(better.sizes)}'"
+            f" MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS '{json.dumps([better.ratios])}'"
         )
     return {
         "shorter_side": _shorter_side(cfg),
@@ -150,7 +146,3 @@ def percentiles(values: np.ndarray) -> dict[str, float]:
     """The 5th, 25th, 50th, 75th and 95th percentile of numbers, [K]; empty where K is 0."""
     shares = (5, 25, 50, 75, 95) if len(values) else ()
     return {f"p{share}": float(np.percentile(values, share)) for share in shares}
-
-
-def _compact(lists: list[list[float]]) -> str:
-    return "[" + ",".join("[" + ",".join(f"{v:g}" for v in row) + "]" for row in lists) + "]"

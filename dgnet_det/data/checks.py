@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathManager
 
 from dgnet_det.config import NUM_CLASSES_KEYS
-from dgnet_det.data.coco import category_names, forget_files
+from dgnet_det.data.coco import forget_files
 from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.image_checks import LEARNED_BY_HEART, check_presence
@@ -65,8 +65,13 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
         for test in cfg.DATASETS.TEST:
             if train != test and train in checked and test in checked:
                 _check_pair(train, checked[train], test, checked[test], findings)
-    for name in checked:
-        _check_num_classes(cfg, name)
+    group = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    for name, content in checked.items():
+        if group is not None and len(content.names) != cfg.MODEL[group].NUM_CLASSES:
+            raise UserError(
+                f"MODEL.{group}.NUM_CLASSES {cfg.MODEL[group].NUM_CLASSES}: {name} has"
+                f" {len(content.names)} categories: set the key to that number"
+            )
     forget_files()
     for finding in findings.of("warning"):
         logging.getLogger(__name__).warning(finding.line())
@@ -96,7 +101,7 @@ def _check_pair(train: str, ours: Content, test: str, theirs: Content, findings:
     whether it learns at all."""
     a, b = MetadataCatalog.get(train), MetadataCatalog.get(test)
     of_file = findings.of_file(b.json_file)
-    compare_categories(a.json_file, of_file)
+    compare_categories(a.json_file, ours, theirs, of_file)
     findings.raise_first_error()
     trained, tested = (
         {os.path.abspath(os.path.join(root, i["file_name"])) for i in content.images.values()}
@@ -105,13 +110,3 @@ def _check_pair(train: str, ours: Content, test: str, theirs: Content, findings:
     for path in sorted(trained & tested):
         problem = f"{path} is in the training set too: {LEARNED_BY_HEART}"
         of_file.warning("shared-image", problem, path)
-
-
-def _check_num_classes(cfg: CfgNode, name: str) -> None:
-    group = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    count = len(category_names(MetadataCatalog.get(name).json_file))
-    if group is not None and count != cfg.MODEL[group].NUM_CLASSES:
-        raise UserError(
-            f"MODEL.{group}.NUM_CLASSES {cfg.MODEL[group].NUM_CLASSES}: {name} has {count}"
-            " categories: set the key to that number"
-        )

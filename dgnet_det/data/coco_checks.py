@@ -15,7 +15,6 @@ from dgnet_det.data.coco import (
     Category,
     Image,
     annotation_model,
-    category_names,
     form_problem,
     read_coco,
 )
@@ -30,8 +29,8 @@ OVERREACHING_SHARE = 0.1
 
 
 class Content(NamedTuple):
-    """What is sound of a file: entries of 'images' by id, names of categories by id, and entries of
-    'annotations'."""
+    """What is sound of a file: entries of 'images' by id, names of categories by id, in the order
+    of a model's outputs, and entries of 'annotations'."""
 
     images: dict[int, dict[str, Any]]
     names: dict[int, str]
@@ -83,24 +82,25 @@ def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bo
     if evaluated and any(annotation["id"] == 0 for annotation in annotations):
         problem = "annotation id 0: COCO's evaluation counts what matches it as false: start from 1"
         findings.warning("annotation-id-0", problem, 0)
-    content = Content(images, {k: each["name"] for k, each in categories.items()}, annotations)
+    names = {identity: categories[identity]["name"] for identity in sorted(categories)}
+    content = Content(images, names, annotations)
     if annotations:
         _check_boxes(content, findings)
         _check_use(content, findings, trained)
     return content
 
 
-def compare_categories(train: str, findings: Findings) -> None:
-    """Check that the file of ``findings`` has the classes of the file ``train`` in their order."""
-    a, b = category_names(train), category_names(findings.file)
-    if a != b:
-        k = next(k for k, pair in enumerate(zip_longest(a, b)) if pair[0] != pair[1])
-        ours, theirs = (repr(names[k]) if k < len(names) else "missing" for names in (a, b))
-        problem = (
-            f"not the categories of {train}: class {k + 1} by id is {theirs}, there {ours}: give"
-            " both one list"
-        )
-        findings.error("categories-differ", problem)
+def compare_categories(train: str, trained: Content, val: Content, findings: Findings) -> None:
+    """Check that the validation set, whose file is that of ``findings``, has the classes of the
+    file ``train`` in their order."""
+    pairs = zip_longest(trained.names.values(), val.names.values(), fillvalue="missing")
+    for number, (ours, theirs) in enumerate(pairs, 1):
+        if ours != theirs:
+            problem = (
+                f"not the categories of {train}: class {number} by id is {theirs}, there {ours}:"
+                " give both one list"
+            )
+            findings.error("categories-differ", problem, theirs)
 
 
 def size_of(image: dict[str, Any]) -> tuple[float, float]:

@@ -106,12 +106,11 @@ def read_dataset(
         try:
             with reading(image), Image.open(image) as picture:
                 size = upright_size(picture)
-        except UserError as error:
-            findings.error("image", error, image.name)
-        else:
             scale = size if entry.fractions else (1, 1)
             objects = [_annotation(box, names, scale, origin) for box in entry.boxes]
             splits.setdefault(split, []).append(LabelledImage(image, size, objects))
+        except UserError as error:
+            findings.error("image", error, image.name)
     findings.raise_first_error()
     return Dataset(names, splits)
 
@@ -247,7 +246,7 @@ def _yolo_classes(path: Path, data: dict[str, Any]) -> list[str]:
         names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if isinstance(names, dict):
         names = [names.get(k, names.get(str(k))) for k in range(len(names))]
-    if not isinstance(names, list) or not all(type(name) in (str, int) for name in names):
+    if not names or isinstance(names, str) or any(type(n) not in (str, int) for n in names):
         raise UserError(
             f"{path}: the names of classes are {names!r:.80}: give a data.yaml with a list of texts"
             " ('yes' and 'no' in quotes), or a classes.txt"

@@ -60,7 +60,7 @@ def inspect(
     if first and second:
         of_val = findings.of_file(second.json_file)
         if not any("category-" in kind for kind in wrong):
-            compare_categories(first.json_file, of_val)
+            compare_categories(first.json_file, first.content, second.content, of_val)
         compare_images(first.json_file, first.files, second.files, of_val)
     anchors = None
     if first:

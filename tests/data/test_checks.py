@@ -127,7 +127,7 @@ def test_training_against_test_set(
     splits.val.write()
     message = message_of(cfg)
     assert message.startswith(f"{splits.val.json}: not the categories of {splits.train.json}")
-    assert "class 2 by id is 'bird', there missing" in message
+    assert "class 2 by id is bird, there missing" in message
 
 
 def test_mapper_maps(splits: Splits, cfg: CfgNode) -> None:

@@ -397,25 +397,6 @@ def test_all_bad_files_are_counted(yolo: Path) -> None:
         convert(yolo)
 
 
-def test_failure_leaves_what_was_there(
-    yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    convert(yolo)
-    before = {path.name: path.read_text() for path in (tmp_path / "coco").iterdir()}
-    fill(yolo, {A: "0 0.5 0.5 0.1 0.1\n"})
-    write = Path.write_text
-
-    def fails_at_val(path: Path, *args: Any, **kwargs: Any) -> int:
-        if path.name == "val.json":
-            raise OSError("no space left on device")
-        return write(path, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "write_text", fails_at_val)
-    with pytest.raises(OSError, match="no space"):
-        TOOL["main"]([str(yolo), str(tmp_path / "coco")])
-    assert {path.name: path.read_text() for path in (tmp_path / "coco").iterdir()} == before
-
-
 def test_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gone: no such folder"):
         convert(tmp_path / "gone")
