@@ -4,14 +4,11 @@ import errno
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-FULL = 1 << 20  # bytes; with less free space than this a disk counts as full
 
 
 @contextmanager
@@ -19,7 +16,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it if the body succeeds and removed if not.
 
     Raises:
-        OSError: nothing can be written there, which is found before the body, or the disk is full.
+        OSError: nothing can be written there, which is found before the body.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -27,9 +24,8 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        with _full_disk_as_os_error(path):
-            yield temporary
-            os.replace(temporary, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,11 +37,10 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         fresh = Path(temporary) / "new"
-        with _full_disk_as_os_error(path):
-            yield fresh
-            if path.exists():
-                os.replace(path, Path(temporary) / "old")
-            os.replace(fresh, path)
+        yield fresh
+        if path.exists():
+            os.replace(path, Path(temporary) / "old")
+        os.replace(fresh, path)
 
 
 @contextmanager
@@ -54,8 +49,7 @@ def files_written_whole(folder: Path) -> Iterator[Path]:
     Errors are those of :func:`written_whole`."""
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new.") as temporary:
-        with _full_disk_as_os_error(folder):
-            yield Path(temporary)
+        yield Path(temporary)
         for file in Path(temporary).iterdir():
             os.replace(file, folder / file.name)
 
@@ -69,17 +63,6 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-
-
-@contextmanager
-def _full_disk_as_os_error(path: Path) -> Iterator[None]:
-    """PyTorch reports a full disk as a RuntimeError about positions in an archive."""
-    try:
-        yield
-    except RuntimeError as error:
-        if shutil.disk_usage(path.parent).free < FULL:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:

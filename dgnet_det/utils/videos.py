@@ -67,19 +67,16 @@ def written_video(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], No
     Raises:
         UserError: the video cannot be written.
     """
-    failure = f"{path}: OpenCV cannot write this video (codec {CODEC}"
-    writer, size, count = cv2.VideoWriter(), (0, 0), 0
+    writer, count = cv2.VideoWriter(), 0
     with written_whole(path) as temporary:
 
         def append(frame: np.ndarray) -> None:
-            nonlocal size, count
+            nonlocal count
             height, width = frame.shape[:2]
             frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
             if count == 0:
                 size = frame.shape[1], frame.shape[0]
                 writer.open(str(temporary), cv2.VideoWriter.fourcc(*CODEC), rate, size)
-            if not writer.isOpened() or size != (frame.shape[1], frame.shape[0]):
-                raise UserError(f"{failure}, {width} × {height} pixels, {rate:g} frames/s)")
             writer.write(frame)
             count += 1
 
@@ -88,6 +85,8 @@ def written_video(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], No
         finally:
             writer.release()
         # OpenCV is silent where it fails to write.
-        written = cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)
-        if count == 0 or written != count:
-            raise UserError(f"{failure}, {count} frames): see whether the disk is full")
+        if not count or cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT) != count:
+            raise UserError(
+                f"{path}: OpenCV cannot write this video (codec {CODEC}, {count} frames,"
+                f" {rate:g} a second): see whether the disk is full"
+            )

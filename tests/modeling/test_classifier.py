@@ -77,16 +77,6 @@ def test_plain_twins_have_torchvisions_parameters(
     assert millions_of_parameters(ours) == millions_of_parameters(theirs)
 
 
-@pytest.mark.parametrize("edge_weights", ["dynamic", "static", "none"])
-def test_every_kind_of_edge_weights_from_one_override(edge_weights: str) -> None:
-    opts = (*NARROW, "MODEL.DGNET.EDGE_WEIGHTS", edge_weights)
-    model = build_classifier(config("DG_R_18", *opts)).eval()
-    assert model(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)).shape == (2, 1000)
-    routers = [name for name, _ in model.named_parameters() if ".routers." in name]
-    assert bool(routers) == (edge_weights != "none")
-    assert any(name.endswith("linear.weight") for name in routers) == (edge_weights == "dynamic")
-
-
 def test_recipes_are_the_papers() -> None:
     for name in TABLE_1:
         cfg = config(name)

@@ -1,8 +1,5 @@
 """Files are whole or not there, and what cannot be written is found first."""
 
-import errno
-import shutil
-from collections import namedtuple
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -70,15 +67,3 @@ def test_what_cannot_be_written_is_found_before_the_work(
         pytest.fail("the body ran")
     with pytest.raises(PermissionError):
         make_folder(tmp_path)
-
-
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.save() raises a RuntimeError there."""
-    usage = namedtuple("usage", "total used free")
-    error = RuntimeError("unexpected pos 704 vs 598")
-    for free, kind in ((0, OSError), (1 << 30, RuntimeError)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(1 << 40, 0, free))
-        with pytest.raises(kind) as caught:
-            fail_in(written_whole(tmp_path / "model.pth"), "", error)
-        assert getattr(caught.value, "errno", None) == (None if free else errno.ENOSPC)
-        assert not list(tmp_path.iterdir())

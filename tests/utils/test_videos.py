@@ -8,7 +8,7 @@ import pytest
 from skimage import data
 
 from dgnet_det.errors import UserError
-from dgnet_det.utils.videos import DEFAULT_RATE, Video, is_video, written_video
+from dgnet_det.utils.videos import Video, written_video
 
 
 def pan(count: int, height: int, width: int) -> list[np.ndarray]:
@@ -69,10 +69,10 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frames", "rate", "message"),
     [
-        (pan(2, 96, 128), 90000, r"codec mp4v, 128 × 96 pixels, 90000 frames/s"),
-        ([*pan(1, 96, 128), *pan(1, 96, 126)], 25, r"codec mp4v, 126 × 96 pixels"),
-        ([np.zeros((8, 70000, 3), np.uint8)], 25, r"70000 × 8 pixels"),
-        ([], 25, r"0 frames"),
+        (pan(2, 96, 128), 90000, "codec mp4v, 2 frames, 90000 a second"),
+        ([*pan(1, 96, 128), *pan(1, 96, 126)], 25, "2 frames"),
+        ([np.zeros((8, 70000, 3), np.uint8)], 25, "1 frames"),
+        ([], 25, "0 frames"),
     ],
 )
 def test_what_cannot_be_written(
@@ -88,26 +88,3 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         write(tmp_path / "out.mp4", frames)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
-
-
-def test_a_file_without_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "pan.mp4", pan(2, 96, 128))
-    capture = cv2.VideoCapture
-
-    class Rateless:
-        def __init__(self, path: str) -> None:
-            self.capture = capture(path)
-
-        def get(self, what: int) -> float:
-            return 0.0 if what == cv2.CAP_PROP_FPS else self.capture.get(what)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.capture, name)
-
-    monkeypatch.setattr(cv2, "VideoCapture", Rateless)
-    assert Video(tmp_path / "pan.mp4").rate == DEFAULT_RATE
-
-
-@pytest.mark.parametrize(("name", "expected"), [("a.MP4", True), ("b.avi", True), ("c.png", False)])
-def test_videos_go_by_their_names(name: str, expected: bool) -> None:
-    assert is_video(Path(name)) is expected
