@@ -90,15 +90,8 @@ def stock_config(cfg: CfgNode) -> CfgNode:
 def measure(
     contestants: Sequence[Contestant], workload: Workload, *, repeats: int
 ) -> dict[str, Measurement]:
-    """Run every contestant once per repeat, in turn, after a warm-up of two runs each.
-
-    Args:
-        contestants: the models.
-        workload: what they do.
-        repeats: how often.
-
-    Returns:
-        By the contestants' names.
+    """Run every contestant once per repeat, in turn, after a warm-up of two runs each; the
+    measurements by the contestants' names.
 
     Raises:
         UserError: a contestant cannot be built or run.

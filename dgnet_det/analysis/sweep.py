@@ -51,13 +51,8 @@ class Point(NamedTuple):
 @torch.no_grad()
 def thresholds_for(shares: Sequence[float], model: nn.Module, cfg: CfgNode) -> list[float]:
     """Thresholds below which those shares of all α lie, over the edges that are open for the images
-    of ``DATASETS.TEST[0]``.
-
-    Args:
-        shares: from 0 to 1. 0 leaves the model as it is, 1 closes every edge.
-        model: in evaluation mode.
-        cfg: its config.
-    """
+    of ``DATASETS.TEST[0]``. The model is in evaluation mode; a share of 0 leaves it as it is, 1
+    closes every edge."""
     weights = []
     with record_edge_weights(model) as recorded:
         for inputs in build_image_loader(cfg, DatasetCatalog.get(cfg.DATASETS.TEST[0])):

@@ -117,7 +117,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device: str) -> dict[str, Any
 
 class ClassifierTrainer(SimpleTrainer):
     """:class:`SimpleTrainer` with cross-entropy, gradient accumulation and mixed precision (float16
-    on GPUs, bfloat16 on CPUs)."""
+    on GPUs, bfloat16 on CPUs). The loader gives micro-batches of images and labels without end."""
 
     def __init__(
         self,
@@ -127,14 +127,6 @@ class ClassifierTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         budget: BudgetLoss | None = None,
     ) -> None:
-        """
-        Args:
-            cfg: the config.
-            model: from images to logits; it may be in ``DistributedDataParallel``.
-            loader: endless micro-batches of images and labels.
-            optimizer: of the model's parameters.
-            budget: a loss of the model's edges to add.
-        """
         super().__init__(model, loader, optimizer)
         self.cfg = cfg
         self.budget = budget
@@ -195,7 +187,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     ``OUTPUT_DIR``.
 
     Args:
-        cfg: the config.
+        cfg: of the classifier.
         resume: continue from the last checkpoint in ``OUTPUT_DIR``, if there is one, to the weights
             that an uninterrupted run would have reached, bit for bit on a CPU.
 

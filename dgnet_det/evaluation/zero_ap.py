@@ -50,14 +50,8 @@ def explain_zero(
     evaluator: Evaluator,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Log the likely causes if the box AP is 0 or undefined.
-
-    Args:
-        cfg: the run's config.
-        model: as evaluated.
-        evaluator: after the evaluation.
-        metrics: its result; nothing is said where it has no box AP.
-    """
+    """Log the likely causes if the box AP among the ``metrics`` that ``evaluator`` gave is 0 or
+    undefined."""
     if metrics.get("bbox", {}).get("AP", math.inf) >= ZERO_AP:
         return
     evidence = Evidence(cfg, model, evaluator.truth, evaluator.found, _iterations_done())

@@ -64,12 +64,8 @@ def prune_config(cfg: CfgNode, edges: Iterable[str]) -> CfgNode:
 
 
 def load_pruned(pruned: nn.Module, model: nn.Module) -> None:
-    """Give a pruned model the tensors that it has left of ``model``.
-
-    Args:
-        pruned: built from :func:`prune_config`.
-        model: built from the config before.
-    """
+    """Give a model that was built from :func:`prune_config` the tensors that it has left of the
+    ``model`` before."""
     state, graphs = model.state_dict(), _graphs(model)
     kept = {
         name: tensor if name.endswith(".pruned") else state[name]
@@ -91,12 +87,8 @@ def load_pruned(pruned: nn.Module, model: nn.Module) -> None:
 
 @torch.no_grad()
 def check_equal(before: Predictor, after: Predictor, image: np.ndarray, file: Path) -> float:
-    """Check that a pruned detector sees the same in an image as before, to rounding.
-
-    Args:
-        before, after: the detectors.
-        image: [H, W, 3] uint8 BGR.
-        file: where it is from.
+    """Check that a pruned detector sees the same in an image, [H, W, 3] uint8 BGR from ``file``, as
+    before, to rounding.
 
     Returns:
         The largest difference between feature maps of the backbones, each in units of the map's

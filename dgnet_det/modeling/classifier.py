@@ -28,14 +28,8 @@ class ClassifierHead(nn.Module):
         norm: str = "BN",
         dropout: float = 0.0,
     ) -> None:
-        """
-        Args:
-            in_channels: channels of the feature map.
-            num_classes: length of the output.
-            hidden_channels: of MobileNetV2's last convolution; None for no such convolution.
-            norm: of that convolution.
-            dropout: probability that a pooled feature is dropped in training.
-        """
+        """``hidden_channels`` and ``norm`` are those of MobileNetV2's convolution, None for none;
+        ``dropout`` is the probability that a pooled feature is dropped in training."""
         super().__init__()
         self.conv: nn.Module = nn.Identity()
         if hidden_channels is not None:

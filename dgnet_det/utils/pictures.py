@@ -39,12 +39,8 @@ def figure_pixels(figure: Figure) -> np.ndarray:
 def picture_paths(
     folder: Path, images: Sequence[str | os.PathLike[str]], suffixes: Mapping[str, str] = {}
 ) -> list[Path]:
-    """Where the picture of each image goes: under its name into ``folder``.
-
-    Args:
-        folder: the folder.
-        images: the files that are drawn.
-        suffixes: of the pictures, by the suffix of the file, where they are not ``.png``.
+    """Where the picture of each image goes: under its name into ``folder``, as ``.png`` or with
+    what ``suffixes`` has for the image's suffix.
 
     Raises:
         UserError: two files have one name, or a picture would take the place of its image.

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
+from static_networks import randomised
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -196,21 +197,10 @@ def test_two_processes_with_half_the_batch_match_one(
     assert found["wiring"] == pytest.approx(expected_results["wiring"], rel=0.1)
 
 
-def static_network(name: str, path: Path) -> nn.Module:
-    """A torchvision network with random weights and statistics, saved to ``path``."""
-    model = getattr(torchvision.models, name)(num_classes=3).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    torch.save(model.state_dict(), path)
-    return model
-
-
 def test_a_static_checkpoint_is_fine_tuned(make_cfg: MakeCfg, tmp_path: Path) -> None:
     """In the residual wiring the classifier starts with its logits, head included."""
-    static = static_network("resnet18", tmp_path / "static.pth")
+    static = randomised(torchvision.models.resnet18(num_classes=3))
+    torch.save(static.state_dict(), tmp_path / "static.pth")
     cfg = make_cfg(
         *("MODEL.DGNET.WIRING", "residual", "CLASSIFICATION.EPOCHS", "1"),
         *("CLASSIFICATION.WARMUP_EPOCHS", "0", "SOLVER.BASE_LR", "0.001"),

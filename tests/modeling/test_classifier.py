@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectors import route_at_random
 from detectron2.config import CfgNode
+from static_networks import randomised
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torchvision.models import mobilenet_v2, resnet18
@@ -106,10 +107,7 @@ def test_recipes_are_the_papers() -> None:
 def test_a_detector_has_the_classifiers_features(wiring: str, tmp_path: Path) -> None:
     classifier = build_classifier(config("DG_R_18", *NARROW, "MODEL.DGNET.WIRING", wiring)).eval()
     route_at_random(classifier)
-    for module in classifier.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    randomised(classifier)
     path = tmp_path / "classifier.pth"
     torch.save({"model": classifier.state_dict()}, path)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
 from narrow import narrow_backbone
+from static_networks import randomised
 from torch import nn
 
 from dgnet_det.modeling.folding import FoldingConv2d, fold_frozen_norms, optimize_for_inference
@@ -23,21 +24,12 @@ NETWORKS = {
 }
 
 
-def randomise_norms(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(std=0.1)
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
-
-
 def make_conv(groups: int, activation: object = None) -> Conv2d:
     norm = get_norm("FrozenBN", 6)
     conv = Conv2d(
         4, 6, 3, stride=2, padding=1, groups=groups, bias=False, norm=norm, activation=activation
     )
-    randomise_norms(conv)
+    randomised(conv)
     return conv
 
 
@@ -113,7 +105,7 @@ def test_frozen_norms_alone_are_folded() -> None:
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 def test_optimized_backbone_equals_the_original(name: str, norm: str) -> None:
     model = narrow_backbone("MODEL.RESNETS.NORM", norm, *NETWORKS[name])
-    randomise_norms(model)
+    randomised(model)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         expected = model(images)
