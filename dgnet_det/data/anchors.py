@@ -74,7 +74,8 @@ def suggest(boxes: np.ndarray, anchors: Anchors) -> Anchors:
     """The anchors with their sizes multiplied by the factor, and with the ratios, either their own
     or the boxes' quantiles, that overlap boxes most on average, of those that meet as many."""
     boxes = boxes[:: 1 + len(boxes) // NUM_BOXES_TRIED]
-    own = np.quantile(boxes[:, 3] / boxes[:, 2], RATIO_SHARES).round(2).clip(0.05).tolist()
+    ratios = np.quantile(boxes[:, 3] / boxes[:, 2], RATIO_SHARES)
+    own = np.unique(ratios.round(2).clip(0.05)).tolist()
     tried = [anchors]
     for factor in FACTORS:
         sizes = [[max(1, round(s * factor)) for s in level] for level in anchors.sizes]

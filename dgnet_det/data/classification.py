@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import datasets, transforms
 
 from dgnet_det.data.findings import first_few
@@ -174,24 +174,17 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.start_iteration = 0
         self.batch_size = batch_size // world_size
         self.micro_batch_size = self.batch_size // accumulation
-        self.sampler: DistributedSampler = DistributedSampler(
-            dataset,
-            num_replicas=world_size,
-            rank=comm.get_rank(),
-            shuffle=True,
-            seed=seed,
-            drop_last=True,
-        )
+        self.size, self.seed = size, seed
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_epoch, skipped = divmod(self.start_iteration, self.iterations_per_epoch)
         for epoch in count(first_epoch):
-            self.sampler.set_epoch(epoch)
-            indices = list(self.sampler)
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(self.size, generator=generator)
+            indices = order[comm.get_rank() :: comm.get_world_size()].tolist()
             start = skipped * self.batch_size if epoch == first_epoch else 0
-            for i in range(
-                start, self.iterations_per_epoch * self.batch_size, self.micro_batch_size
-            ):
+            stop = self.iterations_per_epoch * self.batch_size
+            for i in range(start, stop, self.micro_batch_size):
                 yield [(epoch, index) for index in indices[i : i + self.micro_batch_size]]
 
 
