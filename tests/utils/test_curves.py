@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
-import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -85,9 +83,8 @@ def test_no_point_lies_on_the_frame() -> None:
             assert bottom < min(line.get_ydata()) <= max(line.get_ydata()) < top
 
 
-@pytest.mark.parametrize("metrics", [True, False])
-def test_a_dg_net_also_shows_its_graphs(metrics: bool) -> None:
-    curves = {name: curve for name, curve in PLAIN.items() if metrics or "AP" not in name}
+def test_a_dg_net_also_shows_its_graphs() -> None:
+    curves = {name: curve for name, curve in PLAIN.items() if "AP" not in name}
     for k, graph in enumerate(("res2.0", "res3.0")):
         curves |= {
             f"wiring/{graph}/open_edges": ([19, 39], [1.0, 0.5 + k / 10]),
@@ -95,18 +92,13 @@ def test_a_dg_net_also_shows_its_graphs(metrics: bool) -> None:
             f"wiring/{graph}/alpha_std": ([39], [0.02]),
         }
     panels = panels_of(draw_curves(curves))
-    assert list(panels)[3:] == [
-        "mean weight of an edge", "spread of α over images (std)", "share of open edges"
+    assert list(panels) == [
+        "loss", "learning rate", "mean weight of an edge", "spread of α over images (std)",
+        "share of open edges",
     ]  # fmt: skip
-    shown = panels["share of open edges"]
-    assert lines(shown) == {
-        "res2.0": ([19, 39], [1, 0.5]),
-        "res3.0": ([19, 39], [1, 0.6]),
-        "mean": ([19, 39], [1, 0.55]),
-    }
-    (band,) = shown.collections
-    corners = band.get_paths()[0].vertices
-    at_the_end = corners[np.isclose(corners[:, 0], 39), 1]
-    assert (at_the_end.min(), at_the_end.max()) == (0.5, 0.6)
-    assert bool(panels["AP, %"].get_lines()) is metrics
+    assert lines(panels["share of open edges"]) == {
+        "res2.0": ([19, 39], [1, 0.5]), "res3.0": ([19, 39], [1, 0.6]),
+    }  # fmt: skip
     assert len({axes.get_xlim() for axes in panels.values()}) == 1
+    # Negative weights are in the panel.
+    assert panels["mean weight of an edge"].get_ylim()[0] < -0.25
