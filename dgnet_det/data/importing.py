@@ -296,13 +296,13 @@ def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = 
     if len(dataset.splits) > 1:
         raise UserError(f"the data have splits already: {', '.join(dataset.splits)}")
     (images,) = dataset.splits.values()
-    groups: dict[Any, list[Path]] = {}
+    folder, members = image_folder(images), dict[Any, list[Path]]()
     for image in images:
-        key = _group_of(image.path.relative_to(image_folder(images)).as_posix(), group_by)
-        groups.setdefault(key, []).append(image.path)
+        key = _group_of(image.path.relative_to(folder).as_posix(), group_by)
+        members.setdefault(key, []).append(image.path)
+    groups = list(members.values())
     val, target = set[Path](), round(share * len(images))
-    for k in np.random.default_rng(seed).permutation(len(groups)):
-        group = list(groups.values())[k]
+    for group in (groups[k] for k in np.random.default_rng(seed).permutation(len(groups))):
         if abs(len(val) + len(group) - target) < abs(len(val) - target):
             val.update(group)
     if not 0 < len(val) < len(images):
