@@ -109,13 +109,13 @@ class RoutedStage(PlainStage):
                 continue
             average = average or ValidAverage(x, valid)
             logits.append(self.routers[str(j)](average(x)))
-            gates.append(self._select(logits[-1]))
             if self._explores(logits[-1]) or has_no_values(x):
+                gates.append(self._select(logits[-1]))
                 x = weighted_sum([branch(x) for branch in branches], gates[-1])
             else:
-                x = run_selected(branches, x, gates[-1])
-        if self.observers and gates:
-            choices = self._choices(gates, logits)
+                x = run_selected(branches, x, logits[-1].argmax(dim=1))
+        if self.observers and logits:
+            choices = self._choices(gates or [select(row, None) for row in logits], logits)
             for observe in self.observers:
                 observe(choices)
         return x
@@ -146,17 +146,15 @@ class RoutedStage(PlainStage):
         return Choices(table(gates), probability, connections, self.columns)
 
 
-def run_selected(branches: Sequence[nn.Module], x: Tensor, gate: Tensor) -> Tensor:
+def run_selected(branches: Sequence[nn.Module], x: Tensor, selected: Tensor) -> Tensor:
     """Each image through the branch that it selected, and through no other.
 
     Args:
         branches: K, none of which changes the shape.
         x: [B, C, H, W].
-        gate: one-hot rows, [B, K].
+        selected: 0 to K - 1, [B].
     """
-    selected = gate.argmax(dim=1)
-    counts = torch.bincount(selected, minlength=len(branches)).tolist()
-    running = [k for k, count in enumerate(counts) if count]
+    running = sorted(set(selected.tolist()))
     if len(running) == 1:
         return branches[running[0]](x)
     rows = [selected.eq(k).nonzero().squeeze(1) for k in running]
