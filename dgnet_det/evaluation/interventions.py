@@ -18,10 +18,13 @@ from detectron2.evaluation.evaluator import inference_context
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dgnet_det.drnet.routing import RouterNet, select
+from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.evaluation.coco import Evaluator, build_image_loader
 from dgnet_det.evaluation.resampling import ResampledAP
-from dgnet_det.modeling.observation import dynamic_graphs, record_spread
+from dgnet_det.graph.stage import DynamicGraph
+from dgnet_det.modeling.observation import dynamic_graphs, record_spread, routed_stages
 
 RESAMPLES = 1000  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # per cent
@@ -41,10 +44,11 @@ def intervene(
 
     What is replaced is the routers' output (Eq. 4), before the threshold (Eq. 5). A router of a
     node that is absent in an image gives none there: the mean is that over the other images, and
-    stands in where the other image has none.
+    stands in where the other image has none. Of routed stages, what is replaced is the choice, and
+    the mean is the most frequent one.
 
     Args:
-        model: a detector with edge weights.
+        model: a detector with edge weights, or that routes between branches.
         cfg: its config.
         dataset_name: in Detectron2's catalog, in COCO's format.
         images: of the dataset, in Detectron2's format; default: all.
@@ -58,13 +62,13 @@ def intervene(
         - ``own_minus``: own AP less that of ``mean`` and of ``other``, each as ``value``, and
           ``low`` and ``high`` of its interval of 95 % over resampled images;
         - ``score_change``: of ``mean`` and ``other``, see :func:`mean_score_change`;
-        - ``spread``: of α over the images, as :class:`AlphaSpread` gives it.
+        - ``spread``: over the images, as :class:`AlphaSpread` or :class:`ChoiceSpread` gives it.
 
     Raises:
         UserError: there are no edge weights or fewer than two images, or nothing is found.
     """
-    if not dynamic_graphs(model):
-        raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: the plain network has no edge weights")
+    if not _stages_with_routers(model):
+        raise UserError("MODEL.BACKBONE: the plain network decides nothing for an image")
     images = DatasetCatalog.get(dataset_name) if images is None else images
     if len(images) < 2:
         raise UserError(f"{dataset_name}: one image has no other's edge weights: give at least two")
@@ -97,18 +101,25 @@ def intervene(
 @contextmanager
 def router_hooks(model: nn.Module, hook: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
     """Call ``hook(name, output)`` whenever a router of ``model`` has run, with its name
-    (``res4.0.routers.1``) and its output, α before the threshold, [B, K]. What the hook returns,
-    unless None, takes the output's place."""
+    (``res4.0.routers.1``) and its output, [B, K]: α before the threshold, or of a RouterNet, the
+    choice as one-hot rows. What the hook returns, unless None, takes the output's place; of a
+    choice, the branch where it is largest runs."""
 
     def answer(name: str, router: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        return hook(name, output)
+        return hook(name, select(output, None) if isinstance(router, RouterNet) else output)
 
     with ExitStack() as handles:
-        for graph_name, graph in dynamic_graphs(model).items():
-            for i, router in graph.routers.items():
-                name = f"{graph_name}.routers.{i}"
+        for stage_name, stage in _stages_with_routers(model).items():
+            for i, router in stage.routers.items():
+                name = f"{stage_name}.routers.{i}"
                 handles.enter_context(router.register_forward_hook(partial(answer, name)))
         yield
+
+
+def _stages_with_routers(model: nn.Module) -> dict[str, DynamicGraph | RoutedStage]:
+    stages: dict[str, DynamicGraph | RoutedStage] = {**dynamic_graphs(model)}
+    stages |= routed_stages(model)
+    return {name: stage for name, stage in stages.items() if stage.routers}
 
 
 def another_of_each(count: int) -> np.ndarray:
