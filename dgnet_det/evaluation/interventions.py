@@ -68,7 +68,10 @@ def intervene(
         UserError: there are no edge weights or fewer than two images, or nothing is found.
     """
     if not _stages_with_routers(model):
-        raise UserError("MODEL.BACKBONE: the plain network decides nothing for an image")
+        raise UserError(
+            "MODEL.BACKBONE.NAME, MODEL.DGNET.EDGE_WEIGHTS: a plain network has no edge weights and"
+            " no branches to choose from"
+        )
     images = DatasetCatalog.get(dataset_name) if images is None else images
     if len(images) < 2:
         raise UserError(f"{dataset_name}: one image has no other's edge weights: give at least two")
