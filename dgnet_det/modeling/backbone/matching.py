@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dgnet_det.errors import UserError
-from dgnet_det.graph.topology import KEY, edge_name
+from dgnet_det.graph.topology import KEY
 from dgnet_det.modeling.backbone.families import FAMILIES
 from dgnet_det.modeling.backbone.naming import (
     GRAPH_TENSOR,
@@ -182,35 +183,22 @@ def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: s
                 (match.unknown if inside else match.others)[name] = tensor
         elif target.split(".")[0] not in parts:
             match.left_out.append(name)
+        elif target.endswith(".pruned") and _masks_differ(tensor, match.backbone.get(target)):
+            match.pruned_otherwise.append(
+                f"{target.removesuffix('.pruned')}: the checkpoint is pruned of other edges than"
+                f" the config; set {KEY} as in the config.yaml beside it"
+            )
         elif target in match.backbone and tensor.shape == match.backbone[target].shape:
             match.tensors[target] = tensor
         elif not target.endswith(COUNTER):
             match.unfit[target] = tensor
-    _compare_pruned(match)
     _note_absent(match)
     return match
 
 
-def _compare_pruned(match: Match) -> None:
-    """Note which graphs are pruned of other edges than ours, and set these masks aside."""
-    for name in [*match.tensors, *match.unfit]:
-        graph, _, tensor_name = name.rpartition(".")
-        if tensor_name != "pruned":
-            continue
-        theirs = _edges(graph, match.tensors.get(name, match.unfit.get(name)))
-        ours = _edges(graph, match.backbone.get(name))
-        if theirs != ours:
-            match.tensors.pop(name, None)
-            match.unfit.pop(name, None)
-            match.pruned_otherwise.append(
-                f"{graph}: the checkpoint is pruned of {theirs}, the config of {ours}; set {KEY}"
-            )
-
-
-def _edges(graph: str, pruned: Tensor | None) -> str:
-    """The edges of a mask [N, N], row j for those into node j."""
-    pairs = [] if pruned is None else pruned.nonzero().tolist()
-    return ", ".join(edge_name(graph, (i, j)) for j, i in pairs) or "none"
+def _masks_differ(theirs: Tensor, ours: Tensor | None) -> bool:
+    """Whether two masks of pruned edges differ; None is that of a graph that is not pruned."""
+    return bool(theirs.any()) if ours is None else not torch.equal(theirs, ours.cpu())
 
 
 def _note_absent(match: Match) -> None:
