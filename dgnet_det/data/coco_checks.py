@@ -2,6 +2,7 @@
 image is opened."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
@@ -197,23 +198,21 @@ def fills(mask: dict[str, Any]) -> bool:
     """Whether a mask's run-length encoding is of as many pixels as its size says. pycocotools
     decodes what is shorter to whatever lies in memory.
 
-    COCO's text for counts has digits of base 32, the lowest first, each with a bit that says
-    whether more follow. The numbers are signed; from the third on, the last but one is to be added.
+    COCO's text for counts has digits of base 32, the lowest first, from "P" on where more follow.
+    The numbers are signed; from the third on, the last but one is to be added.
     """
-    runs: list[int] = [] if isinstance(mask["counts"], str) else mask["counts"]
-    value = shift = 0
-    for code in [ord(letter) - ord("0") for letter in mask["counts"]] if not runs else []:
-        value |= (code & 31) << shift
-        shift += 5
-        if not 0 <= code < 64:
+    runs = mask["counts"]
+    if isinstance(runs, str):
+        numbers, runs = re.findall("[P-o]*[0-O]", runs), []
+        if "".join(numbers) != mask["counts"]:
             return False
-        if not code & 32:
-            value -= (code & 16) << (shift - 4)
+        for number in numbers:
+            digits = [(ord(letter) - ord("0")) & 31 for letter in number]
+            value = sum(digit << (5 * k) for k, digit in enumerate(digits))
+            if digits[-1] & 16:
+                value -= 1 << (5 * len(digits))
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return (
-        shift == 0 and min(runs, default=-1) >= 0 and sum(runs) == mask["size"][0] * mask["size"][1]
-    )
+    return min(runs, default=-1) >= 0 and sum(runs) == mask["size"][0] * mask["size"][1]
 
 
 def _check_boxes(content: Content, findings: Findings) -> None:
