@@ -78,7 +78,7 @@ def _iterations_done() -> int | None:
         losses = get_event_storage().histories().get("total_loss")
     except AssertionError:
         return None
-    return losses and int(losses.values()[-1][1]) + 1
+    return int(losses.values()[-1][1]) + 1 if losses else None
 
 
 def _short_training(e: Evidence) -> str | None:

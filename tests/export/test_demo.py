@@ -30,7 +30,7 @@ from dgnet_det.export.demo import (
     draw_truth,
     to_records,
 )
-from dgnet_det.export.predictor import load_predictor
+from dgnet_det.export.predictor import Predictor, load_predictor
 from dgnet_det.export.tracing import export_detector
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
@@ -64,6 +64,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def predictor(made: Path) -> Predictor:
+    opts = [*SMALL, "MODEL.WEIGHTS", str(made / "model.pth")]
+    return load_predictor(load_cfg(config("faster"), opts))
+
+
 def run(
     made: Path, output: Path, *inputs: str | Path, options: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -83,8 +89,11 @@ def plain(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     return output, run(made, output, made / "in")
 
 
-def test_a_folder_of_images_and_a_video(made: Path, plain: tuple[Path, dict]) -> None:
+def test_a_folder_of_images_and_a_video(
+    made: Path, plain: tuple[Path, dict], predictor: Predictor
+) -> None:
     output, report = plain
+    optimize_for_inference(predictor.model)
     assert sorted(path.name for path in output.iterdir()) == [
         "astronaut.png", "coffee.png", "detections.json", "pan.mp4",
     ]  # fmt: skip
@@ -92,9 +101,6 @@ def test_a_folder_of_images_and_a_video(made: Path, plain: tuple[Path, dict]) ->
     images = [(Path(image["file"]).name, image["picture"]) for image in report["images"]]
     assert images == [("astronaut.png", "astronaut.png"), ("coffee.jpg", "coffee.png")]
 
-    opts = [*SMALL, "MODEL.WEIGHTS", str(made / "model.pth")]
-    predictor = load_predictor(load_cfg(config("faster"), opts))
-    optimize_for_inference(predictor.model)
     image = report["images"][1]
     pixels = cv2.imread(image["file"])
     assert (image["height"], image["width"]) == pixels.shape[:2]
@@ -124,7 +130,7 @@ def test_a_folder_of_images_and_a_video(made: Path, plain: tuple[Path, dict]) ->
 
 
 def test_graphs_beside_images_and_frames(
-    made: Path, plain: tuple[Path, dict], tmp_path: Path
+    made: Path, plain: tuple[Path, dict], predictor: Predictor, tmp_path: Path
 ) -> None:
     inputs = [made / "in/coffee.jpg", made / "in/pan.mp4"]
     report = run(made, tmp_path / "out", *inputs, options=["--wiring"])
@@ -138,8 +144,6 @@ def test_graphs_beside_images_and_frames(
     assert np.abs(np.diff(right, axis=0)).max() > 100
     assert (np.ptp(right, axis=0).max(axis=2) < 40).mean() > 0.9
 
-    opts = [*SMALL, "MODEL.WEIGHTS", str(made / "model.pth")]
-    predictor = load_predictor(load_cfg(config("faster"), opts))
     graphs = report["images"][0]["graphs"]
     assert list(graphs) == list(dynamic_graphs(predictor.model))
     with record_edge_weights(predictor.model) as edge_weights:
@@ -159,9 +163,9 @@ def test_graphs_beside_images_and_frames(
     assert bars[0] == bars[1]
 
 
-def test_an_exported_detector(made: Path, plain: tuple[Path, dict], tmp_path: Path) -> None:
-    opts = [*SMALL, "MODEL.WEIGHTS", str(made / "model.pth")]
-    predictor = load_predictor(load_cfg(config("faster"), opts))
+def test_an_exported_detector(
+    made: Path, plain: tuple[Path, dict], predictor: Predictor, tmp_path: Path
+) -> None:
     example = predictor.prepare(cv2.imread(str(made / "in/astronaut.png")))
     file = tmp_path / "detector.ts"
     export_detector(predictor, example, file)
