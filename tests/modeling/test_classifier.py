@@ -8,6 +8,7 @@ import torch
 from detectors import route_at_random
 from detectron2.config import CfgNode
 from static_networks import randomised
+from table_1 import TABLE_1
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torchvision.models import mobilenet_v2, resnet18
@@ -24,17 +25,6 @@ NARROW = (
     *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "8"),
 )
-# Parameters and convolutions' multiply-adds at 224², in millions: our reading of the paper's
-# Table 1, beside which DESIGN and docs/paper.md put the printed values.
-TABLE_1 = {
-    "DG_MobileNetV2": (3.588, 312.59),
-    "DG_R_18": (11.700, 1826.41),
-    "DG_R_50": (25.617, 4125.67),
-    "DG_R_101": (44.887, 7837.89),
-    "DG_X_50_32x4d": (25.088, 4305.50),
-    "DG_RegNetX_600M": (6.221, 600.36),
-    "DG_RegNetX_1600M": (9.226, 1601.94),
-}
 
 
 def config(name: str, *overrides: str) -> CfgNode:

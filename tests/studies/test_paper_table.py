@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from narrow import narrow_backbone
+from table_1 import TABLE_1
 
 from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts
@@ -15,17 +16,10 @@ from studies.make_paper_table import END, PAPER
 
 PAGE = (ROOT / "docs/paper.md").read_text(encoding="utf-8")
 
-# Millions of parameters and of multiply-adds that the paper wiring must have, and the backbone's
-# GFLOPs at 800 x 1333, where Table 2 has them, of the static network and of DG-Net.
-EXPECTED = {
-    "MobileNetV2-1.0": (3.588, 312.59, None),
-    "ResNet-18": (11.700, 1826.41, None),
-    "ResNet-50": (25.617, 4125.67, (174.7, 176.3)),
-    "ResNet-101": (44.887, 7837.89, (333.8, 335.4)),
-    "ResNeXt-50-32x4d": (25.088, 4305.50, (180.7, 184.0)),
-    "RegNetX-600M": (6.221, 600.36, None),
-    "RegNetX-1600M": (9.226, 1601.94, None),
-}
+# The backbone's at 800 x 1333, of the static network and of DG-Net: our reading of Table 2.
+GFLOPS = {
+    "ResNet-50": (174.7, 176.3), "ResNet-101": (333.8, 335.4), "ResNeXt-50-32x4d": (180.7, 184.0),
+}  # fmt: skip
 
 
 def rows(page: str) -> dict[tuple[str, str], list[str]]:
@@ -52,18 +46,18 @@ def test_the_page_holds_what_the_code_counts(
     assert outside[0] == outside[1]
 
 
-@pytest.mark.parametrize("network", EXPECTED)
+@pytest.mark.parametrize("network", PAPER)
 def test_the_page_is_table_1(network: str) -> None:
-    params, macs, gflops = EXPECTED[network]
+    params, macs = TABLE_1[list(PAPER[network])[1]]
     cells = rows(PAGE)[network, "DG"]
     assert float(cells[0]) == pytest.approx(params, abs=0.001)
     assert float(cells[3]) == pytest.approx(macs, abs=0.01)
-    for kind, expected in zip(("static", "DG"), gflops or (), strict=False):
+    for kind, expected in zip(("static", "DG"), GFLOPS.get(network, ()), strict=False):
         assert float(rows(PAGE)[network, kind][7]) == pytest.approx(expected, abs=0.05)
 
 
 def test_differences_are_ours_less_the_papers() -> None:
-    assert len(rows(PAGE)) == 2 * len(EXPECTED)
+    assert len(rows(PAGE)) == 2 * len(PAPER)
     for cells in rows(PAGE).values():
         for ours, paper, difference in (cells[0:3], cells[3:6], cells[7:10]):
             if paper == "–":
