@@ -13,6 +13,7 @@ Example:
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import arguments
 
@@ -55,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_checkpoint(conversion.checkpoint, args.output)
     print(f"wrote {args.output}")
 
-    pixels = conversion.pixels
-    if pixels is None:
+    if conversion.pixels is None:
         print("pixel order and statistics: those of the config that INPUT was trained with")
         return
-    print(f"with these weights goes{f' ({pixels.note})' if pixels.note else ''}:")
-    for line in pixels.lines(cfg):
-        print(f"  {line}")
+    print("with these weights goes, unless their config or model card says otherwise:")
+    for key, value in conversion.pixels.items():
+        present = reduce(getattr, key.split("."), cfg)
+        print(f"  {key} {value}" + ("" if present == value else f" (the config has {present})"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
-from dgnet_det.checkpoint.pixels import Pixels, pixels_of
+from dgnet_det.checkpoint.pixels import pixels_of
 from dgnet_det.checkpoint.reading import RENAMED_CAFFE2, local_file, read_checkpoint
 from dgnet_det.config import is_classifier
 from dgnet_det.errors import UserError
@@ -38,7 +38,8 @@ class Conversion:
     # for torch.load(weights_only=True).
     checkpoint: dict[str, Any]
     match: Match
-    pixels: Pixels | None
+    # The config values that go with the weights; None where only their own config knows.
+    pixels: dict[str, Any] | None
     # Why the result is not whole; empty if it is.
     problem: str
 
@@ -54,7 +55,7 @@ class Conversion:
             "untrained": match.untrained,
             "head": list(match.head),
             "others": [*match.others, *match.left_out],
-            "pixels": None if self.pixels is None else self.pixels.values,
+            "pixels": self.pixels,
         }
 
     def report(self) -> str:

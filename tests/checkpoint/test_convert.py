@@ -109,7 +109,7 @@ def test_names_follow_the_config(resnet18_file: str) -> None:
     assert "backbone.stem.conv1.weight" in conversion.checkpoint["model"]
 
 
-def test_pixels_of_torchvision_and_notes(
+def test_pixels_of_torchvision(
     resnet18_file: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     output = tmp_path / "out.pth"
@@ -117,7 +117,7 @@ def test_pixels_of_torchvision_and_notes(
     MAIN([resnet18_file, str(output), "--config-file", R_18, *opts])
     printed = capsys.readouterr().out
     assert printed.endswith(
-        "model card says otherwise):\n"
+        "model card says otherwise:\n"
         "  INPUT.FORMAT RGB (the config has BGR)\n"
         "  MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]\n"
         "  MODEL.PIXEL_STD [58.395, 57.12, 57.375]\n"
@@ -133,7 +133,7 @@ def test_pixels_of_caffe2(tmp_path: Path) -> None:
     conversion = convert(str(path), config("R_50"))
     assert conversion.problem
     assert conversion.checkpoint["source"]["format"] == "msra/caffe2"
-    assert conversion.pixels.values == {
+    assert conversion.pixels == {
         "INPUT.FORMAT": "BGR",
         "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
         "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
