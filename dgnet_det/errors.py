@@ -12,7 +12,7 @@ MACHINE_ERRORS = {
     errno.EPERM: "no permission: choose another folder, or change its permissions",
     errno.ENOTDIR: "a file stands where a folder is needed: choose another folder",
     errno.EISDIR: "is a folder: name a file",
-    errno.EEXIST: "exists already: choose another name",
+    errno.EEXIST: "a file stands where a folder is needed: choose another folder",
 }
 
 

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.exported:
         detector = load_detector(args.exported)
     else:
-        detector = predictor = load_predictor(cfg)
+        detector = predictor = load_predictor(cfg, args.dataset if args.truth else "")
         optimize_for_inference(predictor.model)
         metadata = MetadataCatalog.get(args.dataset or cfg.DATASETS.TRAIN[0])
         if args.wiring and not dynamic_graphs(predictor.model):

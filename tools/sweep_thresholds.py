@@ -18,6 +18,7 @@ Examples:
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import arguments
 
@@ -25,7 +26,9 @@ import arguments
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, sweep each detector, print, draw and write."""
     parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector")
-    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, *.png")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="picture to write, *.png"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     parser.add_argument(
         "--name", default="detector", help="of the line in the plot (default: %(default)s)"
@@ -65,11 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.modeling.folding import optimize_for_inference
     from dgnet_det.modeling.observation import dynamic_graphs
     from dgnet_det.utils.environment import describe_environment
-    from dgnet_det.utils.files import write_json
+    from dgnet_det.utils.files import check_writable, write_json
     from dgnet_det.utils.pictures import save_figure
 
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: give at least 1")
+    check_writable(args.output)
     cfgs = {args.name: load_cfg_with_data(args.config_file, args.opts)}
     for name, config, weights in args.compare:
         cfgs[name] = load_cfg_with_data(config, [*args.opts, "MODEL.WEIGHTS", weights])

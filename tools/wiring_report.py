@@ -54,12 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
     from dgnet_det.modeling.observation import dynamic_graphs
-    from dgnet_det.utils.files import write_json, written_whole
+    from dgnet_det.utils.files import check_writable, write_json, written_whole
 
     if args.examples < 1:
         raise UserError(f"--examples {args.examples}: give at least 1")
-    if args.output.is_dir():
-        raise UserError(f"{args.output}: is a folder: name the file of the page")
+    check_writable(args.output)
     cfg = load_cfg_with_data(args.config_file, args.opts)
     images = arguments.chosen_images(cfg, args)
     predictor = load_predictor(cfg, args.dataset or "", allow_untrained=True)

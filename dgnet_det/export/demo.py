@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import Metadata
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from torch import nn
@@ -23,6 +23,7 @@ from dgnet_det.utils.videos import Video, written_video
 
 SIDE = 900  # pixels, of the longer side of the picture of a small image
 SIDE_BY_GRAPHS = 600  # of an image beside its graphs
+LABEL_HEIGHT = 0.016  # of what the visualizer writes, as a share of the longer side
 # Okabe and Ito's, which colour-blind people can tell apart, less black, orange first.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 
@@ -61,34 +62,80 @@ def draw_detections(
     """
     classes, fields = found.pred_classes.tolist(), found.get_fields()
     scores = zip(classes, found.scores.tolist(), strict=True)
-    numbers = range(len(found)) if "pred_masks" in fields else classes
-    drawn = _visualizer(image, metadata, side).overlay_instances(
-        boxes=found.pred_boxes,
+    return _draw(
+        image,
+        metadata,
+        side,
+        classes,
+        boxes=found.pred_boxes.tensor.numpy(),
         labels=[f"{class_names[k]} {score:.0%}" for k, score in scores],
         masks=fields.get("pred_masks"),
         keypoints=fields.get("pred_keypoints"),
-        assigned_colors=[COLORS[k % len(COLORS)] for k in numbers],
     )
-    return drawn.get_image()
 
 
 def draw_truth(
     image: np.ndarray,
     annotations: Sequence[Mapping[str, Any]],
-    metadata: Metadata | None,
+    class_names: Sequence[str],
+    *,
+    metadata: Metadata | None = None,
     side: int | None = None,
 ) -> np.ndarray:
     """Draw annotations in Detectron2's dataset format; the rest is as for
     :func:`draw_detections`."""
     # The visualizer takes a field from all annotations or from none.
     common = set.intersection(*map(set, annotations)) if annotations else set()
-    truth = {"annotations": [{key: a[key] for key in common} for a in annotations]}
-    return _visualizer(image, metadata, side).draw_dataset_dict(truth).get_image()
+    classes = [a["category_id"] for a in annotations]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    points = [np.reshape(a["keypoints"], (-1, 3)) for a in annotations if "keypoints" in common]
+    return _draw(
+        image,
+        metadata,
+        side,
+        classes,
+        boxes=np.reshape(boxes, (-1, 4)),
+        labels=[
+            class_names[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else "")
+            for a in annotations
+        ],
+        masks=[a["segmentation"] for a in annotations] if "segmentation" in common else None,
+        keypoints=np.stack(points) if points else None,
+    )
 
 
-def _visualizer(image: np.ndarray, metadata: Metadata | None, side: int | None) -> Visualizer:
+def _draw(
+    image: np.ndarray,
+    metadata: Metadata | None,
+    side: int | None,
+    classes: Sequence[int],
+    *,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    masks: Any,
+    keypoints: Any,
+) -> np.ndarray:
+    """Draw objects, the best first. A label that would cover that of a better one is left out."""
     longer = max(image.shape)
-    return Visualizer(image, metadata, scale=(side or max(SIDE, longer)) / longer)
+    height = LABEL_HEIGHT * longer
+    kept: list[int] = []
+    for k, (left, top, _, bottom) in enumerate(boxes):
+        width = LABEL_HEIGHT / 2 * longer * len(labels[k])
+        others = boxes[kept]
+        beside = np.abs(others[:, 0] - left) < width
+        apart = np.abs(others[:, [1, 3, 1, 3]] - (top, bottom, bottom, top))
+        if not (beside & (apart < height).any(axis=1)).any():
+            kept.append(k)
+    visualizer = Visualizer(image, metadata, scale=(side or max(SIDE, longer)) / longer)
+    numbers = range(len(classes)) if masks is not None else classes
+    drawn = visualizer.overlay_instances(
+        boxes=boxes,
+        labels=[label if k in kept else "" for k, label in enumerate(labels)],
+        masks=masks,
+        keypoints=keypoints,
+        assigned_colors=[COLORS[k % len(COLORS)] for k in numbers],
+    )
+    return drawn.get_image()
 
 
 def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, EdgeWeights]) -> Figure:
@@ -148,7 +195,7 @@ def annotate(
     pictures = [draw_detections(image, found, names, metadata=metadata, side=side)]
     record: dict[str, Any] = {"detections": to_records(found, names)}
     if truth is not None:
-        pictures.append(draw_truth(image, truth, metadata, side))
+        pictures.append(draw_truth(image, truth, names, metadata=metadata, side=side))
     if graphs:
         pictures.append(figure_pixels(draw_edge_weights(model, edge_weights)))
         record["graphs"] = {

@@ -19,9 +19,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         OSError: nothing can be written there, which is found before the body.
     """
     path = Path(path)
-    make_folder(path.parent)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    check_writable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
@@ -52,6 +50,17 @@ def files_written_whole(folder: Path) -> Iterator[Path]:
         yield Path(temporary)
         for file in Path(temporary).iterdir():
             os.replace(file, folder / file.name)
+
+
+def check_writable(file: Path) -> None:
+    """Check, before long work, that a file can be written; its folder is made.
+
+    Raises:
+        OSError: it is a folder, or as :func:`make_folder`.
+    """
+    make_folder(file.parent)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
 
 
 def make_folder(folder: Path) -> None:

@@ -160,6 +160,9 @@ def test_errors(tmp_path: Path, detector: list[str]) -> None:
     fails("MODEL.WEIGHTS: empty", "--config-file", config)
     fails("--repeats 0", "--repeats", "0", *with_weights)
     fails("each its own name", "--compare", "detector", config, weights, *with_weights)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.png"):
+        run(tmp_path, *with_weights, "--output", str(tmp_path / "folder.png"))
     none = ["DATASETS.VAL_JSON", "", "DATASETS.VAL_IMAGES", "", "DATASETS.TEST", "()"]
     fails("name one dataset", *with_weights, *none)
     static = {k: v for k, v in torch.load(weights, weights_only=True)["model"].items()

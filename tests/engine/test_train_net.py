@@ -289,7 +289,7 @@ def test_a_mistake_that_another_process_finds_is_one_line(
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], r"MODEL\.ROI_HEADS\.NUM_CLASSES 80: .* 3 cat"),
         (["MODEL.RESNETS.NORM", "foo"], "the config describes no model.*foo"),
         (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH 0: give at least 1"),
-        (["OUTPUT_DIR", __file__], r"test_train_net\.py: exists already: choose another name"),
+        (["OUTPUT_DIR", __file__], r"test_train_net\.py: a file stands where a folder is needed"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

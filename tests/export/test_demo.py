@@ -15,6 +15,7 @@ from detectors import SMALL, config, route_at_random, write_objects
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from skimage import data
 from torch import nn
@@ -251,6 +252,9 @@ def test_images_of_a_dataset(made: Path, dataset: str, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "seen.json").read_text())["images"]) == 2
     with pytest.raises(UserError, match="no dataset 'nowhere' is registered"):
         demo([*common, "--output", str(tmp_path), "--dataset", "nowhere"])
+    torch.save({"model": model.state_dict(), "class_names": ["kite"]}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"trained for the classes kite \(1\), but the data have"):
+        demo([*common, "--output", str(tmp_path)])
 
 
 GREY = np.full((50, 80, 3), 128, np.uint8)
@@ -300,15 +304,29 @@ def test_boxes_masks_and_keypoints_are_where_they_should_be() -> None:
 
 def test_the_truth_has_its_masks(dataset: str) -> None:
     annotations = DatasetCatalog.get(dataset)[0]["annotations"]
-    metadata = MetadataCatalog.get(dataset)
+    names = MetadataCatalog.get(dataset).thing_classes
     grey = np.full((64, 80, 3), 128, np.uint8)
-    whole = draw_truth(grey, annotations, metadata)
+    whole = draw_truth(grey, annotations, names)
     bare = [{key: a[key] for key in ("bbox", "bbox_mode", "category_id")} for a in annotations]
     # A field that one of them does not have is left out.
     for some in (bare, [annotations[0], bare[1]]):
-        boxes = draw_truth(grey, some, metadata)
+        boxes = draw_truth(grey, some, names)
         assert 0 < boxes.std() < whole.std()
-    assert (draw_truth(grey, [], metadata) == 128).all()
+    assert (draw_truth(grey, [], names) == 128).all()
+
+
+def test_a_label_does_not_cover_that_of_a_better_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(Visualizer, "draw_text", lambda self, text, *_, **__: written.append(text))
+    boxes = [[5.0, 5, 35, 40], [6, 6, 30, 40], [44, 5, 75, 40], [6, 9, 30, 30]]
+    found = Instances(
+        (50, 80),
+        pred_boxes=Boxes(torch.tensor(boxes)),
+        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        pred_classes=torch.tensor([0, 1, 1, 1]),
+    )
+    draw_detections(GREY, found, NAMES)
+    assert sorted(filter(None, written)) == ["ball 60%", "ball 70%", "kite 90%"]
 
 
 def test_records_of_masks_and_keypoints() -> None:
