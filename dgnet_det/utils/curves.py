@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # The panels, and the names of their curves; a group is the label.
@@ -20,6 +21,7 @@ PANELS = {
     "share of the multiply-adds": "wiring/(?:training/)?share",
 }
 COLUMNS = 4
+MANY = 5  # graphs, whose curves would cover each other
 Curves = dict[str, tuple[list[int], list[float]]]
 
 
@@ -60,6 +62,9 @@ def draw_curves(curves: Curves) -> Figure:
         axes.set_xlabel("iteration", fontsize=9)
         axes.set_xlim(-0.02 * last, 1.02 * last)
         axes.grid(alpha=0.3)
+        of_graphs = all(name.startswith("wiring/") for name in labels)
+        if of_graphs and len(labels) >= MANY:
+            labels = _draw_range(axes, curves, labels)
         for name, label in labels.items():
             # A point alone would be no line, and evaluations are few.
             marker = "o" if len(curves[name][0]) < 20 else ""
@@ -71,6 +76,20 @@ def draw_curves(curves: Curves) -> Figure:
         low, high = axes.get_ylim()
         axes.set_ylim(bottom=min(low, -0.03 * high))
     return figure
+
+
+def _draw_range(axes: Axes, curves: Curves, labels: dict[str, str]) -> dict[str, str]:
+    """Draw the mean and the range of all graphs' curves, which have the same iterations.
+
+    Returns:
+        Those that end lowest and highest, to be drawn beside them.
+    """
+    iterations = curves[next(iter(labels))][0]
+    values = np.array([curves[name][1] for name in labels])
+    axes.fill_between(iterations, values.min(axis=0), values.max(axis=0), color="0.85", label="all")
+    axes.plot(iterations, values.mean(axis=0), color="0.3", lw=2.2, label="mean")
+    names, ends = list(labels), values[:, -1]
+    return {names[k]: labels[names[k]] for k in (ends.argmin(), ends.argmax())}
 
 
 def _labels(curves: Curves, pattern: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -102,3 +103,13 @@ def test_a_dg_net_also_shows_its_graphs() -> None:
     assert len({axes.get_xlim() for axes in panels.values()}) == 1
     # Negative weights are in the panel.
     assert panels["mean weight of an edge"].get_ylim()[0] < -0.25
+
+
+def test_of_many_graphs_the_mean_the_range_and_the_outermost_are_drawn() -> None:
+    curves = {f"wiring/res4.{k}/alpha_std": ([19, 39], [0.1 * k, 0.2 * k]) for k in range(7)}
+    (axes,) = draw_curves(curves).get_axes()
+    drawn = lines(axes)
+    assert drawn.keys() == {"mean", "res4.0", "res4.6"}
+    assert np.allclose(drawn["mean"][1], [0.3, 0.6])
+    (band,) = axes.collections
+    assert np.allclose(band.get_paths()[0].vertices[:, 1].max(), 1.2)
