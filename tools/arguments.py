@@ -213,6 +213,8 @@ def train(work: Callable[..., None], cfg: Any, args: argparse.Namespace, *more: 
 
 
 def _interrupt(*_: object) -> NoReturn:
+    # A signal to the whole process group ends data loading's workers too, which PyTorch reports.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 

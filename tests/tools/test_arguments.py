@@ -144,3 +144,23 @@ def test_without_detectron2_a_tool_says_how_to_install_it() -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: dgnet_det needs Detectron2")
     assert result.stderr.count("\n") == 1
+
+
+def test_workers_that_end_with_their_process_hide_no_interruption() -> None:
+    def lost_worker(*_: object) -> None:
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
+
+    def main() -> None:
+        signal.signal(signal.SIGCHLD, lost_worker)
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGCHLD)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)}
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            arguments.run(main)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
