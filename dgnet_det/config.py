@@ -191,6 +191,11 @@ def is_classifier(cfg: CfgNode) -> bool:
     )
 
 
+def is_routed(cfg: CfgNode) -> bool:
+    """Whether a config's backbone is DRNet-style."""
+    return "drnet" in cfg.MODEL.BACKBONE.NAME
+
+
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of a tree in full, such as ``SOLVER.BASE_LR``, and its value."""
     for key, value in node.items():

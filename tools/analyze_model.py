@@ -34,11 +34,18 @@ COUNTED = {
         " pooling, RoIAlign and NMS count as none"
     ),
     "activations": "elements of the outputs of convolutions, linear layers and matrix products",
-    "backbone": "stem and stages without FPN, one image of exactly the input size, all edges open",
+    "backbone": (
+        "stem and stages without FPN, one image of exactly the input size, all edges open, of"
+        " routed stages the dearest branches"
+    ),
     "model": (
         "the whole model, one image of random pixels padded to the backbone's size divisibility,"
-        " all edges open, random weights. The share of the ROI heads depends on the number of"
-        " proposals"
+        " all edges open, of routed stages what untrained routers choose, random weights. The share"
+        " of the ROI heads depends on the number of proposals"
+    ),
+    "paths": (
+        "the backbone of routed stages, every connection with its cheapest or dearest branch, and"
+        " the mean over the branches"
     ),
     "dynamic": (
         "the backbone on each image as resized for testing and padded: what ran, without edges of"
@@ -70,9 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dgnet_det.analysis.counts import (
         build_for_analysis,
+        path_counts,
         structure,
     )
-    from dgnet_det.config import is_classifier
+    from dgnet_det.config import is_classifier, is_routed
     from dgnet_det.data import load_cfg_with_data
     from dgnet_det.errors import UserError
     from dgnet_det.export.predictor import load_predictor
@@ -85,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.input or args.dataset:
         if is_classifier(cfg):
             raise UserError("--input, --dataset: these take the config of a detector")
-        if cfg.MODEL.DGNET.EDGE_WEIGHTS == "none":
+        if cfg.MODEL.DGNET.EDGE_WEIGHTS == "none" and not is_routed(cfg):
             raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: no edge can close in images")
     images = arguments.chosen_images(cfg, args)
     model = build_for_analysis(cfg)
@@ -97,11 +105,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "family": cfg.MODEL.DGNET.FAMILY,
         "wiring": cfg.MODEL.DGNET.WIRING,
         "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,
+        "branches": cfg.MODEL.DRNET.BRANCHES if is_routed(cfg) else None,
         "norm": cfg.MODEL.RESNETS.NORM,
         "input_size": [height, width],
-        "counted": {k: v for k, v in COUNTED.items() if k != "dynamic" or images},
+        "counted": dict(COUNTED),
         **count_parts(model, (height, width), args.tasks),
     }
+    if paths := path_counts(dgnet_of(model), (height, width)):
+        report["paths"] = {
+            name: {"params": path.params, **path.counts._asdict()} for name, path in paths.items()
+        }
     if "structure" in args.tasks:
         stages = structure(dgnet_of(model), (height, width))
         report["structure"] = [stage._asdict() for stage in stages]
@@ -110,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("MODEL.WEIGHTS is empty: the routers are untrained", file=sys.stderr)
         predictor = load_predictor(cfg, allow_untrained=True)
         report["dynamic"] = count_images(predictor.model, cfg, images)
+    for key in ("paths", "dynamic"):
+        if key not in report:
+            del report["counted"][key]
 
     if "parameter" in args.tasks:
         print(parameter_count_table(model), end="\n\n")
@@ -178,10 +194,10 @@ def print_report(report: dict[str, Any]) -> None:
         return [f"{value / 1e6:.3f}" for value in counts.values() if isinstance(value, int)]
 
     height, width = report["input_size"]
-    print(
-        f"{report['config_file']}: family {report['family']}, wiring {report['wiring']},"
-        f" edge weights {report['edge_weights']}, norm {report['norm']}\n"
-    )
+    network = f"wiring {report['wiring']}, edge weights {report['edge_weights']}"
+    if report["branches"]:
+        network = f"branches {', '.join(report['branches'])}"
+    print(f"{report['config_file']}: family {report['family']}, {network}, norm {report['norm']}\n")
     if report["backbone"]:
         backbone, model = report["backbone"], dict(report["model"])
         parts = model.pop("parts")
@@ -189,6 +205,11 @@ def print_report(report: dict[str, Any]) -> None:
         rows += [[f"model: {name}", *millions(counts)] for name, counts in parts.items()]
         rows.append(["model", *millions(model)])
         headers = ["in millions", *backbone]
+        print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"))
+        print()
+    if "paths" in report:
+        rows = [[f"{name} path", *millions(path)] for name, path in report["paths"].items()]
+        headers = ["in millions", *report["paths"]["mean"]]
         print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"))
         print()
     if "structure" in report:

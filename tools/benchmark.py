@@ -14,7 +14,8 @@ The models take turns, each in a process of its own, on the same random images; 
 side by side. Without MODEL.WEIGHTS all edges are open with α = 0.5. The baseline "stock" is
 Detectron2's own ResNet as it ships; models of this project run as their tools run them
 (optimize_for_inference). --closed and --skipped time the untrained network with a share closed of
-the edges into each node, drawn per image, or of each graph's blocks. Times are of one forward pass
+the edges into each node, drawn per image, or of each graph's blocks; of a DRNet-style network, a
+share of the blocks that can be skipped, drawn per image. Times are of one forward pass
 (inference), or of forward, backward and optimizer step (train). Memory is what the process gained
 over its state before the model was built: on a CPU its resident memory at the highest (VmHWM, reset
 before every run; Linux only), on a GPU what torch allocated.
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="SHARE",
-        help="of blocks, 0 to 1; paper wiring",
+        help="of blocks, 0 to 1; paper wiring, or DRNet-style",
     )
     parser.add_argument("--mode", choices=["inference", "train"], default="inference")
     parser.add_argument("--part", choices=["backbone", "model"], default="model")
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         median_and_range,
         stock_config,
     )
-    from dgnet_det.config import load_cfg
+    from dgnet_det.config import is_routed, load_cfg
     from dgnet_det.errors import UserError
     from dgnet_det.utils.environment import describe_environment
     from dgnet_det.utils.files import write_json
@@ -85,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--closed, --skipped: a share is between 0 and 1")
     if shares and cfg.MODEL.WEIGHTS:
         raise UserError("--closed, --skipped: these take an untrained network: MODEL.WEIGHTS ''")
-    if args.skipped and cfg.MODEL.DGNET.WIRING == "residual":
+    if args.closed and is_routed(cfg):
+        raise UserError("--closed: routed stages have no edges to close; give --skipped")
+    if args.skipped and cfg.MODEL.DGNET.WIRING == "residual" and not is_routed(cfg):
         raise UserError("--skipped: in the residual wiring no node is skipped; give no share")
     if not args.baseline and not shares:
         raise UserError("--baseline, --closed, --skipped: give something to compare with")

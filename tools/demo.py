@@ -59,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from detectron2.data import MetadataCatalog
 
-    from dgnet_det.config import get_cfg, score_threshold
+    from dgnet_det.config import get_cfg, is_routed, score_threshold
     from dgnet_det.data import load_cfg_with_data
     from dgnet_det.errors import UserError
     from dgnet_det.export.demo import FIELDS, annotate_image, annotate_video
     from dgnet_det.export.exported import load_detector
     from dgnet_det.export.predictor import Detector, load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
-    from dgnet_det.modeling.observation import dynamic_graphs
+    from dgnet_det.modeling.observation import dynamic_graphs, routed_stages
     from dgnet_det.utils.files import make_folder, write_json
     from dgnet_det.utils.pictures import picture_paths
     from dgnet_det.utils.videos import SUFFIX, VIDEO_SUFFIXES, is_video
@@ -88,15 +88,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         detector = predictor = load_predictor(cfg, args.dataset if args.truth else "")
         optimize_for_inference(predictor.model)
-        metadata = MetadataCatalog.get(args.dataset or cfg.DATASETS.TRAIN[0])
-        if args.wiring and not dynamic_graphs(predictor.model):
+        names = args.dataset, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST
+        metadata = MetadataCatalog.get(next(filter(None, names), ""))
+        if args.wiring and not (dynamic_graphs(predictor.model) or routed_stages(predictor.model)):
             raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: a plain network has no graphs to draw")
     options = {"confidence": args.confidence, "graphs": args.wiring, "metadata": metadata}
 
     report: dict[str, Any] = {
         "config_file": args.config_file,
         "weights": args.exported or cfg.MODEL.WEIGHTS,
-        "wiring": cfg.MODEL.DGNET.WIRING if args.wiring else None,
+        "wiring": (
+            None if not args.wiring else "branches" if is_routed(cfg) else cfg.MODEL.DGNET.WIRING
+        ),
         "confidence": args.confidence,
         "fields": FIELDS,
         "class_names": detector.class_names,

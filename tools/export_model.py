@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.export.exported import load_detector
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.export.tracing import export_detector
-    from dgnet_det.modeling.observation import record_edge_weights
+    from dgnet_det.modeling.observation import record_choices, record_edge_weights
     from dgnet_det.utils.files import write_json, written_whole
 
     device = ["MODEL.DEVICE", "cpu"] if args.format == "onnx" else []
@@ -89,10 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_detector(predictor, example, temporary)
         exported = load_detector(temporary)
         for name, image in images.items():
-            with record_edge_weights(predictor.model) as edge_weights:
+            model = predictor.model
+            with record_edge_weights(model) as edge_weights, record_choices(model) as choices:
                 compared = compare_detections(predictor, exported, image)
             comparisons[name] = compared
-            alphas.append([x for w in edge_weights.values() for x in w.alpha.flatten().tolist()])
+            decided = [w.alpha for w in edge_weights.values()]
+            decided += [c.probability for c in choices.values()]
+            alphas.append([x for values in decided for x in values.flatten().tolist()])
             apart = ", ".join(f"{key} {value:.2g}" for key, value in compared.differences.items())
             print(
                 f"[{len(comparisons)}/{len(images)}] {name}: {compared.expected} detections,"
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f" {TOLERANCES}, see above; nothing was written"
             )
     spread = float(np.ptp(alphas, axis=0).max(initial=0.0))
-    print(f"between these images the routers' α differed by up to {spread:.2g}")
+    print(f"between these images what routers say differed by up to {spread:.2g}")
     print(f"{args.output} written, {args.output.stat().st_size / 1e6:.1f} MB")
     if args.json:
         write_json(

@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Take edges that never open, and the nodes that only they hold, out of a trained detector.
 
+Out of a DRNet-style detector it takes the branches that no image takes.
+
 Runs the detector on calibration images, one at a time. Edges whose weight is below the threshold
 (Eq. 5) for every image are removed, and with them their routers' outputs and, in the paper wiring,
 nodes that have no input or no output left. In the residual wiring the fixed chain keeps every node.
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 # What is reported of both backbones: the figure, the table's row, its unit.
 ROWS = (
     ("edges", "weighted edges", 1),
+    ("branches", "branches", 1),
     ("blocks", "blocks", 1),
     ("params", "parameters", 1),
     ("all_open_macs", "multiply-adds, all edges open, M", 1e6),
@@ -51,11 +54,16 @@ MEANING = (
 def backbone_figures(model: "nn.Module", counts: "Sequence[ImageCounts]") -> dict[str, float]:
     """The figures of :data:`ROWS`, with multiply-adds from the counts of each image."""
     from dgnet_det.analysis.counts import structure
-    from dgnet_det.modeling.observation import dgnet_of
+    from dgnet_det.modeling.observation import dgnet_of, routed_stages
 
     stages = structure(dgnet_of(model), counts[0].size)
     return {
         "edges": sum(stage.routed_edges for stage in stages),
+        "branches": sum(
+            len(branches)
+            for stage in routed_stages(model).values()
+            for branches in stage.branches.values()
+        ),
         "blocks": sum(stage.blocks for stage in stages),
         "params": sum(parameter.numel() for parameter in dgnet_of(model).parameters()),
         "all_open_macs": statistics.fmean(count.all_open.macs for count in counts),
@@ -91,12 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.export.pruning import (
         check_equal,
         find_closed_edges,
+        find_unused_branches,
         load_pruned,
         prune_config,
         raise_thresholds,
     )
     from dgnet_det.modeling.build import build_model
-    from dgnet_det.modeling.observation import dynamic_graphs
+    from dgnet_det.modeling.observation import dynamic_graphs, routed_stages
     from dgnet_det.utils.environment import describe_environment
     from dgnet_det.utils.files import folder_written_whole, write_json
 
@@ -106,21 +115,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = [image["file_name"] for image in arguments.chosen_images(cfg, args)]
     with folder_written_whole(args.output) as folder:
         before = load_predictor(cfg)
-        if not dynamic_graphs(before.model):
+        routed = bool(routed_stages(before.model))
+        if not routed and not dynamic_graphs(before.model):
             raise UserError("MODEL.DGNET.EDGE_WEIGHTS: the plain network has no edges to prune")
         if args.threshold is not None:
+            if routed:
+                raise UserError("--threshold: branches have no threshold")
             raise_thresholds(before.model, args.threshold)
         images = (before.prepare(read_image(file, "BGR")) for file in files)
-        progress = tqdm(images, "measuring edges", len(files), unit="image")
-        closed = find_closed_edges(before.model, progress)
-        if not closed:
+        progress = tqdm(images, "measuring", len(files), unit="image")
+        find = find_unused_branches if routed else find_closed_edges
+        unused = find(before.model, progress)
+        if not unused:
+            why = "every edge is open", "A --threshold closes edges, and training with"
+            keys = "MODEL.DGNET.SPARSITY_WEIGHT does"
+            if routed:
+                why = "every branch is taken", "Training with a lower"
+                keys = "MODEL.DRNET.BUDGET leaves some out"
             raise UserError(
-                f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: every edge is open for some of the"
-                f" {len(files)} images: nothing to prune. A --threshold closes edges, and training"
-                " with MODEL.DGNET.SPARSITY_WEIGHT does"
+                f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: {why[0]} for some of the {len(files)} images:"
+                f" nothing to prune. {why[1]} {keys}"
             )
 
-        pruned_cfg = prune_config(before.cfg, closed)
+        pruned_cfg = prune_config(before.cfg, unused)
         model = build_model(pruned_cfg)
         load_pruned(model, before.model)
         names = class_names_in(cfg.MODEL.WEIGHTS)
@@ -147,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for key, name, unit in ROWS:
         was, left = figures[0][key], figures[1][key]
+        if not was:
+            continue
         digits = 0 if unit == 1 else 2
         values = [f"{x / unit:,.{digits}f}" for x in (was, left)]
         rows.append([name, *values, f"{1 - left / was:.1%}"])
@@ -154,8 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"))
     print(f"{MEANING}.")
     print(f"largest difference of a feature map: {difference:.1e} of its largest value")
-    print(f"pruned: {', '.join(pruned_cfg.MODEL.DGNET.PRUNED_EDGES)}")
-    if not figures[1]["edges"]:
+    print(f"pruned: {', '.join(unused)}")
+    if not routed and not figures[1]["edges"]:
         print("no weighted edge is left: this is the plain network")
     print(f"written to {args.output}")
     if args.json:
@@ -167,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "output": str(args.output),
                 "num_images": len(files),
                 "threshold": args.threshold,
-                "pruned_edges": pruned_cfg.MODEL.DGNET.PRUNED_EDGES,
+                "pruned": unused,
                 "largest_difference": difference,
                 "meaning": MEANING,
                 "before": figures[0],

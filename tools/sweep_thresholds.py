@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, cfg in cfgs.items():
         predictor = load_predictor(cfg, cfg.DATASETS.TEST[0])
         if not dynamic_graphs(predictor.model):
-            raise UserError(f"{name}: the plain network has no edges to close")
+            raise UserError(f"{name}: no graphs: there are no edges to close")
         model, cfg = optimize_for_inference(predictor.model), predictor.cfg
         thresholds = sorted(args.thresholds or thresholds_for(SHARES, model, cfg))
         points = results[name] = sweep(model, cfg, thresholds, repeats=args.repeats)

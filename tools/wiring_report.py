@@ -4,7 +4,7 @@
 The page holds everything it needs: mean and spread of every edge, AP with weights that are not the
 image's own (with --dataset), which edges tell classes or image sizes apart, the multiply-adds that
 images really use, and examples. An image's class is that of its annotations with --dataset, and
-that of its detections with --input.
+that of its detections with --input. Of a DRNet-style detector the page shows which branches run.
 
 Examples:
     C=output/config.yaml
@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from detectron2.data import MetadataCatalog
 
-    from dgnet_det.analysis.report.page import render_page
-    from dgnet_det.analysis.report.summary import choose_examples, summarize
+    from dgnet_det.analysis.report.choices import survey_choices
+    from dgnet_det.analysis.report.page import render_choices, render_page
+    from dgnet_det.analysis.report.summary import choose_examples, evenly, summarize
     from dgnet_det.analysis.report.survey import survey_images
     from dgnet_det.data import load_cfg_with_data, read_image
     from dgnet_det.errors import UserError
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.export.demo import annotate
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
-    from dgnet_det.modeling.observation import dynamic_graphs
+    from dgnet_det.modeling.observation import dynamic_graphs, routed_stages
     from dgnet_det.utils.files import check_writable, write_json, written_whole
 
     if args.examples < 1:
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_cfg_with_data(args.config_file, args.opts)
     images = arguments.chosen_images(cfg, args)
     predictor = load_predictor(cfg, args.dataset or "", allow_untrained=True)
-    if not dynamic_graphs(predictor.model):
+    routed = bool(routed_stages(predictor.model))
+    if not routed and not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to report")
     model, cfg, class_names = predictor.model, predictor.cfg, predictor.class_names
     optimize_for_inference(model)
@@ -76,48 +78,57 @@ def main(argv: Sequence[str] | None = None) -> None:
             interventions = intervene(model, cfg, args.dataset, images)
         except UserError as error:
             interventions = {"not_tested": str(error)}
-    survey = survey_images(
-        model,
-        cfg,
-        images,
-        class_names,
-        annotated=bool(args.dataset),
-        confidence=args.confidence,
-    )
-    summary, effects = summarize(survey)
-    report = {
+    report: dict[str, Any] = {
         "date": date.today().isoformat(),
         "config_file": args.config_file,
         "weights": cfg.MODEL.WEIGHTS,
-        "wiring": cfg.MODEL.DGNET.WIRING,
-        "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,
         "images_from": args.dataset or ", ".join(args.input),
-        "classes_from": classes_from,
         "confidence": args.confidence,
         "interventions": interventions,
-        **summary,
     }
+    if routed:
+        report |= survey_choices(model, cfg, images)
+        far = [image["distance"] for image in report["images"]]
+        chosen = [(k, far[k]) for k in evenly(far, args.examples)]
+    else:
+        survey = survey_images(
+            model,
+            cfg,
+            images,
+            class_names,
+            annotated=bool(args.dataset),
+            confidence=args.confidence,
+        )
+        summary, effects = summarize(survey)
+        report |= {
+            "wiring": cfg.MODEL.DGNET.WIRING,
+            "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,
+            "classes_from": classes_from,
+            **summary,
+        }
+        chosen = choose_examples(survey, args.examples)
     examples = []
-    for k, distance in choose_examples(survey, args.examples):
+    for k, distance in chosen:
         image = report["images"][k]
         pixels = read_image(image["file"], "BGR")
         picture, _ = annotate(predictor, pixels, confidence=args.confidence, graphs=True)
         name = Path(image["file"]).name
         examples.append({**image, "file": name, "distance": distance, "picture": picture})
 
-    page = render_page(report, survey, effects, examples)
+    if routed:
+        page = render_choices(report, examples)
+    else:
+        page = render_page(report, survey, effects, examples)
     with written_whole(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     if "ap" in interventions:
         ap, spread = interventions["ap"], interventions["spread"]
+        own, mean = ("choices", "the most frequent") if routed else ("edge weights", "their mean")
         print(
-            f"AP with each image's own edge weights {ap['own']:.2f}, with their mean"
-            f" {ap['mean']:.2f}, with another image's {ap['other']:.2f}"
+            f"AP with each image's own {own} {ap['own']:.2f}, with {mean} {ap['mean']:.2f}, with"
+            f" another image's {ap['other']:.2f}"
         )
-        print(
-            f"standard deviation of α over the images: {spread['alpha_std']:.3f}, of the edge where"
-            f" it is largest {spread['alpha_std_max']:.3f}"
-        )
+        print("over the images: " + ", ".join(f"{k} {v:.3f}" for k, v in spread.items()))
     print(f"written to {args.output}")
     if args.json:
         write_json(args.json, report)

@@ -6,6 +6,7 @@ works the others wait.
 """
 
 import multiprocessing
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
@@ -31,7 +33,7 @@ from dgnet_det.config import one_line
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.modeling.observation import dynamic_graphs
+from dgnet_det.modeling.observation import dynamic_graphs, routed_stages
 
 Result = TypeVar("Result")
 
@@ -75,14 +77,14 @@ def stock_config(cfg: CfgNode) -> CfgNode:
         UserError: the family is none that Detectron2's ``build_resnet_backbone`` builds.
     """
     name = cfg.MODEL.BACKBONE.NAME
-    if cfg.MODEL.DGNET.FAMILY != "resnet" or "dgnet" not in name:
+    if cfg.MODEL.DGNET.FAMILY != "resnet" or not re.search("d[gr]net", name):
         raise UserError(
             f"MODEL.DGNET.FAMILY {cfg.MODEL.DGNET.FAMILY}, MODEL.BACKBONE.NAME {name}: Detectron2"
             " has a stock ResNet and ResNeXt only"
         )
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.BACKBONE.NAME = name.replace("dgnet", "resnet")
+    cfg.MODEL.BACKBONE.NAME = re.sub("d[gr]net", "resnet", name)
     cfg.freeze()
     return cfg
 
@@ -132,8 +134,21 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
     Every α is 0.5, or 0 for a share ``closed`` of the edges into each node, drawn per image, and
     for all edges into a share ``skipped`` of the blocks of each graph, the same in all images. γ
     is 0.01, so that open edges count.
+
+    The RouterNets of routed stages choose the first branch, but the last, the identity, in a share
+    ``skipped`` of the connections that have a choice, drawn per image.
     """
     generator = torch.Generator().manual_seed(SEED)
+    connections = [
+        (router, len(stage.branches[int(j)]))
+        for stage in routed_stages(model).values()
+        for j, router in stage.routers.items()
+    ]
+    ranks = torch.rand(batch, len(connections), generator=generator).argsort(dim=1).argsort(dim=1)
+    for (router, num_branches), rank in zip(connections, ranks.T, strict=True):
+        last = (rank < round(skipped * len(connections))).long() * (num_branches - 1)
+        column = F.one_hot(last, num_branches).float()
+        router.register_forward_hook(lambda _, __, logits, column=column: logits * 0 + column)
 
     def answer(column: Tensor, router: nn.Module, inputs: object, alpha: Tensor) -> Tensor:
         return alpha * 0 + column.to(alpha)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from fvcore.nn import parameter_count
@@ -19,7 +20,12 @@ from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
-from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.observation import (
+    dgnet_of,
+    dynamic_graphs,
+    record_edge_weights,
+    routed_stages,
+)
 
 _CONVOLUTION = torch.ops.aten.convolution
 _MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
@@ -33,6 +39,13 @@ class Counts(NamedTuple):
     # per element and weighted edge. All else counts as none.
     macs: int
     activations: int  # elements of the outputs of convolutions, linear layers, matrix products
+
+
+class PathCounts(NamedTuple):
+    """A backbone with one branch for each connection."""
+
+    counts: Counts
+    params: int
 
 
 class ImageCounts(NamedTuple):
@@ -67,15 +80,37 @@ def build_for_analysis(cfg: CfgNode) -> nn.Module:
 
 
 def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
-    """Counts of ``backbone`` in evaluation mode on one image of ``size``, all edges open.
+    """Counts of ``backbone`` in evaluation mode on one image of ``size``, all edges open; of routed
+    stages, with the dearest branches.
 
     Nothing is computed: shapes alone are propagated, so any size takes the same short time.
     """
-    device = next(backbone.parameters()).device
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        image = torch.empty(1, 3, *size, device=device)
-        counts = _operator_counts(lambda: backbone(image))["Global"]
+    if paths := path_counts(backbone, size):
+        return paths["dearest"].counts
+    counts = _symbolic_counts(backbone, size)["Global"]
     return _plus_macs(counts, weighted_sums(backbone, size, _all_edges(backbone)))
+
+
+def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, PathCounts]:
+    """Of routed stages, what runs where every connection has its ``cheapest`` branch, or its
+    ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
+    found = _symbolic_counts(backbone, size)
+    paths = {name: np.zeros(4) for name in ("cheapest", "mean", "dearest")}
+    whole = np.array([*found["Global"], _params(backbone)])
+    for name, stage in routed_stages(backbone).items():
+        for j in map(int, stage.routers):
+            rows = np.zeros((len(stage.branches[j]), 4))
+            for row, branch in zip(rows, stage.branches[j], strict=True):
+                module = f"DGNet.{name}.{stage.module_name(j, branch)}"
+                row[:] = *found.get(module, (0, 0, 0)), _params(stage.branch(j, branch))
+            whole = whole - rows.sum(axis=0)
+            paths["cheapest"] += rows[rows[:, 1].argmin()]
+            paths["mean"] += rows.mean(axis=0)
+            paths["dearest"] += rows[rows[:, 1].argmax()]
+    if not any(path.any() for path in paths.values()):
+        return {}
+    totals = {name: (whole + path).round().astype(int).tolist() for name, path in paths.items()}
+    return {name: PathCounts(Counts(*counts), params) for name, (*counts, params) in totals.items()}
 
 
 def params_by_part(model: nn.Module) -> dict[str, int]:
@@ -140,12 +175,12 @@ class ImageCounter:
         backbone = dgnet_of(self.model)
         batch = self.model.preprocess_image([{"image": image}]).tensor  # type: ignore[operator]
         size = batch.shape[2], batch.shape[3]
+        if size not in self._all_open:
+            self._all_open[size] = backbone_counts(backbone, size)
         with record_edge_weights(backbone) as edge_weights:
             ran = _operator_counts(lambda: backbone(batch))["Global"]
         opened = {name: w.edges & w.weight[0].ne(0) for name, w in edge_weights.items()}
         ran = _plus_macs(ran, weighted_sums(backbone, size, opened))
-        if size not in self._all_open:
-            self._all_open[size] = backbone_counts(backbone, size)
         return ImageCounts(size, ran, self._all_open[size])
 
 
@@ -207,6 +242,18 @@ def _stage_sizes(
         in_size, size = size, strided(size, stage.stride)
         sizes[name] = stage, in_size, size
     return sizes
+
+
+def _symbolic_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
+    """As :func:`_operator_counts`, of a backbone on one image, by shapes alone."""
+    device = next(backbone.parameters()).device
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        image = torch.empty(1, 3, *size, device=device)
+        return _operator_counts(lambda: backbone(image))
+
+
+def _params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _all_edges(backbone: DGNet) -> dict[str, Tensor]:

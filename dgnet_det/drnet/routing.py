@@ -39,7 +39,7 @@ class RouterNet(nn.Module):
             Logits, [B, K], in the dtype of the parameters also under autocast.
         """
         with torch.autocast(average.device.type, enabled=False):
-            average = F.layer_norm(average, average.shape[1:]).to(self.linear.weight.dtype)
+            average = F.layer_norm(average, (self.hidden.in_features,)).to(self.linear.weight.dtype)
             return self.linear(F.relu(self.hidden(average)))
 
 

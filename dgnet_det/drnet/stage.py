@@ -83,12 +83,16 @@ class RoutedStage(PlainStage):
         # Called with the :class:`Choices` of every forward pass.
         self.observers: list[Callable[[Choices], None]] = []
 
+    def module_name(self, j: int, name: str) -> str:
+        """The name of a branch's module in this one; empty for the identity, which has none."""
+        names = {"identity": "", "block": f"nodes.{j}"}
+        return names.get(name, f"nodes.{j}.branches.{name}")
+
     def branch(self, j: int, name: str) -> nn.Module:
         """B_jk: [B, C, H, W] → [B, C', H', W']."""
-        if name == "identity":
-            return nn.Identity()
-        node = self.nodes[str(j)]
-        return node if name == "block" else cast(Cell, node).branches[name]
+        return (
+            nn.Identity() if name == "identity" else self.get_submodule(self.module_name(j, name))
+        )
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """

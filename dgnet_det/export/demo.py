@@ -14,9 +14,11 @@ from torch import nn
 from tqdm import tqdm
 
 from dgnet_det.data import read_image
+from dgnet_det.drnet.routing import Choices
 from dgnet_det.export.predictor import Detector, Predictor
 from dgnet_det.graph.routing import EdgeWeights
-from dgnet_det.modeling.observation import graph_statistics, record_edge_weights
+from dgnet_det.modeling.observation import graph_statistics, record_choices, record_edge_weights
+from dgnet_det.utils.branch_pictures import draw_branches
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels, save_picture, side_by_side
 from dgnet_det.utils.videos import Video, written_video
@@ -36,6 +38,8 @@ FIELDS = {
     "mask": "COCO's compressed run-length encoding, of a detector with masks",
     "graphs": "with --wiring: alpha (0: closed edge) and weight, the factor in the sum, of every"
     " edge, row j for the edges into node j",
+    "choices": "with --wiring: of every connection that has a choice, the probability of each"
+    " branch; the one of the largest ran",
 }
 
 
@@ -164,6 +168,22 @@ def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, EdgeWeights])
     return draw_graphs(panels, arcs, Scale.of_alpha())
 
 
+def draw_choices(choices: Mapping[str, Choices]) -> Figure:
+    """Draw which branches an image took, with the probabilities that the RouterNets gave them.
+
+    Args:
+        choices: by stage, of one image, as :func:`record_choices` gives them.
+    """
+    stages = list(choices.items())
+    names = [f"{name}, {j}" for name, of_stage in stages for j in of_stage.connections]
+    probability, gate = (
+        np.concatenate([getattr(of_stage, part)[0].cpu().numpy() for _, of_stage in stages])
+        for part in ("probability", "gate")
+    )
+    branches = stages[0][1].branches
+    return draw_branches(names, branches, probability, gate > 0, label="probability")
+
+
 def annotate(
     detector: Detector,
     image: np.ndarray,
@@ -176,18 +196,20 @@ def annotate(
     """Detect in an image, and draw what was found.
 
     Args:
-        detector: the detector; a :class:`Predictor` with edge weights if ``graphs``.
+        detector: the detector; if ``graphs``, a :class:`Predictor` that decides on edges or
+            branches.
         image: [H, W, 3] BGR, uint8.
         confidence: what a detection's score must be above.
-        graphs: whether the image's graphs are drawn beside it.
+        graphs: whether the image's graphs, or branches, are drawn beside it.
         metadata: as for :func:`draw_detections`.
         truth: annotations that are drawn beside the detections.
 
     Returns:
-        The picture, [H', W', 3] RGB, uint8, and a record for JSON: ``detections`` and ``graphs``.
+        The picture, [H', W', 3] RGB, uint8, and a record for JSON: ``detections`` and ``graphs`` or
+        ``choices``.
     """
     model = detector.model if graphs and isinstance(detector, Predictor) else nn.Identity()
-    with record_edge_weights(model) as edge_weights:
+    with record_edge_weights(model) as edge_weights, record_choices(model) as choices:
         found = detector(image)
     found = found[found.scores > confidence]
     names, side = detector.class_names, SIDE_BY_GRAPHS if graphs else None
@@ -196,7 +218,14 @@ def annotate(
     record: dict[str, Any] = {"detections": to_records(found, names)}
     if truth is not None:
         pictures.append(draw_truth(image, truth, names, metadata=metadata, side=side))
-    if graphs:
+    if choices:
+        pictures.append(figure_pixels(draw_choices(choices)))
+        record["choices"] = {
+            f"{name}, {j}": dict(zip(of_stage.branches, row.tolist(), strict=True))
+            for name, of_stage in choices.items()
+            for j, row in zip(of_stage.connections, of_stage.probability[0], strict=True)
+        }
+    elif graphs:
         pictures.append(figure_pixels(draw_edge_weights(model, edge_weights)))
         record["graphs"] = {
             name: {

@@ -1,19 +1,29 @@
-"""Edges that stay closed for every image, taken out of a detector for good."""
+"""Edges that stay closed for every image, or branches that no image takes, taken out of a detector
+for good."""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from dgnet_det.config import is_routed
+from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.export.comparison import compare_detections, same_detections
 from dgnet_det.export.predictor import Predictor
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.graph.topology import edge_name
-from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.backbone.drnet import branch_name
+from dgnet_det.modeling.observation import (
+    dynamic_graphs,
+    record_choices,
+    record_edge_weights,
+    routed_stages,
+)
 
 # Largest difference of a feature map, in units of its largest value, that rounding makes.
 ROUNDING = 1e-4
@@ -51,27 +61,49 @@ def find_closed_edges(model: nn.Module, images: Iterable[Tensor]) -> list[str]:
     ]
 
 
-def prune_config(cfg: CfgNode, edges: Iterable[str]) -> CfgNode:
-    """The config of the same detector without ``edges``, named as by :func:`edge_name`.
+@torch.no_grad()
+def find_unused_branches(model: nn.Module, images: Iterable[Tensor]) -> list[str]:
+    """The branches that none of some images takes, named as by :func:`branch_name`. Arguments are
+    those of :func:`find_closed_edges`."""
+    taken: dict[tuple[str, int, str], bool] = {}
+    with record_choices(model) as choices:
+        for image in images:
+            model([{"image": image}])
+            for name, stage in routed_stages(model).items():
+                for row, j in enumerate(map(int, stage.routers)):
+                    for branch in stage.branches[j]:
+                        here = choices[name].gate[:, row, stage.columns.index(branch)].any()
+                        key = name, j, branch
+                        taken[key] = taken.get(key, False) or bool(here)
+    return [branch_name(*key) for key, is_taken in taken.items() if not is_taken]
 
-    It has no sparsity loss: a share of the edges that are left is another budget.
+
+def prune_config(cfg: CfgNode, names: Iterable[str]) -> CfgNode:
+    """The config of the same detector without the edges, or branches, ``names``.
+
+    It has no sparsity or budget loss: a share of what is left is another budget.
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DGNET.PRUNED_EDGES = [*cfg.MODEL.DGNET.PRUNED_EDGES, *edges]
-    cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
+    if is_routed(cfg):
+        cfg.MODEL.DRNET.PRUNED_BRANCHES = [*cfg.MODEL.DRNET.PRUNED_BRANCHES, *names]
+        cfg.MODEL.DRNET.BUDGET_WEIGHT = 0.0
+    else:
+        cfg.MODEL.DGNET.PRUNED_EDGES = [*cfg.MODEL.DGNET.PRUNED_EDGES, *names]
+        cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
     return cfg
 
 
 def load_pruned(pruned: nn.Module, model: nn.Module) -> None:
     """Give a model that was built from :func:`prune_config` the tensors that it has left of the
     ``model`` before."""
-    state, graphs = model.state_dict(), _graphs(model)
+    state = model.state_dict()
+    graphs, stages = _named(model, DynamicGraph), _named(model, RoutedStage)
     kept = {
         name: tensor if name.endswith(".pruned") else state[name]
         for name, tensor in pruned.state_dict().items()
     }
-    for prefix, graph in _graphs(pruned).items():
+    for prefix, graph in _named(pruned, DynamicGraph).items():
         before = graphs[prefix].targets
         for i, nodes in graph.targets.items():
             rows = [before[i].index(j) for j in nodes]
@@ -82,6 +114,12 @@ def load_pruned(pruned: nn.Module, model: nn.Module) -> None:
         if graph.targets:
             tau = f"{prefix}.thresholds"
             kept[tau] = state[tau][[list(before).index(i) for i in graph.targets]]
+    for prefix, stage in _named(pruned, RoutedStage).items():
+        for j in stage.routers:
+            rows = [stages[prefix].branches[int(j)].index(n) for n in stage.branches[int(j)]]
+            for tensor in ("weight", "bias"):
+                name = f"{prefix}.routers.{j}.linear.{tensor}"
+                kept[name] = state[name][rows]
     pruned.load_state_dict(kept)
 
 
@@ -114,5 +152,5 @@ def check_equal(before: Predictor, after: Predictor, image: np.ndarray, file: Pa
     return difference
 
 
-def _graphs(model: nn.Module) -> dict[str, DynamicGraph]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, DynamicGraph)}
+def _named(model: nn.Module, kind: Any) -> dict[str, Any]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, kind)}

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
+from dgnet_det.config import is_routed
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet, build_dgnet_backbone, build_drnet_backbone
 from dgnet_det.modeling.build import config_errors_in_one_line
@@ -101,9 +102,8 @@ def build_classifier(cfg: CfgNode) -> DGNetClassifier:
         raise UserError('MODEL.RESNETS.OUT_FEATURES: the classifier reads "res5"; add it')
     if cfg.INPUT.FORMAT != "RGB":
         raise UserError(f'INPUT.FORMAT {cfg.INPUT.FORMAT}: the classifier reads "RGB"')
-    routed = "drnet" in cfg.MODEL.BACKBONE.NAME
     with config_errors_in_one_line():
-        build = build_drnet_backbone if routed else build_dgnet_backbone
+        build = build_drnet_backbone if is_routed(cfg) else build_dgnet_backbone
         backbone = build(cfg, ShapeSpec(channels=3))
     is_mobilenet = cfg.MODEL.DGNET.FAMILY == "mobilenetv2"
     head = ClassifierHead(

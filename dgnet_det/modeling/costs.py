@@ -3,7 +3,7 @@ stages."""
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +38,24 @@ class Costs(NamedTuple):
         """The costs of a backbone."""
         if decided := edge_costs(backbone):
             return cls(decided, 0.0, 0.0, sum(float(cost.sum()) for cost in decided.values()))
-        costs, stages = branch_costs(backbone), backbone.stages()
-        connections = [
-            list(of_one.values()) for stage in costs.values() for of_one in stage.values()
-        ]
-        everything = _macs(backbone, (3, SIDE)) if connections else 0
-        nobodys = everything - sum(map(sum, connections))
+        stages = {n: s for n, s in backbone.stages().items() if isinstance(s, RoutedStage)}
+        macs = _macs(backbone, (3, SIDE)) if stages else {}
+        # By connection, those of its branches.
+        of_branches = {
+            (name, j): {
+                branch: macs.get(f"{name}.{stage.module_name(j, branch)}", 0)
+                for branch in stage.branches[j]
+            }
+            for name, stage in stages.items()
+            for j in map(int, stage.routers)
+        }
+        rows: dict[str, list[list[int]]] = {}
+        for (name, _), costs in of_branches.items():
+            rows.setdefault(name, []).append([costs.get(k, 0) for k in stages[name].columns])
+        connections = [list(costs.values()) for costs in of_branches.values()]
+        nobodys = macs.get("", 0) - sum(map(sum, connections))
         return cls(
-            {
-                name: _table(cast(RoutedStage, stages[name]), of_stage)
-                for name, of_stage in costs.items()
-            },
+            {name: torch.tensor(of_stage, dtype=torch.float64) for name, of_stage in rows.items()},
             nobodys,
             nobodys + sum(map(min, connections)),
             nobodys + sum(map(max, connections)),
@@ -86,34 +93,12 @@ def edge_costs(backbone: DGNet) -> dict[str, Tensor]:
     }
 
 
-def branch_costs(backbone: DGNet) -> dict[str, dict[int, dict[str, int]]]:
-    """Multiply-adds of each branch for an image of ``SIDE`` × ``SIDE`` pixels: by routed stage, by
-    connection that has a choice, by name. Routers run in any case: they are nobody's."""
-    return {
-        name: {
-            j: {
-                branch: _macs(stage.branch(j, branch), (stage.out_channels, size))
-                for branch in stage.branches[j]
-            }
-            for j in map(int, stage.routers)
-        }
-        for name, stage, _, size in _sides(backbone)
-        if isinstance(stage, RoutedStage) and stage.routers
-    }
-
-
 def _sides(backbone: DGNet) -> Iterator[tuple[str, PlainStage, int, int]]:
     """Each stage's name, the stage, and the sides of its input and output."""
     size = SIDE // backbone.stem.stride
     for name, stage in backbone.stages().items():
         in_size, size = size, size // stage.stride
         yield name, stage, in_size, size
-
-
-def _table(stage: RoutedStage, costs: Mapping[int, Mapping[str, int]]) -> Tensor:
-    """[C, K] of the costs of a routed stage's branches."""
-    rows = [[of_one.get(name, 0) for name in stage.columns] for of_one in costs.values()]
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _costs_of_graph(graph: DynamicGraph, in_size: int, out_size: int) -> Tensor:
@@ -127,13 +112,14 @@ def _costs_of_graph(graph: DynamicGraph, in_size: int, out_size: int) -> Tensor:
         shape = (graph.in_channels, in_size) if j == 1 else (graph.out_channels, out_size)
         router = sum(p.numel() for p in graph.routers[str(j)].parameters() if p.dim() == 2)
         # Pooling for the router reads every element once.
-        node = _macs(graph.nodes[str(j)], shape, method="branch") + carried + router
+        node = _macs(graph.nodes[str(j)], shape, method="branch")[""] + carried + router
         costs[j, graph.edges[j]] += node / int(graph.edges[j].sum())
     return costs
 
 
-def _macs(module: nn.Module, shape: tuple[int, int], *, method: str = "forward") -> int:
-    """Multiply-adds of a module in evaluation mode for one image of ``shape``, (channels, side)."""
+def _macs(module: nn.Module, shape: tuple[int, int], *, method: str = "forward") -> dict[str, int]:
+    """Multiply-adds of a module in evaluation mode, under ``""``, and of those in it, by name, for
+    one image of ``shape``, (channels, side)."""
     # A copy, since a norm in training mode would count what passes.
     module = copy.deepcopy(module).eval()
     device = next((parameter.device for parameter in module.parameters()), None)
@@ -141,4 +127,8 @@ def _macs(module: nn.Module, shape: tuple[int, int], *, method: str = "forward")
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), counter:
         getattr(module, method)(torch.empty(1, channels, side, side, device=device))
-    return counter.get_total_flops() // 2
+    by_module = {
+        name.partition(".")[2]: sum(by_operator.values()) // 2
+        for name, by_operator in counter.get_flop_counts().items()
+    }
+    return by_module | {"": counter.get_total_flops() // 2}

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dgnet_det.analysis.report.choices import draw_frequencies
 from dgnet_det.analysis.report.effects import LEVEL, Effect
 from dgnet_det.analysis.report.figures import draw_effect, draw_mean_and_spread
 from dgnet_det.analysis.report.survey import Survey
@@ -38,18 +39,12 @@ def render_page(
         examples: entries of ``report["images"]`` with their ``distance`` and ``picture``, an image
             [H, W, 3] RGB.
     """
-    environment = Environment(
-        loader=PackageLoader("dgnet_det.analysis.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"number": _number, "percent": _percent, "giga": _giga}
     tested = [(name, *TESTS[name]) for name in effects]
     most_varied = max(report["edges"], key=lambda edge: edge["std"])
-    return environment.get_template("page.html").render(
+    return _render(
+        "page.html",
         report=report,
         level=LEVEL,
-        picture=_picture,
         most_varied={**most_varied, "name": _edge_name(most_varied)},
         largest_mean=max(abs(edge["mean"]) for edge in report["edges"]),
         mean_and_spread=draw_mean_and_spread(survey),
@@ -61,6 +56,28 @@ def render_page(
         tested=tested,
         edge_name=_edge_name,
     )
+
+
+def render_choices(report: dict[str, Any], examples: Sequence[dict[str, Any]]) -> str:
+    """The HTML of the report on a detector that routes between branches.
+
+    Args:
+        report: what :func:`survey_choices` returned, with ``interventions``, ``date``,
+            ``config_file``, ``weights`` and ``images_from`` as for :func:`render_page`.
+        examples: entries of ``report["images"]`` with their ``picture``, [H, W, 3] RGB.
+    """
+    frequencies = draw_frequencies(report)
+    return _render("choices.html", report=report, frequencies=frequencies, examples=examples)
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("dgnet_det.analysis.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"number": _number, "percent": _percent, "giga": _giga}
+    return environment.get_template(template).render(picture=_picture, **values)
 
 
 def _picture(picture: Figure | np.ndarray, description: str) -> Markup:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dgnet_det.analysis.report.effects import (
     Effect,
@@ -61,9 +62,14 @@ def choose_examples(survey: Survey, count: int) -> list[tuple[int, float]]:
     """The places of at most ``count`` images, evenly from the one nearest to the mean edge weights
     to the one farthest from them, and their distances."""
     far = distances(survey)
-    ranking = np.argsort(far, kind="stable")
+    return [(k, float(far[k])) for k in evenly(far, count)]
+
+
+def evenly(distances: ArrayLike, count: int) -> list[int]:
+    """The places of at most ``count`` distances, evenly from the smallest to the largest."""
+    ranking = np.argsort(distances, kind="stable")
     places = np.linspace(0, len(ranking) - 1, min(count, len(ranking))).round().astype(int)
-    return [(int(k), float(far[k])) for k in ranking[places]]
+    return ranking[places].tolist()
 
 
 def distances(survey: Survey) -> np.ndarray:

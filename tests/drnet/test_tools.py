@@ -1,0 +1,209 @@
+"""The tools on a small DRNet-style detector whose choices follow the image."""
+
+import json
+from pathlib import Path
+
+import analyze_model
+import convert_checkpoint
+import demo
+import export_model
+import numpy as np
+import prune_model
+import pytest
+import sweep_thresholds
+import torch
+import wiring_report
+from coco_sets import Split
+from detectors import SMALL
+from PIL import Image
+from routed import choose_at_random, images, routed_backbone
+from static_networks import MOBILENET, saved
+from torch import nn
+
+from configs import ROOT
+from dgnet_det.analysis.benchmark import draw_edges
+from dgnet_det.analysis.counts import backbone_counts, path_counts
+from dgnet_det.config import load_cfg
+from dgnet_det.data import load_cfg_with_data
+from dgnet_det.errors import UserError
+from dgnet_det.evaluation.interventions import router_hooks
+from dgnet_det.export.predictor import load_predictor
+from dgnet_det.modeling.backbone.mobilenetv2 import InvertedResidualNode
+from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.observation import dgnet_of, record_choices, routed_stages
+
+CONFIG = str(ROOT / "configs/COCO-Detection/faster_rcnn_DR_MobileNetV2_FPN_1x.yaml")
+CELLS = str(ROOT / "configs/COCO-Detection/faster_rcnn_DR_cells_FPN_1x.yaml")
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Split]:
+    """The words that name a detector, and images of different contrast."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("routed")
+    model = build_model(load_cfg(CONFIG, [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "1"]))
+    choose_at_random(model)
+    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
+    split = Split(folder, "val", 0, number=6)
+    for k in range(1, 7):
+        pixels = np.asarray(Image.open(split.path(k)), int) // k + 20 * k
+        Image.fromarray(pixels.astype(np.uint8)).save(split.path(k))
+    torch.save({"model": model.state_dict(), "class_names": ["kite"]}, folder / "model.pth")
+    data = ["DATASETS.VAL_JSON", str(split.json), "DATASETS.VAL_IMAGES", str(split.images)]
+    weights = ["MODEL.WEIGHTS", str(folder / "model.pth"), "DATALOADER.NUM_WORKERS", "0"]
+    return ["--config-file", CONFIG, *SMALL, *data, *weights], split
+
+
+def test_unused_branches_are_pruned(detector: tuple[list[str], Split], tmp_path: Path) -> None:
+    """The tool itself checks that features and detections are the same."""
+    words, split = detector
+    output = tmp_path / "pruned"
+    used = ["--input", str(split.path(1)), str(split.path(2))]
+    prune_model.main([*words, *used, "--output", str(output), "--json", str(tmp_path / "x.json")])
+    report = json.loads((tmp_path / "x.json").read_text())
+    cfg = load_cfg(str(output / "config.yaml"), ["MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.DRNET.PRUNED_BRANCHES == report["pruned"] != []
+    assert report["after"]["branches"] == report["before"]["branches"] - len(report["pruned"])
+    pruned = load_predictor(cfg).model
+    names = {
+        f"{name}:{j}-{branch}"
+        for name, stage in routed_stages(pruned).items()
+        for j, branches in stage.branches.items()
+        for branch in branches
+    }
+    assert not names & set(report["pruned"])
+    with pytest.raises(UserError, match="--threshold: branches have no threshold"):
+        prune_model.main([*words, *used, "--output", str(tmp_path / "y"), "--threshold", "0.5"])
+
+
+def test_the_report_shows_choices_and_their_use(
+    detector: tuple[list[str], Split], tmp_path: Path
+) -> None:
+    words, split = detector
+    page, figures = tmp_path / "page.html", tmp_path / "page.json"
+    options = ["--dataset", str(split.json), "--output", str(page), "--json", str(figures)]
+    wiring_report.main([*words, *options, "--examples", "2", "--confidence", "0.01"])
+    report = json.loads(figures.read_text())
+    assert page.read_text().count("data:image") == 3
+    assert report["connections_that_vary"] > 0
+    assert all(sum(row) == pytest.approx(1) for row in report["connections"].values())
+    share = report["share_of_dearest"]
+    assert share["min"] < share["mean"] < share["max"] <= 1
+    # What ran is counted by operators; here by the branches' own counts.
+    model = load_predictor(load_cfg_with_data(CONFIG, words[2:])).model
+    with record_choices(model) as choices:
+        model([{"image": torch.zeros(3, 96, 128)}])
+    assert len(report["connections"]) == sum(len(c.connections) for c in choices.values())
+    assert set(report["interventions"].get("ap", {})) in ({"own", "mean", "other"}, set())
+
+
+def test_interventions_replace_the_choice() -> None:
+    backbone, x = routed_backbone("mobilenetv2"), images()
+    chosen: dict[str, torch.Tensor] = {}
+    with router_hooks(backbone, lambda name, choice: chosen.update({name: choice})):
+        backbone(x)
+    frequent = {name: choice.mean(dim=0, keepdim=True) for name, choice in chosen.items()}
+    with (
+        router_hooks(backbone, lambda name, choice: frequent[name].expand_as(choice)),
+        record_choices(backbone) as choices,
+    ):
+        backbone(x)
+    for name, of_stage in choices.items():
+        for row, j in enumerate(of_stage.connections):
+            most = chosen[f"{name}.routers.{j}"].sum(dim=0).argmax()
+            assert (of_stage.gate[:, row].argmax(dim=1) == most).all()
+
+
+def test_the_demo_draws_choices(detector: tuple[list[str], Split], tmp_path: Path) -> None:
+    words, split = detector
+    demo.main([*words, "--input", str(split.path(1)), "--wiring", "--output", str(tmp_path)])
+    (record,) = json.loads((tmp_path / "detections.json").read_text())["images"]
+    assert all(sum(row.values()) == pytest.approx(1) for row in record["choices"].values())
+    whole = Image.open(tmp_path / record["picture"])
+    assert whole.width > 900
+
+
+@pytest.mark.parametrize("suffix", ["ts", "onnx"])
+def test_exported_detectors_choose_for_each_image(
+    suffix: str, detector: tuple[list[str], Split], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The tool compares the file with the detector on every image."""
+    words, split = detector
+    kind = {"ts": "torchscript", "onnx": "onnx"}[suffix]
+    export_model.main(
+        [*words, "--format", kind, "--output", str(tmp_path / f"x.{suffix}"),
+         "--input", str(split.images)]
+    )  # fmt: skip
+    assert "differed by up to 0\n" not in capsys.readouterr().out
+
+
+def test_thresholds_are_refused(detector: tuple[list[str], Split], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no graphs"):
+        sweep_thresholds.main([*detector[0], "--output", str(tmp_path / "x.png")])
+
+
+def test_converted_static_weights_start_as_the_static_network(tmp_path: Path) -> None:
+    source, target = saved(MOBILENET.build().state_dict(), tmp_path / "x.pth"), tmp_path / "y.pth"
+    opts = ["MODEL.DEVICE", "cpu", *SMALL]
+    convert_checkpoint.main([source, str(target), "--config-file", CONFIG, *opts])
+    model = build_model(load_cfg(CONFIG, opts)).eval()
+    missing = model.load_state_dict(torch.load(target, weights_only=True)["model"], strict=False)
+    left = [name for name in missing.missing_keys if "bottom_up" in name]
+    assert all(".routers." in name for name in left)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours, theirs = dgnet_of(model)(image), MOBILENET.features(image)
+    for name, feature in theirs.items():
+        torch.testing.assert_close(ours[name], feature, rtol=1e-4, atol=1e-4)
+
+
+def test_paths_by_hand() -> None:
+    """Skipping leaves out a block; cells have one branch of five."""
+    size = (64, 64)
+    skip = routed_backbone("mobilenetv2", norm="BN")
+    paths = path_counts(skip, size)
+    plain = MOBILENET.dgnet(norm="BN", edge_weights="none")
+    routers = sum(
+        router.hidden.weight.numel() + router.linear.weight.numel()
+        for stage in routed_stages(skip).values()
+        for router in stage.routers.values()
+    )
+    static = backbone_counts(plain, size)
+    assert paths["dearest"].counts.conv_macs == static.conv_macs
+    assert paths["dearest"].counts == backbone_counts(skip, size)
+    assert paths["dearest"].counts.activations > static.activations
+    saved_params = paths["dearest"].params - paths["cheapest"].params
+    skippable = [
+        node
+        for node in skip.modules()
+        if isinstance(node, InvertedResidualNode) and node.use_res_connect
+    ]
+    assert saved_params == sum(p.numel() for node in skippable for p in node.parameters())
+    assert routers < paths["cheapest"].params
+
+    cells = path_counts(routed_backbone("cell", norm="BN"), size)
+    only = routed_backbone("cell", norm="BN", branches=["sep5x5"])
+    assert cells["dearest"].counts.conv_macs == backbone_counts(only, size).conv_macs
+    none = routed_backbone("cell", norm="BN", branches=["identity"])
+    assert cells["cheapest"].counts.conv_macs == backbone_counts(none, size).conv_macs
+    assert not path_counts(only, size)
+
+
+def test_analyze_prints_the_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--tasks", "parameter", "flop", "structure", "--json", str(tmp_path / "x.json")]
+    small = ["--input-size", "64", "64", *SMALL, "MODEL.DGNET.FAMILY", "cell"]
+    analyze_model.main(["--config-file", CELLS, *options, *small])
+    paths = json.loads((tmp_path / "x.json").read_text())["paths"]
+    macs = [paths[name]["macs"] for name in ("cheapest", "mean", "dearest")]
+    assert macs == sorted(macs)
+    assert "| dearest path |" in " ".join(capsys.readouterr().out.split())
+
+
+def test_drawn_choices_skip_a_share() -> None:
+    backbone = routed_backbone("mobilenetv2")
+    draw_edges(backbone, 4, closed=0.0, skipped=0.5)
+    with record_choices(backbone) as choices:
+        backbone(images(4))
+    gate = torch.cat([of_stage.gate for of_stage in choices.values()], dim=1)
+    assert gate[:, :, 1].sum(dim=1).tolist() == [5.0] * 4
+    assert not torch.equal(gate[0], gate[1])
