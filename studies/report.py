@@ -107,6 +107,8 @@ def render(study: dict[str, Any]) -> str:
         table = tabulate(rows, HEADERS, tablefmt="pipe", disable_numparse=True)
         sections.append(f"## {experiment.title}\n\n{fill(experiment.method, 100)}\n\n{table}")
     runs_of_all = study["runs"]
+    if not_run := _not_run(study):
+        sections.append("\n".join(["Not run yet:\n", *not_run]))
     if any(run["scale"] != "full" for run in runs_of_all):
         findings = ["**A trial of the command. Its figures mean nothing.**"]
     elif num_intervals:
@@ -115,7 +117,7 @@ def render(study: dict[str, Any]) -> str:
         command=study["command"],
         date=study["date"],
         findings="\n".join(findings),
-        sections="\n\n".join([*sections, PLOT] if sections else ["Nothing was run yet."]),
+        sections="\n\n".join([*sections, PLOT] if runs_of_all else sections),
         num_intervals=num_intervals,
         num_by_chance=0.05 * num_intervals,
         environments="; ".join(dict.fromkeys(run["environment"] for run in runs_of_all)) or "–",
@@ -156,6 +158,16 @@ def _by_arm(study: dict[str, Any]) -> dict[str, dict[str, Runs]]:
             if runs:
                 found.setdefault(key, {})[arm] = {run["seed"]: run for run in runs}
     return found
+
+
+def _not_run(study: dict[str, Any]) -> list[str]:
+    """The arms without a run, a line for each experiment that has any."""
+    run = {(r["experiment"], r["arm"]) for r in study["runs"]}
+    names = {
+        experiment.title: [arm.name for k, arm in experiment.arms.items() if (key, k) not in run]
+        for key, experiment in EXPERIMENTS.items()
+    }
+    return [f"- {title}: *{'*, *'.join(missing)}*" for title, missing in names.items() if missing]
 
 
 def _differences(key: str, arm: str, arms: dict[str, Runs]) -> list[float]:

@@ -55,7 +55,8 @@ def test_table(study: dict[str, Any]) -> None:
     ]  # fmt: skip
     assert "*residual, static*, **-2.00 [-2.00, -2.00]** to *plain*." in page
     assert "Of the 2 on this page" in page
-    assert "Composed scenes" not in page
+    assert "## Composed scenes" not in page
+    assert "Not run yet:\n\n- Tree crowns: a fine-tuning as users do it: *residual, routers" in page
 
 
 def test_seeds_are_paired(study: dict[str, Any], tmp_path: Path) -> None:
