@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sweep,
         thresholds_for,
     )
+    from dgnet_det.config import is_routed
     from dgnet_det.data import check_datasets, load_cfg_with_data
     from dgnet_det.errors import UserError
     from dgnet_det.export.predictor import load_predictor
@@ -91,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, cfg in cfgs.items():
         predictor = load_predictor(cfg, cfg.DATASETS.TEST[0])
         if not dynamic_graphs(predictor.model):
-            raise UserError(f"{name}: no graphs: there are no edges to close")
+            kind = "a DRNet-style" if is_routed(cfg) else "the plain"
+            raise UserError(f"{name}: {kind} network has no edges to close")
         model, cfg = optimize_for_inference(predictor.model), predictor.cfg
         thresholds = sorted(args.thresholds or thresholds_for(SHARES, model, cfg))
         points = results[name] = sweep(model, cfg, thresholds, repeats=args.repeats)

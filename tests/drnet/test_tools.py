@@ -138,7 +138,7 @@ def test_exported_detectors_choose_for_each_image(
 
 
 def test_thresholds_are_refused(detector: tuple[list[str], Split], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no graphs"):
+    with pytest.raises(UserError, match="DRNet-style network has no edges"):
         sweep_thresholds.main([*detector[0], "--output", str(tmp_path / "x.png")])
 
 
