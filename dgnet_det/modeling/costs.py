@@ -117,16 +117,18 @@ def _costs_of_graph(graph: DynamicGraph, in_size: int, out_size: int) -> Tensor:
     return costs
 
 
-def _macs(module: nn.Module, shape: tuple[int, int], *, method: str = "forward") -> dict[str, int]:
-    """Multiply-adds of a module in evaluation mode, under ``""``, and of those in it, by name, for
-    one image of ``shape``, (channels, side)."""
+def _macs(module: nn.Module, shape: tuple[int, int], *, method: str = "") -> dict[str, int]:
+    """Multiply-adds of a module in evaluation mode, or of one of its methods, under ``""``, and of
+    the modules in it, by name, for one image of ``shape``, (channels, side)."""
     # A copy, since a norm in training mode would count what passes.
     module = copy.deepcopy(module).eval()
     device = next((parameter.device for parameter in module.parameters()), None)
     channels, side = shape
     counter = FlopCounterMode(display=False)
+    # Modules are named from the one that is called.
+    call = getattr(module, method) if method else module
     with FakeTensorMode(allow_non_fake_inputs=True), counter:
-        getattr(module, method)(torch.empty(1, channels, side, side, device=device))
+        call(torch.empty(1, channels, side, side, device=device))
     by_module = {
         name.partition(".")[2]: sum(by_operator.values()) // 2
         for name, by_operator in counter.get_flop_counts().items()
