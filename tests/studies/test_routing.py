@@ -1,0 +1,71 @@
+"""The page on routing says what the runs say; every arm's detector builds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from configs import ROOT
+from dgnet_det.config import load_cfg
+from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.observation import dgnet_of, routed_stages
+from studies.routing import (
+    BUDGETS,
+    DETECTOR,
+    Run,
+    drop_absent,
+    overrides,
+    rarer_branches,
+    render,
+    write_report,
+)
+
+
+def build(run: Run, pruned: list[str]) -> torch.nn.Module:
+    opts = [*overrides(run, pruned), "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
+    return build_model(load_cfg(str(ROOT / DETECTOR), opts)).eval()
+
+
+def test_pruned_is_the_static_network_without_what_is_rarer(tmp_path: Path) -> None:
+    routed = build(Run("routed", BUDGETS[-1], 0), [])
+    stages = routed_stages(routed)
+    stages["res4.0"].routers["3"].linear.bias.data = torch.tensor([0.0, 1.0])
+    rarer = rarer_branches(routed, [torch.zeros(3, 64, 64)] * 2)
+    assert "res4.0:3-block" in rarer
+    assert "res4.0:2-identity" in rarer
+    plain, pruned = build(Run("plain", 1.0, 0), []), build(Run("pruned", 0.7, 0), rarer)
+    torch.save({"model": plain.state_dict()}, tmp_path / "x.pth")
+    drop_absent(tmp_path / "x.pth", pruned)
+    pruned.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True)["model"])
+    plain.backbone.bottom_up.res4[0].nodes["3"] = torch.nn.Identity()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        ours, theirs = dgnet_of(pruned)(image), dgnet_of(plain)(image)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture
+def study() -> dict[str, Any]:
+    def run(arm: str, budget: float, seed: int, ap: float, macs: list[float]) -> dict[str, Any]:
+        return {
+            "arm": arm, "budget": budget, "seed": seed, "AP": ap, "macs": macs,
+            "latency": {"ratio": 0.8}, "environment": {"CPU": "a CPU"},
+            "choices": {"entropy": 0.25}, "ap": {"own": ap, "mean": ap - 1, "other": ap - 2},
+        }  # fmt: skip
+
+    runs = [run("plain", 1.0, seed, 18 + seed, [100.0, 100.0]) for seed in range(2)]
+    runs += [run("routed", 0.7, seed, 16 + seed, [60.0, 80.0]) for seed in range(2)]
+    runs.append(run("pruned", 0.7, 0, 15, [70.0, 70.0]))
+    return {"command": "python -m studies.routing", "date": "2000-01-01", "runs": runs}
+
+
+def test_table(study: dict[str, Any], tmp_path: Path) -> None:
+    lines = render(study).splitlines()
+    rows = {c[0]: c[1:] for line in lines if (c := [x.strip() for x in line.split("|")[1:-1]])}
+    assert rows["plain"][:5] == ["2", "18.50 ± 0.71", "100.0%", "0.0%", "1"]
+    routed = ["2", "16.50 ± 0.71", "70.0%", "10.0%", "0.80", "0.250", "15.50", "14.50"]
+    assert rows["routed, 0.7"] == routed
+    assert rows["pruned, 0.7"] == ["1", "15.00", "70.0%", "0.0%", "0.80", "–", "–", "–"]
+    write_report(tmp_path, study)
+    assert (tmp_path / "images/routing.png").stat().st_size > 1000
