@@ -228,7 +228,10 @@ def render(study: dict[str, Any]) -> str:
         row += ["–"] * (len(HEADERS) - len(row))
         rows.append(row)
     table = tabulate(rows, HEADERS, tablefmt="pipe", disable_numparse=True)
-    environments = {", ".join(map(str, run["environment"].values())) for run in study["runs"]}
+    environments = {
+        ", ".join(f"{key} {value}" for key, value in run["environment"].items())
+        for run in study["runs"]
+    }
     machine = "; ".join(sorted(environments))
     return PAGE.format(table=table, machine=machine, command=study["command"], date=study["date"])
 
