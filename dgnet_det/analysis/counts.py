@@ -94,10 +94,13 @@ def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
 def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, PathCounts]:
     """Of routed stages, what runs where every connection has its ``cheapest`` branch, or its
     ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
+    choosing = {name: stage for name, stage in routed_stages(backbone).items() if stage.routers}
+    if not choosing:
+        return {}
     found = _symbolic_counts(backbone, size)
     paths = {name: np.zeros(4) for name in ("cheapest", "mean", "dearest")}
     whole = np.array([*found["Global"], _params(backbone)])
-    for name, stage in routed_stages(backbone).items():
+    for name, stage in choosing.items():
         for j in map(int, stage.routers):
             rows = np.zeros((len(stage.branches[j]), 4))
             for row, branch in zip(rows, stage.branches[j], strict=True):
@@ -107,8 +110,6 @@ def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, PathCounts]
             paths["cheapest"] += rows[rows[:, 1].argmin()]
             paths["mean"] += rows.mean(axis=0)
             paths["dearest"] += rows[rows[:, 1].argmax()]
-    if not any(path.any() for path in paths.values()):
-        return {}
     totals = {name: (whole + path).round().astype(int).tolist() for name, path in paths.items()}
     return {name: PathCounts(Counts(*counts), params) for name, (*counts, params) in totals.items()}
 
