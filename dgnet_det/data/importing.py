@@ -23,7 +23,7 @@ from dgnet_det.data.formats import (
     read_annotations,
     read_text,
 )
-from dgnet_det.data.images import is_image, reading, upright_size
+from dgnet_det.data.images import check_header, is_image, reading, upright_size
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import files_written_whole
 
@@ -104,6 +104,7 @@ def read_dataset(
     splits: dict[str, list[LabelledImage]] = {}
     for split, image, entry in labelled:
         try:
+            check_header(image)
             with reading(image), Image.open(image) as picture:
                 size = upright_size(picture)
             scale = size if entry.fractions else (1, 1)

@@ -1,5 +1,6 @@
 """tools/import_dataset.py against hand computations, and what it says of bad data."""
 
+import io
 import json
 import runpy
 import shutil
@@ -46,6 +47,13 @@ def fill(folder: Path, files: dict[str, str | bytes | None]) -> Path:
         else:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
     return folder
+
+
+def wide() -> bytes:
+    """An image of 16 bits."""
+    file = io.BytesIO()
+    Image.new("I;16", SIZE).save(file, "PNG")
+    return file.getvalue()
 
 
 def voc(*objects: tuple[Any, ...], filename: str = "a.jpg", size: tuple[int, int] = SIZE) -> str:
@@ -335,6 +343,7 @@ BAD = [
     ("devkit", {XML: voc((" ", 1, 2, 5, 8, 0))}, "", XML, "object 1: has no class: name it"),
     ("devkit", {"q.xml": voc(filename="z.png")}, "", "q.xml", "no image q or z.png below"),
     ("devkit", {"JPEGImages/a.jpg": b"x"}, "", "JPEGImages/a.jpg", "does not decode"),
+    ("devkit", {"JPEGImages/a.jpg": wide()}, "", "JPEGImages/a.jpg", "more than 8 bits"),
     ("devkit", {"ImageSets/Main/val.txt": "b z"}, "", "ImageSets/Main/val.txt", "lists z, which"),
     ("devkit", {}, "--classes cat", "", "class 'dog' is not among those given"),
     ("devkit", {}, "--classes cat dog cat", "", "a class is given twice: cat, dog, cat"),
