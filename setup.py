@@ -20,7 +20,7 @@ setup(
     packages=[*find_namespace_packages(include=["dgnet_det", "dgnet_det.*"]), "dgnet_det.configs"],
     package_dir={"dgnet_det.configs": "configs"},
     package_data={
-        "dgnet_det.analysis.report": ["page.html", "choices.html"],
+        "dgnet_det.analysis.report": ["*.html"],
         "dgnet_det.configs": ["*/*.yaml", "*/*.py"],
     },
     python_requires=">=3.10",

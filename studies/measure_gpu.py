@@ -28,6 +28,7 @@ from dgnet_det.config import load_cfg
 from dgnet_det.graph.aggregation import weighted_sum
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
+from dgnet_det.modeling.observation import dynamic_graphs
 from dgnet_det.utils.environment import describe_environment
 from dgnet_det.utils.files import write_json
 from studies import ROOT
@@ -52,9 +53,8 @@ def build(name: str, device: str, *, closed: float = 0.0) -> nn.Module:
     model = build_model(load_cfg(str(config), ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device]))
     draw_edges(model, 1, closed=closed, skipped=0.0)
     if not closed:
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("thresholds"):
-                parameter.data.zero_()
+        for graph in dynamic_graphs(model).values():
+            graph.thresholds.data.zero_()
     return cast(nn.Module, model.backbone)
 
 

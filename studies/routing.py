@@ -38,10 +38,11 @@ from dgnet_det.checkpoint.checkpointer import write_checkpoint
 from dgnet_det.data import CheckedDatasetMapper, load_cfg_with_data, spread_images
 from dgnet_det.evaluation.interventions import intervene
 from dgnet_det.export.predictor import load_predictor
+from dgnet_det.export.pruning import count_branches
 from dgnet_det.modeling.backbone.drnet import branch_name
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.modeling.observation import dgnet_of, record_choices
+from dgnet_det.modeling.observation import dgnet_of
 from dgnet_det.utils.environment import describe_environment
 from dgnet_det.utils.files import write_json, written_whole
 from studies import ROOT
@@ -165,18 +166,14 @@ def examine(run: Run, cfg: CfgNode) -> dict[str, Any]:
 def rarer_branches(model: nn.Module, images: Sequence[torch.Tensor]) -> list[str]:
     """All branches but the most frequent one of each connection, as ``MODEL.DRNET.PRUNED_BRANCHES``
     names them."""
-    frequency: dict[str, torch.Tensor] = {}
-    with record_choices(model) as choices:
-        for image in images:
-            model([{"image": image}])
-            for name, of_stage in choices.items():
-                frequency[name] = frequency.get(name, 0) + of_stage.gate[0]
+    connections: dict[tuple[str, int], dict[str, int]] = {}
+    for (name, j, branch), count in count_branches(model, images).items():
+        connections.setdefault((name, j), {})[branch] = count
     return [
         branch_name(name, j, branch)
-        for name, of_stage in choices.items()
-        for j, counts in zip(of_stage.connections, frequency[name], strict=True)
-        for k, branch in enumerate(of_stage.branches)
-        if k != counts.argmax()
+        for (name, j), counts in connections.items()
+        for branch in counts
+        if branch != max(counts, key=counts.__getitem__)
     ]
 
 

@@ -61,21 +61,30 @@ def find_closed_edges(model: nn.Module, images: Iterable[Tensor]) -> list[str]:
     ]
 
 
-@torch.no_grad()
 def find_unused_branches(model: nn.Module, images: Iterable[Tensor]) -> list[str]:
     """The branches that none of some images takes, named as by :func:`branch_name`. Arguments are
     those of :func:`find_closed_edges`."""
-    taken: dict[tuple[str, int, str], bool] = {}
+    counts = count_branches(model, images)
+    return [branch_name(*key) for key, count in counts.items() if not count]
+
+
+@torch.no_grad()
+def count_branches(model: nn.Module, images: Iterable[Tensor]) -> dict[tuple[str, int, str], int]:
+    """How many of some images take a branch, by stage, connection and name, of the connections that
+    have a choice. Arguments are those of :func:`find_closed_edges`."""
+    counts: dict[str, Tensor] = {}
     with record_choices(model) as choices:
         for image in images:
             model([{"image": image}])
-            for name, stage in routed_stages(model).items():
-                for row, j in enumerate(map(int, stage.routers)):
-                    for branch in stage.branches[j]:
-                        here = choices[name].gate[:, row, stage.columns.index(branch)].any()
-                        key = name, j, branch
-                        taken[key] = taken.get(key, False) or bool(here)
-    return [branch_name(*key) for key, is_taken in taken.items() if not is_taken]
+            for name, of_stage in choices.items():
+                counts[name] = counts.get(name, 0) + of_stage.gate[0]
+    stages = routed_stages(model)
+    return {
+        (name, j, branch): int(row[stages[name].columns.index(branch)])
+        for name, rows in counts.items()
+        for j, row in zip(map(int, stages[name].routers), rows, strict=True)
+        for branch in stages[name].branches[j]
+    }
 
 
 def prune_config(cfg: CfgNode, names: Iterable[str]) -> CfgNode:

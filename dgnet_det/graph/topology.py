@@ -15,16 +15,30 @@ def parse_edges(names: Sequence[str]) -> dict[str, set[Edge]]:
     Raises:
         UserError: a name of another form.
     """
-    edges: dict[str, set[Edge]] = {}
+    found = parse_pruned(KEY, names, r"\d+", "graph:from-to, such as 'res4.0:0-3'")
+    return {graph: {(i, int(j)) for i, j in pairs} for graph, pairs in found.items()}
+
+
+def parse_pruned(
+    key: str, names: Sequence[str], end: str, form: str
+) -> dict[str, list[tuple[int, str]]]:
+    """What is pruned by stage, ``{"res4.0": [(0, "3")]}`` of ``res4.0:0-3``.
+
+    Args:
+        key: that holds the names.
+        names: each a stage, a number, and what matches the pattern ``end``.
+        form: of a name, for the message.
+
+    Raises:
+        UserError: a name of another form.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
     for name in names:
-        match = re.fullmatch(r"(res\d\.\d+):(\d+)-(\d+)", str(name))
+        match = re.fullmatch(rf"(res\d\.\d+):(\d+)-({end})", str(name))
         if match is None:
-            raise UserError(
-                f"{KEY} {name!r}: give graph:from-to, such as 'res4.0:0-3', as"
-                " tools/prune_model.py writes them"
-            )
-        edges.setdefault(match[1], set()).add((int(match[2]), int(match[3])))
-    return edges
+            raise UserError(f"{key} {name!r}: give {form}, as tools/prune_model.py writes them")
+        found.setdefault(match[1], []).append((int(match[2]), match[3]))
+    return found
 
 
 def edge_name(graph: str, edge: Edge) -> str:

@@ -1,6 +1,6 @@
 """The backbone: a stem and stages that are graphs, and its builders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -165,24 +165,58 @@ def make_dgnet(
     stem, levels = family_of(family).network(
         in_channels, norm=norm, shortcuts=graph_of.fixed_chain, **network
     )
-    pruned = parse_edges(pruned_edges)
+    stages = build_stages(
+        levels,
+        lambda blocks, pruned: graph_of(
+            blocks, edge_weights=edge_weights, norm=norm, pruned=pruned
+        ),
+        chosen=() if plain else graph_stages,
+        pruned=parse_edges(pruned_edges),
+        key=KEY,
+        kind="graph",
+    )
+    return DGNet(stem, stages, out_features=out_features, freeze_at=freeze_at)
+
+
+def build_stages(
+    levels: Sequence[Sequence[Sequence[Block]]],
+    make: Callable[[Sequence[Block], Any], PlainStage],
+    *,
+    chosen: Sequence[str],
+    pruned: Mapping[str, Collection],
+    key: str,
+    kind: str,
+) -> list[list[PlainStage]]:
+    """The stages of res2, res3, …
+
+    Args:
+        levels: the blocks of each stage.
+        make: a stage of the ``chosen`` levels, from its blocks and what is pruned of it.
+        chosen: names of levels; the stages of the others are plain.
+        pruned: by stage.
+        key: that ``pruned`` comes from.
+        kind: what the stages that ``make`` builds are called.
+
+    Raises:
+        UserError: as ``make``, or something is pruned of a stage that it does not build.
+    """
+    left = dict(pruned)
 
     def stage(level: str, name: str, blocks: Sequence[Block]) -> PlainStage:
-        if plain or level not in graph_stages:
+        if level not in chosen:
             return PlainStage(blocks)
         try:
-            edges = pruned.pop(name, ())
-            return graph_of(blocks, edge_weights=edge_weights, norm=norm, pruned=edges)
+            return make(blocks, left.pop(name, ()))
         except UserError as error:
-            raise UserError(f"{KEY}: {name}: {error}") from error
+            raise UserError(f"{key}: {name}: {error}") from error
 
     stages = [
         [stage(level, f"{level}.{k}", blocks) for k, blocks in enumerate(of_level)]
         for level, of_level in zip(LEVELS, levels, strict=True)
     ]
-    if pruned:
-        raise UserError(f"{KEY}: there is no graph {', '.join(pruned)}")
-    return DGNet(stem, stages, out_features=out_features, freeze_at=freeze_at)
+    if left:
+        raise UserError(f"{key}: there is no {kind} {', '.join(left)}")
+    return stages
 
 
 def check_stages(stages: Sequence[str], *, all_of_them: str) -> None:

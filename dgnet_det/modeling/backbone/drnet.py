@@ -1,6 +1,5 @@
 """The backbone whose stages route between branches, and its builders."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,15 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from dgnet_det.drnet.branches import check_branches
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
-from dgnet_det.graph.stage import Block, PlainStage
-from dgnet_det.modeling.backbone.dgnet import LEVELS, DGNet, check_stages, fpn, retinanet_fpn
+from dgnet_det.graph.topology import parse_pruned
+from dgnet_det.modeling.backbone.dgnet import (
+    LEVELS,
+    DGNet,
+    build_stages,
+    check_stages,
+    fpn,
+    retinanet_fpn,
+)
 from dgnet_det.modeling.backbone.families import family_of
 
 KEY = "MODEL.DRNET.PRUNED_BRANCHES"
@@ -50,46 +56,27 @@ def make_drnet(
     if cells:
         network["branches"] = branches
     stem, levels = family_of(family).network(in_channels, norm=norm, shortcuts=True, **network)
-    pruned = _parse(pruned_branches)
-
-    def stage(level: str, name: str, blocks: Sequence[Block]) -> PlainStage:
-        if level not in routed_stages:
-            return PlainStage(blocks)
-        try:
-            return RoutedStage(
-                blocks,
-                branches=branches,
-                temperature=(temperature[0], temperature[1]),
-                pruned=pruned.pop(name, ()),
-            )
-        except UserError as error:
-            raise UserError(f"{KEY}: {name}: {error}") from error
-
-    stages = [
-        [stage(level, f"{level}.{k}", blocks) for k, blocks in enumerate(of_level)]
-        for level, of_level in zip(LEVELS, levels, strict=True)
-    ]
-    if pruned:
-        raise UserError(f"{KEY}: there is no routed stage {', '.join(pruned)}")
+    stages = build_stages(
+        levels,
+        lambda blocks, pruned: RoutedStage(
+            blocks,
+            branches=branches,
+            temperature=(temperature[0], temperature[1]),
+            pruned=pruned,
+        ),
+        chosen=routed_stages,
+        pruned=parse_pruned(
+            KEY, pruned_branches, r"\w+", "stage:connection-branch, such as 'res4.0:2-identity'"
+        ),
+        key=KEY,
+        kind="routed stage",
+    )
     return DGNet(stem, stages, out_features=out_features, freeze_at=freeze_at)
 
 
 def branch_name(stage: str, connection: int, name: str) -> str:
     """``res4.0:2-identity``, as in ``MODEL.DRNET.PRUNED_BRANCHES``."""
     return f"{stage}:{connection}-{name}"
-
-
-def _parse(names: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
-    branches: dict[str, list[tuple[int, str]]] = {}
-    for name in names:
-        match = re.fullmatch(r"(res\d\.\d+):(\d+)-(\w+)", str(name))
-        if match is None:
-            raise UserError(
-                f"{KEY} {name!r}: give stage:connection-branch, such as 'res4.0:2-identity', as"
-                " tools/prune_model.py writes them"
-            )
-        branches.setdefault(match[1], []).append((int(match[2]), match[3]))
-    return branches
 
 
 @BACKBONE_REGISTRY.register()
