@@ -1,8 +1,10 @@
-"""One exception for a user's mistakes, and its one line."""
+"""One exception for a user's mistakes, and what makes its one line."""
 
 import errno
 import logging
 import os
+from collections.abc import Iterable
+from typing import Any
 
 MACHINE_ERRORS = {
     errno.ENOSPC: "the disk is full: make room",
@@ -45,3 +47,10 @@ def one_line_in_training_loop() -> None:
 def _is_no_user_error(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return error is None or user_message(error) is None
+
+
+def first_few(names: Iterable[Any], limit: int = 3) -> str:
+    """The first few names as text, and how many more there are."""
+    names = [str(name) for name in names]
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -11,7 +11,7 @@ from torch import nn
 
 from configs import ROOT
 from dgnet_det.data import load_cfg_with_data
-from dgnet_det.data.classes import class_names
+from dgnet_det.data.own import class_names
 from dgnet_det.export.predictor import Predictor
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dynamic_graphs

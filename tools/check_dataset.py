@@ -25,7 +25,7 @@ MOST_CLASSES = 30  # in a printed table; the JSON has all
 
 def print_findings(report: dict[str, Any]) -> None:
     """Errors, then warnings, a line each."""
-    from dgnet_det.data.findings import first_few
+    from dgnet_det.errors import first_few
 
     for severity in ("errors", "warnings"):
         found = report[severity]
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from dgnet_det.config import load_cfg
-    from dgnet_det.data.inspection import inspect
+    from dgnet_det.data.checks import inspect
     from dgnet_det.errors import UserError
     from dgnet_det.utils.files import write_json
 

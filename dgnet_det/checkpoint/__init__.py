@@ -4,7 +4,6 @@ backbone."""
 from dgnet_det.checkpoint.checkpointer import (
     CLASS_NAMES,
     DGNetCheckpointer,
-    WholeCheckpointer,
     class_names_in,
     saved_class_names,
     write_checkpoint,
@@ -16,7 +15,6 @@ __all__ = [
     "CLASS_NAMES",
     "Conversion",
     "DGNetCheckpointer",
-    "WholeCheckpointer",
     "class_names_in",
     "convert",
     "read_checkpoint",

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from dgnet_det.checkpoint.reading import local_file, read_checkpoint
-from dgnet_det.errors import UserError
+from dgnet_det.errors import UserError, first_few
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.backbone.matching import match_backbone
 from dgnet_det.utils.files import written_whole
@@ -65,6 +65,7 @@ class DGNetCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         class_names: Sequence[str] = (),
+        needed: str = "",
         **checkpointables: Any,
     ) -> None:
         """
@@ -73,10 +74,13 @@ class DGNetCheckpointer(DetectionCheckpointer):
             save_dir: where :meth:`save` writes.
             class_names: of the data, in the order of the model's outputs. :meth:`load` warns of a
                 checkpoint that was saved with others.
+            needed: for evaluation and export, what to name in ``MODEL.WEIGHTS``. Tensors that the
+                checkpoint does not hold would be random, and other classes than the data's would
+                be counted as theirs: both are errors then, and so is nothing to load.
             checkpointables: as for :class:`DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **checkpointables)
-        self.class_names = list(class_names)
+        self.class_names, self.needed = list(class_names), needed
         self.missing: list[str] = []  # tensors that the last load did not find
         self.misshaped: list[str] = []  # those that it left out for their shape, with both shapes
 
@@ -85,7 +89,8 @@ class DGNetCheckpointer(DetectionCheckpointer):
 
         Raises:
             UserError: the file is missing, cannot be fetched or read, or does not fit the model's
-                backbone; or it is to be resumed with data of other classes.
+                backbone; it is to be resumed with data of other classes; or it is not what is
+                ``needed``.
         """
         if not path:
             return super().load(path, checkpointables)
@@ -97,11 +102,8 @@ class DGNetCheckpointer(DetectionCheckpointer):
             if comm.is_main_process():  # the only one that needs to see the file
                 local_file(path)
             checkpoint = super().load(path, checkpointables)
-            saved, differ = saved_class_names(checkpoint), ""
-            if saved and self.class_names and saved != self.class_names:
-                theirs, ours = _listed(saved), _listed(self.class_names)
-                differ = f"trained for the classes {theirs}, but the data have {ours}"
-            warning = self._judge(differ, resumes=own and checkpointables is None)
+            saved = saved_class_names(checkpoint)
+            warning = self._judge(saved, resumes=own and checkpointables is None)
         except UserError as error:
             message = str(error) if path in str(error) else f"{path}: {error}"
             raise UserError(message if own else f"MODEL.WEIGHTS {message}") from error
@@ -109,6 +111,12 @@ class DGNetCheckpointer(DetectionCheckpointer):
             source = path if own else f"MODEL.WEIGHTS {path}"
             logging.getLogger(__name__).warning("%s: %s", source, warning)
         return checkpoint
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As :meth:`Checkpointer.resume_or_load`. Errors are those of :meth:`load`."""
+        if self.needed and not path and not (resume and self.has_checkpoint()):
+            raise UserError(f"MODEL.WEIGHTS: empty: this needs {self.needed}")
+        return super().resume_or_load(path, resume=resume)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As :meth:`Checkpointer.save`, but whole or not at all; the best checkpoint is not the one
@@ -152,52 +160,27 @@ class DGNetCheckpointer(DetectionCheckpointer):
         self.missing = incompatible.missing_keys
         super()._log_incompatible_keys(incompatible)
 
-    def _judge(self, differ: str, *, resumes: bool) -> str:
-        """What to warn of after loading; empty for nothing.
+    def _judge(self, saved: Sequence[str], *, resumes: bool) -> str:
+        """What to warn of after loading a checkpoint of the classes ``saved``; empty for nothing.
 
         Raises:
             UserError: what was loaded is not to be gone on with.
         """
-        if differ and resumes:
-            raise UserError(f"{differ}: resuming needs the same; else choose another OUTPUT_DIR")
-        anew = f"of another shape, so they start anew: {', '.join(self.misshaped)}"
-        return "; ".join(filter(None, (differ, anew if self.misshaped else "")))
-
-
-class WholeCheckpointer(DGNetCheckpointer):
-    """For evaluation and export: tensors that a checkpoint does not hold would be random, and other
-    classes than the data's would be counted as theirs. Both are errors."""
-
-    def __init__(self, model: nn.Module, save_dir: str = "", *, needed: str, **kwargs: Any) -> None:
-        """
-        Args:
-            model, save_dir, kwargs: as for :class:`DGNetCheckpointer`.
-            needed: what to name in ``MODEL.WEIGHTS``, for the errors.
-        """
-        super().__init__(model, save_dir, **kwargs)
-        self.needed = needed
-
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As :meth:`DGNetCheckpointer.resume_or_load`.
-
-        Raises:
-            UserError: there is nothing to load, or it is not the whole model, of these classes.
-        """
-        if not path and not (resume and self.has_checkpoint()):
-            raise UserError(f"MODEL.WEIGHTS: empty: this needs {self.needed}")
-        return super().resume_or_load(path, resume=resume)
-
-    def _judge(self, differ: str, *, resumes: bool) -> str:
-        if differ:
-            raise UserError(f"{differ}: evaluate on data of the same classes in the same order")
-        if absent := sorted([*self.missing, *self.misshaped]):
-            raise UserError(
-                f"missing or of another shape: {_listed(absent)}: this needs {self.needed}"
-            )
-        return ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and the number of all."""
-    more = ", …" if len(names) > LISTED else ""
-    return f"{', '.join(names[:LISTED])}{more} ({len(names)})"
+        warnings = []
+        if saved and self.class_names and saved != self.class_names:
+            theirs, ours = first_few(saved, LISTED), first_few(self.class_names, LISTED)
+            differ = f"trained for the classes {theirs}, but the data have {ours}"
+            if self.needed:
+                raise UserError(f"{differ}: evaluate on data of the same classes in the same order")
+            if resumes:
+                raise UserError(
+                    f"{differ}: resuming needs the same; else choose another OUTPUT_DIR"
+                )
+            warnings.append(differ)
+        if self.needed and (absent := sorted([*self.missing, *self.misshaped])):
+            names = first_few(absent, LISTED)
+            raise UserError(f"missing or of another shape: {names}: this needs {self.needed}")
+        if self.misshaped:
+            anew = ", ".join(self.misshaped)
+            warnings.append(f"of another shape, so they start anew: {anew}")
+        return "; ".join(warnings)

@@ -8,15 +8,16 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
-from dgnet_det.checkpoint.pixels import pixels_of
 from dgnet_det.checkpoint.reading import RENAMED_CAFFE2, local_file, read_checkpoint
 from dgnet_det.config import is_classifier
-from dgnet_det.errors import UserError
+from dgnet_det.errors import UserError, first_few
 from dgnet_det.modeling.backbone import DGNet
-from dgnet_det.modeling.backbone.matching import Match, match_backbone
+from dgnet_det.modeling.backbone.matching import Match, Source, match_backbone
 from dgnet_det.modeling.build import config_errors_in_one_line
 from dgnet_det.modeling.observation import dgnet_of
 
+IMAGENET_MEAN_RGB = [123.675, 116.28, 103.53]
+IMAGENET_STD_RGB = [58.395, 57.12, 57.375]
 LISTED = 10  # names of each kind in the printed report
 # What becomes of the tensors in the report for people.
 KINDS = {
@@ -99,8 +100,7 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
     if not match.tensors:
         raise UserError(f"{path}: {problem}")
     if match.unknown and not problem:
-        first = ", ".join([*match.unknown][:LISTED])
-        problem = f"holds tensors of neither backbone nor head: {first}"
+        problem = f"holds tensors of neither backbone nor head: {first_few(match.unknown, LISTED)}"
     source = {
         "file": Path(local).name,
         "sha256": hashlib.sha256(Path(local).read_bytes()).hexdigest(),
@@ -114,7 +114,7 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
     if is_classifier(cfg):
         model |= match.head
     checkpoint = {"model": model, "__author__": "dgnet_det", "source": source}
-    return Conversion(checkpoint, match, pixels_of(match.source, author, cfg), problem)
+    return Conversion(checkpoint, match, _pixels(match.source, author, cfg), problem)
 
 
 def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
@@ -124,3 +124,27 @@ def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
     dgnet = dgnet_of(backbone)
     names = {module: name for name, module in backbone.named_modules(prefix="backbone")}
     return f"{names[dgnet]}.", dgnet
+
+
+def _pixels(source: Source, author: str, cfg: CfgNode) -> dict[str, Any] | None:
+    """The config values that belong to weights whose file names an ``__author__``, or none, by key;
+    None where only their own training config knows."""
+    stride_in_1x1 = "MODEL.RESNETS.STRIDE_IN_1X1"
+    if author == RENAMED_CAFFE2:
+        # Detectron2's model zoo: MSRA's own ResNets have the stride in the 1x1 convolution; FAIR's
+        # with group norm and FAIR's ResNeXt do not, and the latter divide by a deviation.
+        is_resnext = cfg.MODEL.RESNETS.NUM_GROUPS > 1
+        return {
+            "INPUT.FORMAT": "BGR",
+            "MODEL.PIXEL_MEAN": IMAGENET_MEAN_RGB[::-1],
+            "MODEL.PIXEL_STD": IMAGENET_STD_RGB[::-1] if is_resnext else [1.0, 1.0, 1.0],
+            stride_in_1x1: not is_resnext and cfg.MODEL.RESNETS.NORM != "GN",
+        }
+    if source.format.name.startswith("detectron2") and author != "torchvision":
+        return None
+    values: dict[str, Any] = {
+        "INPUT.FORMAT": "RGB",
+        "MODEL.PIXEL_MEAN": IMAGENET_MEAN_RGB,
+        "MODEL.PIXEL_STD": IMAGENET_STD_RGB,
+    }
+    return values | ({stride_in_1x1: False} if source.family.name == "resnet" else {})

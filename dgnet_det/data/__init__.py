@@ -1,7 +1,7 @@
 """Data: the user's own datasets, their checks, and reading of images."""
 
-from dgnet_det.data.checks import CheckedDatasetMapper, check_datasets
-from dgnet_det.data.images import find_images, read_image, spread_images
+from dgnet_det.data.checks import check_datasets
+from dgnet_det.data.images import CheckedDatasetMapper, find_images, read_image, spread_images
 from dgnet_det.data.own import load_cfg_with_data
 
 __all__ = [

@@ -1,36 +1,51 @@
-"""Checks of the user's data: before anything is built, and of each image as it is read."""
+"""Checks of the user's data: the quick part before training, and all of it with statistics."""
 
 import logging
+import math
 import os
+import statistics
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from dgnet_det.config import NUM_CLASSES_KEYS
+from dgnet_det.data.anchors import compare_anchors, percentiles
 from dgnet_det.data.coco import forget_files
 from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.image_checks import LEARNED_BY_HEART, check_presence
-from dgnet_det.data.images import check_header, read_image
+from dgnet_det.data.image_checks import (
+    LEARNED_BY_HEART,
+    ImageFile,
+    check_files,
+    check_presence,
+    compare_images,
+)
+from dgnet_det.data.images import is_image
 from dgnet_det.errors import UserError
+
+# COCO's limits between small, medium and large: the side of a square, pixels of the image.
+SMALL, LARGE = 32, 96
+SIZES = (f"< {SMALL}²", f"< {LARGE}²", f"≥ {LARGE}²")
+# With fewer boxes, a class is hardly learned, and its AP mostly chance.
+FEW_BOXES = 20
+# Share of boxes that anchors should meet.
+ENOUGH_MET = 0.9
 
 
 def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
-    """The quick part of ``tools/check_dataset.py``, in which no image is read, for the datasets of
-    a config.
+    """The quick part of ``tools/check_dataset.py``, in which no image is read, for ``names`` out of
+    ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
 
     Every name must be registered. Of a dataset in COCO format, its JSON, its folder and its images
-    must exist, its content must be sound, and its number of classes the model's. What is checked
-    without being an error is logged as a warning, and so are images that are in two splits.
-    Datasets of other formats are left to Detectron2.
-
-    Args:
-        cfg: the config.
-        names: out of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+    must exist, its content must be sound, and its number of classes the model's. What may be meant
+    is logged as a warning, and so are images that are in two splits. Datasets of other formats are
+    left to Detectron2.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -77,25 +92,6 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
         logging.getLogger(__name__).warning(finding.line())
 
 
-class CheckedDatasetMapper(DatasetMapper):
-    """Detectron2's mapper, for training and testing, with a :class:`UserError` that names the file
-    where :func:`read_image` would raise it, or an image is not of the size that its annotation
-    states."""
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """As :meth:`DatasetMapper.__call__`."""
-        path = dataset_dict["file_name"]
-        check_header(path)
-        try:
-            return super().__call__(dataset_dict)
-        except SizeMismatchError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: not of the size in its annotation: {reason}") from error
-        except Exception:
-            read_image(path, self.image_format)  # tells whether it is the image's fault
-            raise
-
-
 def _check_pair(train: str, ours: Content, test: str, theirs: Content, findings: Findings) -> None:
     """Check a test set against a training set. A run may be meant to learn its test images, to see
     whether it learns at all."""
@@ -110,3 +106,148 @@ def _check_pair(train: str, ours: Content, test: str, theirs: Content, findings:
     for path in sorted(trained & tested):
         problem = f"{path} is in the training set too: {LEARNED_BY_HEART}"
         of_file.warning("shared-image", problem, path)
+
+
+class Split(NamedTuple):
+    """A dataset that was looked at: its file and image folder, what is sound of the file, and the
+    images that decode, by file name."""
+
+    json_file: str
+    image_root: str
+    content: Content
+    files: dict[str, ImageFile]
+
+
+def inspect(
+    cfg: CfgNode, train: tuple[str, str], val: tuple[str, str] | None = None
+) -> dict[str, Any]:
+    """Check a dataset, or a training and a validation set, with all their images.
+
+    Args:
+        cfg: the config whose anchors and image size the boxes are compared with, and whose model
+            may want masks or keypoints.
+        train: the COCO JSON file and the image folder.
+        val: the same of the validation set. Without, ``train`` is taken for both uses.
+
+    Returns:
+        ``errors`` and ``warnings`` (:class:`Finding` as dicts, with their ``line``), ``datasets``
+        (:func:`describe` for each that could be read) and ``anchors`` (:func:`compare_anchors` of
+        the training boxes; None where boxes are wrong or missing).
+    """
+    findings = Findings()
+    first = _look(cfg, *train, findings, trained=True, evaluated=val is None)
+    second = _look(cfg, *val, findings, trained=False, evaluated=True) if val else None
+    wrong = {finding.kind for finding in findings.of("error")}
+    if first and second:
+        of_val = findings.of_file(second.json_file)
+        if not any("category-" in kind for kind in wrong):
+            compare_categories(first.json_file, first.content, second.content, of_val)
+        compare_images(first.json_file, first.files, second.files, of_val)
+    anchors = None
+    if first:
+        boxes, image_sizes = first.content.usable().boxes()
+        whole = (boxes[:, 2:] > 0).all(axis=1)
+        if whole.any() and not any("bbox" in kind for kind in wrong):
+            anchors = compare_anchors(cfg, boxes[whole], image_sizes[whole])
+        _check_training(first, anchors, findings.of_file(first.json_file))
+    splits = [split for split in (first, second) if split]
+    found = {
+        f"{severity}s": [vars(each) | {"line": each.line()} for each in findings.of(severity)]
+        for severity in ("error", "warning")
+    }
+    return found | {"datasets": [describe(split, splits) for split in splits], "anchors": anchors}
+
+
+def _look(
+    cfg: CfgNode,
+    json_file: str,
+    image_root: str,
+    findings: Findings,
+    *,
+    trained: bool,
+    evaluated: bool,
+) -> Split | None:
+    """All checks of one dataset; None if its file cannot be read."""
+    of_file = findings.of_file(json_file)
+    try:
+        if not os.path.isdir(image_root):
+            raise UserError(f"{image_root}: no such image folder")
+        content = check_coco(cfg, of_file, trained=trained, evaluated=evaluated)
+    except UserError as error:
+        of_file.error("unreadable", error)
+        return None
+    present = check_presence(content.images.values(), image_root, of_file)
+    files = check_files(present, image_root, of_file)
+    return Split(json_file, image_root, content, files)
+
+
+def _check_training(split: Split, anchors: dict[str, Any] | None, findings: Findings) -> None:
+    """Warn where anchors meet few boxes, and where classes have few."""
+    if anchors and anchors["config"]["meet"] < ENOUGH_MET:
+        better = anchors["suggested"]
+        mend = "a larger INPUT.MIN_SIZE_TRAIN may help"
+        if better:
+            mend = f"{better['override']} would meet {better['meet']:.0%}"
+        problem = f"the config's anchors meet {anchors['config']['meet']:.0%} of the boxes: {mend}"
+        findings.warning("anchors", problem)
+    counts = Counter(name for name, _ in split.content.usable().class_and_image())
+    for name, count in reversed(counts.most_common()):
+        if count < FEW_BOXES:
+            problem = f"category {name!r} has {count} boxes to learn from"
+            findings.warning("few-boxes", problem, name)
+
+
+def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
+    """Statistics of a dataset, boxes marked as crowds left out.
+
+    Args:
+        split: the dataset.
+        splits: all datasets that are looked at; images of its folder that none of them lists are
+            counted.
+    """
+    content = split.content.usable()
+    boxes, _ = content.boxes()
+    objects = content.class_and_image()
+    boxes_of, images_of = (Counter(name for name, _ in each) for each in (objects, set(objects)))
+    per_image = Counter(image for _, image in objects)
+    sizes = Counter(file.upright_size for file in split.files.values())
+    sides = np.sqrt(boxes[:, 2:].clip(0).prod(axis=1))
+    by_size = np.histogram(sides, [0, SMALL, LARGE, np.inf])[0]
+    positive = boxes[(boxes[:, 2:] > 0).all(axis=1)]
+    return {
+        "json": split.json_file,
+        "image_folder": split.image_root,
+        "images": len(content.images),
+        "images_with_boxes": len(per_image),
+        "images_not_listed": _count_unlisted(split, splits),
+        "boxes": len(boxes),
+        "crowd_boxes": len(split.content.annotations) - len(boxes),
+        "boxes_per_image": {
+            "median": statistics.median(per_image.values()) if per_image else 0,
+            "max": max(per_image.values(), default=0),
+        },
+        "image_sizes": {
+            "different": len(sizes),
+            "most_common": next((size for size, _ in sizes.most_common(1)), None),
+            "smallest": min(sizes, key=math.prod, default=None),
+            "largest": max(sizes, key=math.prod, default=None),
+        },
+        "box_sides_in_pixels": percentiles(sides),
+        "small_medium_large": dict(zip(SIZES, map(int, by_size), strict=True)),
+        "height_by_width": percentiles(positive[:, 3] / positive[:, 2]),
+        "classes": [
+            {"name": name, "boxes": boxes_of[name], "images": images_of[name]}
+            for name in content.names.values()
+        ],
+    }
+
+
+def _count_unlisted(split: Split, splits: Sequence[Split]) -> int:
+    """Images in the folder of a dataset that no dataset lists."""
+    listed = {
+        os.path.abspath(os.path.join(other.image_root, image["file_name"]))
+        for other in splits
+        for image in other.content.images.values()
+    }
+    files = (file for file in Path(split.image_root).rglob("*") if is_image(file))
+    return sum(os.path.abspath(file) not in listed for file in files)

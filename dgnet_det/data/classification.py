@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import datasets, transforms
 
-from dgnet_det.data.findings import first_few
-from dgnet_det.data.images import check_header, reading
-from dgnet_det.errors import UserError
+from dgnet_det.data.images import opened
+from dgnet_det.errors import UserError, first_few
 
 # Where the Debian package `dataset-fashion-mnist` puts its files.
 FASHION_MNIST_SYSTEM_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -120,8 +119,7 @@ def _image_folder(root: Path, split: str) -> datasets.ImageFolder:
 
 
 def _read_image(path: str) -> Image.Image:
-    check_header(path)
-    with reading(path), Image.open(path) as image:
+    with opened(path) as image:
         return image.convert("RGB")
 
 

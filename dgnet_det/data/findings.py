@@ -1,6 +1,5 @@
 """What the checks of a dataset find: mistakes of one kind in one file, told in one line."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partialmethod
 from os import PathLike
@@ -71,10 +70,3 @@ class Findings:
         """Raise the first error, if there is one, as a :class:`UserError`."""
         for finding in self.of("error"):
             raise UserError(finding.line())
-
-
-def first_few(names: Iterable[Any], limit: int = 3) -> str:
-    """The first few names as text, and how many more there are."""
-    names = [str(name) for name in names]
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -5,13 +5,13 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, detection_utils
+from detectron2.data import DatasetCatalog, DatasetMapper, detection_utils
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 from PIL import ExifTags, Image
 
 from dgnet_det.errors import UserError
@@ -75,25 +75,45 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> np.ndarray:
         image_format: ``BGR``, ``RGB`` or another that ``INPUT.FORMAT`` takes.
 
     Raises:
-        UserError: as :func:`check_header`, or it does not decode.
+        UserError: as :func:`opened`.
     """
-    check_header(path)
-    with reading(path):
+    with opened(path):
         return detection_utils.read_image(os.fspath(path), format=image_format)
 
 
-def check_header(path: str | os.PathLike[str]) -> None:
-    """Check what can be told of an image without decoding it. That an animation's first picture
-    alone is read, is logged once.
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """An image, not decoded yet. That an animation's first picture alone is read, is logged once.
 
     Raises:
-        UserError: there is no such file, it is no image, or :func:`wide_pixels`.
+        UserError: there is no such file, it is no image, it does not decode in the body, or
+            :func:`wide_pixels`.
     """
     with reading(path), PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
         if problem := wide_pixels(image):
             raise UserError(f"{path}: {problem}")
         if is_animation(image):
-            _log_once(f"{path}: {ANIMATION}")
+            log_first_n(logging.WARNING, f"{path}: {ANIMATION}", key="message", name=__name__)
+        yield image
+
+
+class CheckedDatasetMapper(DatasetMapper):
+    """Detectron2's mapper, for training and testing, with a :class:`UserError` that names the file
+    where :func:`read_image` would raise it, or an image is not of its annotation's size."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """As :meth:`DatasetMapper.__call__`."""
+        path = dataset_dict["file_name"]
+        with opened(path):
+            pass  # its header is right
+        try:
+            return super().__call__(dataset_dict)
+        except detection_utils.SizeMismatchError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: not of the size in its annotation: {reason}") from error
+        except Exception:
+            read_image(path, self.image_format)  # tells whether it is the image's fault
+            raise
 
 
 def wide_pixels(image: Image.Image) -> str:
@@ -123,11 +143,6 @@ def orientation(image: Image.Image) -> int:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image, turned as its EXIF tag says: as Detectron2 reads it."""
     return image.size[::-1] if orientation(image) in (5, 6, 7, 8) else image.size
-
-
-@lru_cache
-def _log_once(message: str) -> None:
-    logging.getLogger(__name__).warning(message)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from PIL import Image
 from tqdm import tqdm
 
-from dgnet_det.data.findings import Findings, first_few
+from dgnet_det.data.findings import Findings
 from dgnet_det.data.formats import (
     READERS,
     Box,
@@ -23,8 +22,8 @@ from dgnet_det.data.formats import (
     read_annotations,
     read_text,
 )
-from dgnet_det.data.images import check_header, is_image, reading, upright_size
-from dgnet_det.errors import UserError
+from dgnet_det.data.images import is_image, opened, reading, upright_size
+from dgnet_det.errors import UserError, first_few
 from dgnet_det.utils.files import files_written_whole
 
 IMAGE_FOLDERS = {"JPEGImages", "images", "Images"}
@@ -104,8 +103,7 @@ def read_dataset(
     splits: dict[str, list[LabelledImage]] = {}
     for split, image, entry in labelled:
         try:
-            check_header(image)
-            with reading(image), Image.open(image) as picture:
+            with opened(image) as picture:
                 size = upright_size(picture)
             scale = size if entry.fractions else (1, 1)
             objects = [_annotation(box, names, scale, origin) for box in entry.boxes]
@@ -284,8 +282,7 @@ def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = 
     ``val``.
 
     Args:
-        dataset: the dataset.
-        share: of the images, between 0 and 1.
+        dataset, share: the dataset, and the share of its images, between 0 and 1.
         seed: the same draws the same images.
         group_by: a regular expression for the paths of images from their folder. Images that agree
             in what its groups match, or all of it where it has none, stay together.
@@ -297,15 +294,22 @@ def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = 
     if len(dataset.splits) > 1:
         raise UserError(f"the data have splits already: {', '.join(dataset.splits)}")
     (images,) = dataset.splits.values()
-    folder, members = image_folder(images), dict[Any, list[Path]]()
+    try:
+        pattern = re.compile(group_by or ".*")
+    except re.error as error:
+        raise UserError(f"{group_by}: no regular expression: {error}") from error
+    folder, members = image_folder(images), defaultdict[Any, list[Path]](list)
     for image in images:
-        key = _group_of(image.path.relative_to(folder).as_posix(), group_by)
-        members.setdefault(key, []).append(image.path)
+        name = image.path.relative_to(folder).as_posix()
+        found = pattern.search(name)
+        if found is None:
+            raise UserError(f"{group_by}: does not match {name}, so that it has no group")
+        members[found.groups() or found[0]].append(image.path)
     groups = list(members.values())
     val, target = set[Path](), round(share * len(images))
-    for group in (groups[k] for k in np.random.default_rng(seed).permutation(len(groups))):
-        if abs(len(val) + len(group) - target) < abs(len(val) - target):
-            val.update(group)
+    for k in np.random.default_rng(seed).permutation(len(groups)):
+        if abs(len(val) + len(groups[k]) - target) < abs(len(val) - target):
+            val.update(groups[k])
     if not 0 < len(val) < len(images):
         raise UserError(
             f"a share of {share} gives {len(val)} of {len(images)} images in {len(groups)} groups"
@@ -316,16 +320,6 @@ def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = 
         "val": [image for image in images if image.path in val],
     }
     return dataset._replace(splits=parts)
-
-
-def _group_of(path: str, pattern: str | None) -> Any:
-    try:
-        found = re.search(pattern or ".*", path)
-    except re.error as error:
-        raise UserError(f"{pattern}: no regular expression: {error}") from error
-    if found is None:
-        raise UserError(f"{pattern}: does not match {path}, so that it has no group")
-    return found.groups() or found[0]
 
 
 def image_folder(images: Sequence[LabelledImage]) -> Path:
@@ -346,23 +340,19 @@ def write_coco(dataset: Dataset, output: Path, description: str) -> dict[str, An
     with files_written_whole(output) as temporary:
         for split, images in dataset.splits.items():
             folder = image_folder(images)
-            entries = [
-                {"id": number, "file_name": path.relative_to(folder).as_posix(),
-                 "width": size[0], "height": size[1]}
-                for number, (path, size, _) in enumerate(images, 1)
-            ]  # fmt: skip
-            objects = [
-                {"image_id": number, **each}
-                for number, image in enumerate(images, 1)
-                for each in image.objects
-            ]
-            coco = {
+            coco: dict[str, Any] = {
                 "info": {"description": description},
-                "images": entries,
-                # COCO's evaluation miscounts an annotation with id 0.
-                "annotations": [{"id": number, **each} for number, each in enumerate(objects, 1)],
+                "images": [],
+                "annotations": [],
                 "categories": categories,
             }
+            objects = coco["annotations"]
+            for number, (path, (width, height), boxes) in enumerate(images, 1):
+                name = path.relative_to(folder).as_posix()
+                entry = {"id": number, "file_name": name, "width": width, "height": height}
+                coco["images"].append(entry)
+                for box in boxes:  # COCO's evaluation miscounts an annotation with id 0
+                    objects.append({"id": len(objects) + 1, "image_id": number, **box})
             (temporary / f"{split}.json").write_text(json.dumps(coco), encoding="utf-8")
             counts = Counter(each["category_id"] for each in objects)
             splits[split] = {

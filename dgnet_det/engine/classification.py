@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dgnet_det.checkpoint import DGNetCheckpointer, WholeCheckpointer
+from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.data.classification import (
     TrainingBatches,
     build_datasets,
@@ -258,7 +258,7 @@ def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]
     check_solver(cfg)
     with OutputFolder(cfg) as folder:
         model = _classifier(cfg)
-        checkpointer = WholeCheckpointer(
+        checkpointer = DGNetCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             needed="a classifier's checkpoint, of CLASSIFICATION.NUM_CLASSES classes",

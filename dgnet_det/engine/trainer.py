@@ -21,10 +21,9 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dgnet_det.checkpoint import DGNetCheckpointer, WholeCheckpointer
+from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.data import CheckedDatasetMapper
-from dgnet_det.data.classes import dataset_class_names
-from dgnet_det.data.own import register_own_datasets
+from dgnet_det.data.own import dataset_class_names, register_own_datasets
 from dgnet_det.engine.hooks import (
     CHECKPOINTS_KEPT,
     BestCheckpointer,
@@ -262,7 +261,7 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     register_own_datasets(cfg)
     with OutputFolder(cfg) as folder:
         model = build_model(cfg)
-        checkpointer = WholeCheckpointer(
+        checkpointer = DGNetCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             class_names=dataset_class_names(cfg.DATASETS.TEST),

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from dgnet_det.checkpoint.pixels import IMAGENET_MEAN_RGB
+from dgnet_det.checkpoint.converting import IMAGENET_MEAN_RGB
 from dgnet_det.config import NUM_CLASSES_KEYS
 from dgnet_det.data.anchors import compare_anchors
 from dgnet_det.evaluation.coco import Evaluator

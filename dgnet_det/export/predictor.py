@@ -13,8 +13,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from dgnet_det.checkpoint import WholeCheckpointer, class_names_in, saved_class_names
-from dgnet_det.data.classes import class_names, dataset_class_names, set_num_classes
+from dgnet_det.checkpoint import DGNetCheckpointer, class_names_in, saved_class_names
+from dgnet_det.data.own import class_names, dataset_class_names, set_num_classes
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
 
@@ -169,7 +169,7 @@ def load_predictor(cfg: CfgNode, dataset: str = "", *, allow_untrained: bool = F
     if saved := class_names_in(cfg.MODEL.WEIGHTS):
         set_num_classes(cfg, len(saved))
     model = build_model(cfg).eval()
-    checkpointer = WholeCheckpointer(
+    checkpointer = DGNetCheckpointer(
         model,
         needed="the checkpoint of a whole detector with the config's number of classes, such as"
         " model_final.pth",

@@ -11,8 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from configs import ROOT
 from dgnet_det.data import check_datasets, load_cfg_with_data
-from dgnet_det.data.classes import class_names, dataset_class_names
-from dgnet_det.data.own import register_own_datasets
+from dgnet_det.data.own import class_names, dataset_class_names, register_own_datasets
 from dgnet_det.errors import UserError
 
 COCO = str(ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dgnet_det.errors import UserError
+from dgnet_det.errors import UserError, first_few
 from dgnet_det.graph.topology import KEY
 from dgnet_det.modeling.backbone.families import FAMILIES
 from dgnet_det.modeling.backbone.naming import (
@@ -82,11 +82,10 @@ class Match:
     def misfit(self) -> str:
         """One line on why the checkpoint does not fit, and what does not."""
         names = [*self.missing, *self.unexpected, *self.misshaped]
-        listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
         return (
             f"does not fit the backbone: {self._cause()} ({len(self.missing)} of"
             f" {len(self.backbone)} tensors missing, {len(self.misshaped)} of another shape,"
-            f" {len(self.unexpected)} unexpected: {listed})"
+            f" {len(self.unexpected)} unexpected: {first_few(names, 10)})"
         )
 
     def _cause(self) -> str:
