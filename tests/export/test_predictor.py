@@ -111,7 +111,7 @@ def test_whole_checkpoints_alone(tmp_path_factory: pytest.TempPathFactory) -> No
         load("model.pth", "MODEL.ROI_HEADS.NUM_CLASSES", "2")
     DatasetCatalog.register("three_classes", list)
     MetadataCatalog.get("three_classes").thing_classes = ["kite", "ball", "cup"]
-    with pytest.raises(UserError, match=r"classes kite, ball \(2\), but the data have .* \(3\)"):
+    with pytest.raises(UserError, match="kite, ball, but the data have kite, ball, cup: eval"):
         load("two.pth", dataset="three_classes")
     DatasetCatalog.remove("three_classes")
     MetadataCatalog.remove("three_classes")
