@@ -116,8 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             name: {"params": path.params, **path.counts._asdict()} for name, path in paths.items()
         }
     if "structure" in args.tasks:
-        stages = structure(dgnet_of(model), (height, width))
-        report["structure"] = [stage._asdict() for stage in stages]
+        report["structure"] = structure(dgnet_of(model), (height, width))
     if images:
         if not cfg.MODEL.WEIGHTS:
             print("MODEL.WEIGHTS is empty: the routers are untrained", file=sys.stderr)

@@ -58,13 +58,13 @@ def backbone_figures(model: "nn.Module", counts: "Sequence[ImageCounts]") -> dic
 
     stages = structure(dgnet_of(model), counts[0].size)
     return {
-        "edges": sum(stage.routed_edges for stage in stages),
+        "edges": sum(stage["routed_edges"] for stage in stages),
         "branches": sum(
             len(branches)
             for stage in routed_stages(model).values()
             for branches in stage.branches.values()
         ),
-        "blocks": sum(stage.blocks for stage in stages),
+        "blocks": sum(stage["blocks"] for stage in stages),
         "params": sum(parameter.numel() for parameter in dgnet_of(model).parameters()),
         "all_open_macs": statistics.fmean(count.all_open.macs for count in counts),
         "macs": statistics.fmean(count.ran.macs for count in counts),

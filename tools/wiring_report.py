@@ -44,10 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from detectron2.data import MetadataCatalog
 
-    from dgnet_det.analysis.report.choices import survey_choices
     from dgnet_det.analysis.report.page import render_choices, render_page
-    from dgnet_det.analysis.report.summary import choose_examples, evenly, summarize
-    from dgnet_det.analysis.report.survey import survey_images
+    from dgnet_det.analysis.report.survey import (
+        choose_examples,
+        summarize,
+        survey_choices,
+        survey_images,
+    )
     from dgnet_det.data import load_cfg_with_data, read_image
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
@@ -88,8 +91,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if routed:
         report |= survey_choices(model, cfg, images)
-        far = [image["distance"] for image in report["images"]]
-        chosen = [(k, far[k]) for k in evenly(far, args.examples)]
     else:
         survey = survey_images(
             model,
@@ -106,14 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "classes_from": classes_from,
             **summary,
         }
-        chosen = choose_examples(survey, args.examples)
     examples = []
-    for k, distance in chosen:
-        image = report["images"][k]
+    for image in choose_examples(report, args.examples):
         pixels = read_image(image["file"], "BGR")
         picture, _ = annotate(predictor, pixels, confidence=args.confidence, graphs=True)
         name = Path(image["file"]).name
-        examples.append({**image, "file": name, "distance": distance, "picture": picture})
+        examples.append({**image, "file": name, "picture": picture})
 
     if routed:
         page = render_choices(report, examples)

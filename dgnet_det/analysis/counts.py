@@ -56,20 +56,6 @@ class ImageCounts(NamedTuple):
     all_open: Counts
 
 
-class StageStructure(NamedTuple):
-    """One stage. ``edges`` are all of its edges, ``routed_edges`` those that routers weigh."""
-
-    name: str
-    blocks: int
-    nodes: int
-    edges: int
-    routed_edges: int
-    in_channels: int
-    out_channels: int
-    stride: int
-    output_size: tuple[int, int]
-
-
 def build_for_analysis(cfg: CfgNode) -> nn.Module:
     """The detector or classifier of a config, untrained, with nothing frozen: freezing turns a BN's
     parameters into buffers."""
@@ -205,25 +191,26 @@ def weighted_sums(backbone: DGNet, size: tuple[int, int], edges: Mapping[str, Te
     return total
 
 
-def structure(backbone: DGNet, size: tuple[int, int]) -> list[StageStructure]:
-    """The stages of ``backbone``, in order; ``size`` is the image's."""
+def structure(backbone: DGNet, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The stages of ``backbone``, in order, as JSON takes them; ``size`` is the image's. ``edges``
+    are all edges of a stage, ``routed_edges`` those that routers weigh."""
     rows = []
     for name, (stage, _, out_size) in _stage_sizes(backbone, size).items():
         blocks = len(stage.nodes)
         routed = int(stage.edges.sum()) if isinstance(stage, DynamicGraph) else 0
         is_paper = isinstance(stage, DynamicGraph) and not stage.fixed_chain
         rows.append(
-            StageStructure(
-                name=name,
-                blocks=blocks,
-                nodes=blocks + 2,
-                edges=routed + (0 if is_paper else blocks + 1),
-                routed_edges=routed,
-                in_channels=stage.in_channels,
-                out_channels=stage.out_channels,
-                stride=stage.stride,
-                output_size=out_size,
-            )
+            {
+                "name": name,
+                "blocks": blocks,
+                "nodes": blocks + 2,
+                "edges": routed + (0 if is_paper else blocks + 1),
+                "routed_edges": routed,
+                "in_channels": stage.in_channels,
+                "out_channels": stage.out_channels,
+                "stride": stage.stride,
+                "output_size": out_size,
+            }
         )
     return rows
 

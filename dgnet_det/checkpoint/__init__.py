@@ -5,7 +5,6 @@ from dgnet_det.checkpoint.checkpointer import (
     CLASS_NAMES,
     DGNetCheckpointer,
     class_names_in,
-    saved_class_names,
     write_checkpoint,
 )
 from dgnet_det.checkpoint.converting import Conversion, convert
@@ -18,6 +17,5 @@ __all__ = [
     "class_names_in",
     "convert",
     "read_checkpoint",
-    "saved_class_names",
     "write_checkpoint",
 ]

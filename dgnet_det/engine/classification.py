@@ -32,8 +32,8 @@ from dgnet_det.data.classification import (
 )
 from dgnet_det.engine.hooks import (
     CHECKPOINTS_KEPT,
-    EdgeStatistics,
     RoutingSchedule,
+    RoutingStatistics,
     gather_spread,
     metrics_writer,
 )
@@ -150,8 +150,9 @@ class ClassifierTrainer(SimpleTrainer):
             # From the iteration alone, so that nothing need be restored to resume. Not before the
             # loader, whose start draws as well.
             torch.manual_seed(mix_seeds(data_seed(self.cfg), self.iter, i, comm.get_rank()))
-            is_last = i == options.ACCUMULATION - 1
-            with self._gradients_synchronized(is_last):
+            distributed = isinstance(self.model, DistributedDataParallel)
+            more = distributed and i < options.ACCUMULATION - 1
+            with self.model.no_sync() if more else contextlib.nullcontext():
                 with torch.autocast(self.device.type, enabled=autocast):
                     logits = self.model(images)
                     loss = F.cross_entropy(logits, labels, label_smoothing=options.LABEL_SMOOTHING)
@@ -175,11 +176,6 @@ class ClassifierTrainer(SimpleTrainer):
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state_dict)
         self.scaler.load_state_dict(state_dict["scaler"])
-
-    def _gradients_synchronized(self, synchronized: bool) -> contextlib.AbstractContextManager:
-        if isinstance(self.model, DistributedDataParallel) and not synchronized:
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
 
 def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
@@ -232,7 +228,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
                 hooks.IterationTimer(),
                 hooks.LRScheduler(optimizer, lr_multiplier(cfg)),
                 RoutingSchedule(),
-                *([EdgeStatistics(), checkpoints] if is_main else []),
+                *([RoutingStatistics(), checkpoints] if is_main else []),
                 hooks.EvalHook(period, test),
             ]
         )

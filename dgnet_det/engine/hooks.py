@@ -14,6 +14,7 @@ from dgnet_det.modeling.observation import (
     AlphaSpread,
     ChoiceSpread,
     dgnet_of,
+    dynamic_graphs,
     graph_statistics,
     record_choices,
     record_edge_weights,
@@ -56,61 +57,51 @@ def is_written(trainer: TrainerBase) -> bool:
     return done % writer_period(trainer.cfg) == 0 or done == trainer.max_iter
 
 
-class EdgeStatistics(HookBase):
-    """What the routers of every graph decide, in the metrics: mean edge weight, shares of open
-    edges and of absent nodes for the latest batch, and the spread of α over the images since the
-    last time. It comes before evaluations, whose images these are not."""
-
-    def __init__(self) -> None:
-        self.listening = ExitStack()
-        self.spreads: dict[str, AlphaSpread] = {}
-
-    def before_train(self) -> None:
-        """Listen to the graphs."""
-        self.latest = self.listening.enter_context(record_edge_weights(self.trainer.model))
-
-    def after_step(self) -> None:
-        """Log as ``wiring/res2.0/open_edges`` and so on."""
-        for name, weights in self.latest.items():
-            spread = self.spreads.setdefault(name, AlphaSpread())
-            spread.add({name: weights})
-            if is_written(self.trainer):
-                for key, value in {**graph_statistics(weights), **spread.pop()}.items():
-                    self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)
-
-    def after_train(self) -> None:
-        """Listen no more."""
-        self.listening.close()
-
-
 class RoutingSchedule(HookBase):
     """Tells routed stages how much of the training is done, from the iteration alone, so that
-    nothing need be restored to resume. Temperature and budget follow from it. The figures of their
-    choices are in the metrics as ``wiring/training/share`` and so on: with the noise of training,
-    unlike ``wiring/share`` of an evaluation."""
-
-    def __init__(self) -> None:
-        self.listening = ExitStack()
+    nothing need be restored to resume. Temperature and budget follow from it."""
 
     def before_train(self) -> None:
-        """Listen to the stages."""
+        """Find the stages."""
         self.stages = routed_stages(self.trainer.model)
-        self.latest = self.listening.enter_context(record_choices(self.trainer.model))
-        if self.stages:
-            self.spread = ChoiceSpread(Costs.of(dgnet_of(self.trainer.model)))
 
     def before_step(self) -> None:
         """Set the share that is done."""
         for stage in self.stages.values():
             stage.progress = self.trainer.iter / self.trainer.max_iter
 
+
+class RoutingStatistics(HookBase):
+    """What the routers decide, in the metrics. It comes before evaluations, whose images these are
+    not.
+
+    Of every graph, as ``wiring/res2.0/open_edges`` and so on: mean edge weight, shares of open
+    edges and of absent nodes for the latest batch, and the spread of α over the images since the
+    last time. Of routed stages, the figures of their choices as ``wiring/training/share`` and so
+    on: with the noise of training, unlike ``wiring/share`` of an evaluation.
+    """
+
+    def __init__(self) -> None:
+        self.listening = ExitStack()
+
+    def before_train(self) -> None:
+        """Listen to the stages."""
+        model = self.trainer.model
+        self.edge_weights = self.listening.enter_context(record_edge_weights(model))
+        self.choices = self.listening.enter_context(record_choices(model))
+        self.spreads = {name: AlphaSpread() for name in dynamic_graphs(model)}
+        if routed_stages(model):
+            self.spreads["training"] = ChoiceSpread(Costs.of(dgnet_of(model)))
+
     def after_step(self) -> None:
-        """Log the figures of the images since the last time."""
-        if self.latest:
-            self.spread.add(self.latest)
+        """Add the images of this step, and log."""
+        for name, spread in self.spreads.items():
+            weights = self.edge_weights.get(name)
+            spread.add({name: weights} if weights else self.choices)
             if is_written(self.trainer):
-                for key, value in self.spread.pop().items():
-                    self.trainer.storage.put_scalar(f"wiring/training/{key}", value)
+                figures = {**(graph_statistics(weights) if weights else {}), **spread.pop()}
+                for key, value in figures.items():
+                    self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)
 
     def after_train(self) -> None:
         """Listen no more."""

@@ -28,8 +28,8 @@ from dgnet_det.engine.hooks import (
     CHECKPOINTS_KEPT,
     BestCheckpointer,
     CurvesPicture,
-    EdgeStatistics,
     RoutingSchedule,
+    RoutingStatistics,
     gather_spread,
     metrics_writer,
 )
@@ -113,7 +113,7 @@ class Trainer(DefaultTrainer):
             built.append(hooks.PreciseBN(period, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
         if is_main:
             built += [
-                EdgeStatistics(),
+                RoutingStatistics(),
                 hooks.PeriodicCheckpointer(
                     self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=CHECKPOINTS_KEPT
                 ),

@@ -21,8 +21,7 @@ from tqdm import tqdm
 from dgnet_det.drnet.routing import RouterNet, select
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
-from dgnet_det.evaluation.coco import Evaluator, build_image_loader
-from dgnet_det.evaluation.resampling import ResampledAP
+from dgnet_det.evaluation.coco import Evaluator, ResampledAP, build_image_loader
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.modeling.observation import dynamic_graphs, record_spread, routed_stages
 

@@ -18,8 +18,7 @@ from dgnet_det.drnet.routing import Choices
 from dgnet_det.export.predictor import Detector, Predictor
 from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.modeling.observation import graph_statistics, record_choices, record_edge_weights
-from dgnet_det.utils.branch_pictures import draw_branches
-from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_graphs
+from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_branches, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels, save_picture, side_by_side
 from dgnet_det.utils.videos import Video, written_video
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from dgnet_det.checkpoint import DGNetCheckpointer, class_names_in, saved_class_names
+from dgnet_det.checkpoint import DGNetCheckpointer, class_names_in
 from dgnet_det.data.own import class_names, dataset_class_names, set_num_classes
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
@@ -166,8 +166,9 @@ def load_predictor(cfg: CfgNode, dataset: str = "", *, allow_untrained: bool = F
     """
     cfg = cfg.clone()
     cfg.defrost()
-    if saved := class_names_in(cfg.MODEL.WEIGHTS):
-        set_num_classes(cfg, len(saved))
+    names = class_names_in(cfg.MODEL.WEIGHTS)
+    if names:
+        set_num_classes(cfg, len(names))
     model = build_model(cfg).eval()
     checkpointer = DGNetCheckpointer(
         model,
@@ -175,7 +176,6 @@ def load_predictor(cfg: CfgNode, dataset: str = "", *, allow_untrained: bool = F
         " model_final.pth",
         class_names=dataset_class_names([dataset]) if dataset else [],
     )
-    checkpoint: dict[str, Any] = {}
     if cfg.MODEL.WEIGHTS or not allow_untrained:
-        checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
-    return Predictor(cfg, model, saved_class_names(checkpoint) or class_names(cfg))
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    return Predictor(cfg, model, names or class_names(cfg))

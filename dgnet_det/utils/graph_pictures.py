@@ -1,4 +1,5 @@
-"""Graphs as the paper draws them: their nodes on a line, their edges as arcs above it."""
+"""Graphs as the paper draws them: their nodes on a line, their edges as arcs above it. And branches
+that connections choose from, as a table."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from scipy.special import expit, logit
 
@@ -20,6 +22,8 @@ TITLE, GAP = 1.2, 1.4  # height of a title, and width between the last node and 
 MAX_ROW = 27.0
 # Inches: width of a colour bar, height and width of the legend.
 BAR, LEGEND, LEGEND_WIDTH = 1.2, 0.35, 8.0
+# Inches of the table of branches: side of a cell; margins on the left with the scale, and below.
+SQUARE, MARGINS = 0.42, (2.3, 1.0)
 MAX_WRITTEN = 8  # nodes of a graph whose values are written into its cells
 
 CLOSED, ABSENT, CHAIN, FAINT = "0.72", "0.94", "0.2", "0.88"
@@ -208,3 +212,35 @@ def _legend(grey: tuple[str, str], *, fixed_chain: bool) -> list[Line2D]:
     if fixed_chain:
         keys.append(Line2D([], [], color=CHAIN, lw=1.6, label="fixed chain, weight 1"))
     return keys
+
+
+def draw_branches(
+    connections: Sequence[str],
+    branches: Sequence[str],
+    values: np.ndarray,
+    taken: np.ndarray,
+    *,
+    label: str,
+) -> Figure:
+    """A column for each of C connections, a row for each of K branches.
+
+    Args:
+        connections: names of the columns.
+        branches: names of the rows.
+        values: from 0 to 1, the colours, [C, K]; NaN where there is no such branch.
+        taken: bool, [C, K]: framed.
+        label: what ``values`` are.
+    """
+    size = MARGINS[0] + SQUARE * len(connections), MARGINS[1] + SQUARE * len(branches)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(values.T, vmin=0, vmax=1, cmap="YlGnBu", aspect="equal")
+    axes.set_xticks(range(len(connections)), connections, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(branches)), branches, fontsize=8)
+    axes.tick_params(length=0)
+    for column, row in np.argwhere(taken):
+        axes.add_patch(
+            Rectangle((column - 0.45, row - 0.45), 0.9, 0.9, fill=False, edgecolor="C3", lw=2)
+        )
+    figure.colorbar(picture, ax=axes, label=label)
+    return figure

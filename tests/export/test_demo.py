@@ -31,8 +31,8 @@ from dgnet_det.export.demo import (
     draw_truth,
     to_records,
 )
+from dgnet_det.export.exported import export_detector
 from dgnet_det.export.predictor import Predictor, load_predictor
-from dgnet_det.export.tracing import export_detector
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights

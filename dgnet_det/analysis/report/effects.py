@@ -11,6 +11,8 @@ LEVEL = 0.05  # share of the named edges that may be named by chance
 MIN_IMAGES = 8
 MIN_PER_CLASS = 5  # for the Kruskal-Wallis test's p
 ROUNDING = 1e-6  # a weight that moves by less over the images is constant
+# The name and the symbol of the size of each test's effects.
+TESTS = {"classes": ("eta_squared", "η²"), "sizes": ("rho", "ρ")}
 
 
 class Effect(NamedTuple):

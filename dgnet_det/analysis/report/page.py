@@ -1,8 +1,8 @@
-"""The page: one HTML file that needs no other."""
+"""The page: one HTML file that needs no other, and its figures."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dgnet_det.analysis.report.choices import draw_frequencies
-from dgnet_det.analysis.report.effects import LEVEL, Effect
-from dgnet_det.analysis.report.figures import draw_effect, draw_mean_and_spread
+from dgnet_det.analysis.report.effects import LEVEL, TESTS, Effect, varying
 from dgnet_det.analysis.report.survey import Survey
+from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_branches, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels
-
-# Of each test of the survey, the effect's key in the figures and its symbol.
-TESTS = {"classes": ("eta_squared", "η²"), "sizes": ("rho", "ρ")}
 
 
 def render_page(
@@ -105,3 +101,71 @@ def _percent(share: float) -> str:
 
 def _giga(count: float) -> str:
     return f"{count / 1e9:.3g}"
+
+
+def draw_mean_and_spread(survey: Survey) -> Figure:
+    """The mean weight of every edge as arcs, its standard deviation in the cells. Edges that are
+    closed in every image are grey."""
+    weight = survey.of_edges("weight")
+    closed = ~survey.of_edges("alpha").any(axis=0)
+    mean = np.where(closed, np.nan, weight.mean(axis=0))
+    std = np.where(closed, np.nan, weight.std(axis=0))
+    graphs = survey.graphs.items()
+    opened = [graph.alpha[:, graph.edges].ne(0).double().mean().item() for _, graph in graphs]
+    titles = [f"{name}: {_percent(x)} open" for (name, _), x in zip(graphs, opened, strict=True)]
+    arcs = Scale.of_alpha()
+    if any(graph.fixed_chain for _, graph in graphs):
+        arcs = Scale.of_gamma_alpha(float(np.abs(weight).max()))
+    arcs = arcs._replace(label=f"mean {arcs.label}")
+    largest = float(np.nanmax(std, initial=0)) or 1.0
+    label, unit = "standard deviation", 1.0
+    if largest < 0.01:  # there is no room for many zeros
+        exponent = int(np.floor(np.log10(largest)))
+        label, unit = f"{label}, in $10^{{{exponent}}}$", 10.0**exponent
+    cells = Scale(label, 0, largest / unit, "Greens")
+    grey = ("closed in every image", "absent in every image")
+    return draw_graphs(_panels(survey, titles, mean, std / unit), arcs, cells, grey=grey)
+
+
+def draw_effect(survey: Survey, effect: Effect, label: str, *, signed: bool) -> Figure:
+    """The size of an effect on every edge: as arcs where chance is no good explanation, in the
+    cells wherever the weight differs between images."""
+    shown = effect.shown()
+    titles = [
+        f"{name}: {int(np.nansum(matrix))} of {graph.edges.sum()} beyond chance"
+        for (name, graph), matrix in zip(survey.graphs.items(), survey.matrices(shown), strict=True)
+    ]
+    scale = Scale(label, -1, 1, "BrBG") if signed else Scale(label, 0, 1, "Greens")
+    arcs = np.where(shown, effect.size, np.nan)
+    cells = np.full(len(shown), np.nan)
+    varies = varying(survey.of_edges("weight"))
+    cells[varies] = effect.size[varies]
+    grey = ("no more than chance gives", "absent in every image")
+    return draw_graphs(_panels(survey, titles, arcs, cells), scale, scale, grey=grey)
+
+
+def _panels(
+    survey: Survey, titles: Sequence[str], arcs: np.ndarray, cells: np.ndarray
+) -> list[GraphPanel]:
+    parts = zip(
+        titles, survey.graphs.values(), survey.matrices(arcs), survey.matrices(cells), strict=True
+    )
+    return [
+        GraphPanel(
+            title,
+            graph.edges.numpy(),
+            arc,
+            cell,
+            graph.absent().all(dim=0).numpy(),
+            graph.fixed_chain,
+        )
+        for title, graph, arc, cell in parts
+    ]
+
+
+def draw_frequencies(report: Mapping[str, Any]) -> Figure:
+    """How often each branch is taken; the most frequent ones are framed."""
+    values = np.array(list(report["connections"].values()))
+    most = values == values.max(axis=1, keepdims=True)
+    names, branches = list(report["connections"]), report["branches"]
+    return draw_branches(names, branches, values, most, label="share of the images")

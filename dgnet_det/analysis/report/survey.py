@@ -1,7 +1,8 @@
-"""What a detector's routers decide on every image of a dataset."""
+"""What a detector's routers decide on every image of a dataset, in figures as JSON takes them and
+the page prints them."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,44 +13,42 @@ from torch import nn
 from tqdm import tqdm
 
 from dgnet_det.analysis.counts import ImageCounter
+from dgnet_det.analysis.report.effects import (
+    TESTS,
+    Effect,
+    Untestable,
+    class_effect,
+    size_effect,
+    varying,
+)
 from dgnet_det.data import CheckedDatasetMapper
-from dgnet_det.modeling.observation import record_edge_weights
-
-
-class Graph(NamedTuple):
-    """One graph of N nodes."""
-
-    name: str
-    edges: np.ndarray  # [N, N] bool, row j for the edges into node j: those that routers weigh
-    fixed_chain: bool  # whether the chain j-1 → j is fixed
+from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.modeling.observation import record_choices, record_edge_weights
 
 
 class Survey(NamedTuple):
-    """What was seen on n images, for the E edges of all graphs in the order of :meth:`edges`."""
+    """What was seen on n images. Their E edges are those that routers weigh, graph by graph, row by
+    row of its matrix."""
 
-    graphs: list[Graph]
     # Of each: "file", "height" and "width" of the file, "class" (empty if there is none),
     # "detections" (their number), "macs" that the backbone ran and "all_open_macs".
     images: list[dict[str, Any]]
-    weight: np.ndarray  # [n, E] float64: α, or γ·α; 0 where the edge is closed
-    is_open: np.ndarray  # [n, E] bool
-    absent: dict[str, np.ndarray]  # for each graph [n, N] bool
+    graphs: dict[str, EdgeWeights]  # by name, of all images, [n, N, N] float64 on the CPU
 
-    def edges(self) -> list[tuple[str, int, int]]:
-        """The graph of every edge and the nodes that it comes from and goes to."""
-        return [
-            (graph.name, int(source), int(to))
-            for graph in self.graphs
-            for to, source in np.argwhere(graph.edges)
-        ]
+    def of_edges(self, part: str) -> np.ndarray:
+        """The ``weight`` or ``alpha`` of every edge, [n, E]; 0 where it is closed."""
+        parts = [getattr(graph, part)[:, graph.edges] for graph in self.graphs.values()]
+        return torch.cat(parts, dim=1).numpy()
 
     def matrices(self, values: np.ndarray) -> list[np.ndarray]:
         """Values of all edges, [E], as a matrix [N, N] for each graph, NaN where there is no
         edge."""
-        parts = np.split(values, np.cumsum([graph.edges.sum() for graph in self.graphs])[:-1])
-        matrices = [np.full(graph.edges.shape, np.nan) for graph in self.graphs]
-        for matrix, graph, part in zip(matrices, self.graphs, parts, strict=True):
-            matrix[graph.edges] = part
+        matrices, start = [], 0
+        for graph in self.graphs.values():
+            matrix, edges = np.full(graph.edges.shape, np.nan), graph.edges.numpy()
+            matrix[edges] = values[start : start + edges.sum()]
+            start += edges.sum()
+            matrices.append(matrix)
         return matrices
 
 
@@ -73,64 +72,174 @@ def survey_images(
         annotated: whether the class of an image is that of its annotations, not its detections.
         confidence: what the score of a detection must be above.
     """
-    mapper = CheckedDatasetMapper(cfg, is_train=False)
-    count = ImageCounter(model)
+    read, count = CheckedDatasetMapper(cfg, is_train=False), ImageCounter(model)
     seen, recorded = [], []
     with record_edge_weights(model) as edge_weights:
         for image in tqdm(images, desc="images", unit="image"):
-            inputs = mapper(image)
+            inputs = read(image)
             found = model([inputs])[0]["instances"].to("cpu")
             found = found[found.scores > confidence]
             recorded.append(dict(edge_weights))
             if annotated:
-                label = class_of_annotations(image["annotations"], class_names)
+                areas = areas_of_annotations(image["annotations"])
             else:
-                areas = found.pred_boxes.area().tolist()
-                classes = found.pred_classes.tolist()
-                label = _largest(zip(classes, areas, strict=True), class_names)
+                sizes = found.pred_boxes.area().tolist()
+                areas = list(zip(found.pred_classes.tolist(), sizes, strict=True))
             counts = count(inputs["image"])
             seen.append(
                 {
                     "file": str(image["file_name"]),
                     "height": inputs["height"],
                     "width": inputs["width"],
-                    "class": label,
+                    "class": largest_class(areas, class_names),
                     "detections": len(found),
                     "macs": counts.ran.macs,
                     "all_open_macs": counts.all_open.macs,
                 }
             )
 
-    def of_edges(part: str) -> np.ndarray:
-        rows = [[getattr(w, part)[0, w.edges] for w in row.values()] for row in recorded]
-        return np.array([torch.cat(row).double().cpu().numpy() for row in rows])
+    def of_all(name: str, part: str) -> torch.Tensor:
+        return torch.cat([getattr(row[name], part) for row in recorded]).double().cpu()
 
     return Survey(
-        [Graph(n, w.edges.cpu().numpy(), w.fixed_chain) for n, w in recorded[0].items()],
         seen,
-        weight=of_edges("weight"),
-        is_open=of_edges("alpha") != 0,
-        absent={
-            name: np.stack([row[name].absent()[0].cpu().numpy() for row in recorded])
-            for name in recorded[0]
+        {
+            name: EdgeWeights(
+                of_all(name, "gate"),
+                of_all(name, "alpha"),
+                of_all(name, "weight"),
+                weights.edges.cpu(),
+                weights.fixed_chain,
+            )
+            for name, weights in edge_weights.items()
         },
     )
 
 
-def class_of_annotations(annotations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """The class whose boxes, crowds left out, have the largest area in all; empty if there is
-    none."""
+def areas_of_annotations(annotations: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Class and area of every box, crowds left out."""
     boxes = [
         (a["category_id"], BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS))
         for a in annotations
         if not a.get("iscrowd")
     ]
-    return _largest([(label, box[2] * box[3]) for label, box in boxes], names)
+    return [(label, box[2] * box[3]) for label, box in boxes]
 
 
-def _largest(areas: Iterable[tuple[int, float]], names: Sequence[str]) -> str:
-    """The name of the class of the largest area in all, from the class and area of each box."""
+def largest_class(areas: Iterable[tuple[int, float]], names: Sequence[str]) -> str:
+    """The name of the class whose boxes have the largest area in all; empty if there is none."""
     totals: Counter[int] = Counter()
     for label, area in areas:
         totals[label] += area  # type: ignore[assignment]
     return names[max(totals, key=lambda label: totals[label])] if totals else ""
+
+
+def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
+    """The figures of a survey, and its effects by name: those of :data:`TESTS` for which the images
+    allow the question."""
+    weight, is_open = survey.of_edges("weight"), survey.of_edges("alpha") != 0
+    labels = [image["class"] for image in survey.images]
+    areas = [image["height"] * image["width"] for image in survey.images]
+    tests: dict[str, Callable[[], Effect]] = {
+        "classes": lambda: class_effect(weight, labels),
+        "sizes": lambda: size_effect(weight, areas),
+    }
+    effects: dict[str, Effect] = {}
+    findings: dict[str, dict[str, Any]] = {}
+    for name, test in tests.items():
+        try:
+            effect = effects[name] = test()
+            told_apart = int(effect.shown().sum())
+            findings[name] = {"edges_told_apart": told_apart, "num_images": effect.num_images}
+        except Untestable as error:
+            findings[name] = {"not_tested": str(error)}
+    findings["classes"]["images"] = dict(Counter(label for label in labels if label).most_common())
+    macs, all_open = (
+        np.array([image[key] for image in survey.images]) for key in ("macs", "all_open_macs")
+    )
+    edges: list[dict[str, Any]] = []
+    places = [
+        (name, int(i), int(j), len(graph.edges) - 1)
+        for name, graph in survey.graphs.items()
+        for j, i in graph.edges.nonzero()
+    ]
+    for e, (name, i, j, output) in enumerate(places):
+        edges.append({"graph": name, "from": i, "to": j, "to_output": j == output})
+        edges[-1] |= {**_spread(weight[:, e]), "open": float(is_open[:, e].mean())}
+        for key, effect in effects.items():
+            edges[-1][key] = {TESTS[key][0]: float(effect.size[e]), "p": float(effect.p[e])}
+    of_images = {"open_edges": is_open.mean(axis=1), "distance": distances(weight)}
+    report = {
+        "num_images": len(survey.images),
+        "num_edges": len(edges),
+        "edges_that_vary": len(varying(weight)),
+        "open_edges": _spread(of_images["open_edges"]),
+        "macs": _spread(macs),
+        "all_open_macs": _spread(all_open),
+        "share_of_all_open": _spread(macs / all_open),
+        **findings,
+        "edges": edges,
+        "images": [
+            {**image, **{key: float(values[k]) for key, values in of_images.items()}}
+            for k, image in enumerate(survey.images)
+        ],
+    }
+    return report, effects
+
+
+def distances(weight: np.ndarray) -> np.ndarray:
+    """How far each image's edge weights, [n, E], are from the mean, [n]: the root of the mean over
+    the edges of the squared difference in standard deviations."""
+    weight = weight[:, varying(weight)]
+    if not weight.size:
+        return np.zeros(len(weight))
+    return np.sqrt((((weight - weight.mean(axis=0)) / weight.std(axis=0)) ** 2).mean(axis=1))
+
+
+@torch.no_grad()
+def survey_choices(
+    model: nn.Module, cfg: CfgNode, images: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Which branches images take, and what that costs.
+
+    Args:
+        model: a detector with routed stages, in evaluation mode.
+        cfg, images: as for :func:`survey_images`.
+    """
+    read, count = CheckedDatasetMapper(cfg, is_train=False), ImageCounter(model)
+    seen: list[dict[str, Any]] = []
+    gates = []
+    with record_choices(model) as choices:
+        for image in tqdm(images, desc="images", unit="image"):
+            _, ran, dearest = count(read(image)["image"])
+            seen.append({"file": str(image["file_name"]), "macs": ran.macs})
+            seen[-1]["dearest_macs"] = dearest.macs
+            gates.append(torch.cat([of_stage.gate[0] for of_stage in choices.values()]).cpu())
+    frequency = torch.stack(gates).double().mean(dim=0)
+    names = [f"{name}, {j}" for name, one in choices.items() for j in one.connections]
+    return {
+        "num_images": len(seen),
+        "branches": list(next(iter(choices.values())).branches),
+        "connections": dict(zip(names, frequency.tolist(), strict=True)),
+        "connections_that_vary": int(frequency.lt(1).logical_and(frequency.gt(0)).any(dim=1).sum()),
+        "share_of_dearest": _spread(
+            np.array([image["macs"] / image["dearest_macs"] for image in seen])
+        ),
+        "images": [
+            {**image, "distance": float((gate - frequency).abs().sum() / 2 / len(frequency))}
+            for image, gate in zip(seen, gates, strict=True)
+        ],
+    }
+
+
+def choose_examples(report: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """At most ``count`` of a report's images, evenly from the one nearest to the mean of all to the
+    one farthest from it."""
+    images = sorted(report["images"], key=lambda image: image["distance"])
+    places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    return [images[k] for k in places]
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    names = ("mean", "std", "min", "max")
+    return {name: float(getattr(values, name)()) for name in names}

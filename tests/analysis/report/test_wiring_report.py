@@ -23,12 +23,12 @@ from torch import nn
 
 from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts, structure
-from dgnet_det.analysis.report.summary import distances, summarize
-from dgnet_det.analysis.report.survey import Graph, Survey
+from dgnet_det.analysis.report.survey import Survey, distances, summarize
 from dgnet_det.config import load_cfg
 from dgnet_det.data import read_image
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
+from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, record_edge_weights
 from studies.coco import write_split
@@ -198,10 +198,10 @@ def test_multiply_adds_of_every_image(made: Made, wirings: dict[str, np.ndarray]
         )
         saved = 0
         for graph in structure(backbone, padded):
-            height, width = graph.output_size
-            weight = wirings[graph.name][0, k]
-            closed = (weight == 0)[np.tril_indices(graph.nodes, -2)].sum()
-            saved += int(closed) * graph.out_channels * height * width
+            height, width = graph["output_size"]
+            weight = wirings[graph["name"]][0, k]
+            closed = (weight == 0)[np.tril_indices(graph["nodes"], -2)].sum()
+            saved += int(closed) * graph["out_channels"] * height * width
         assert image["all_open_macs"] == all_open(padded)
         assert image["all_open_macs"] - image["macs"] == saved > 0
     macs = [image["macs"] for image in images]
@@ -267,21 +267,19 @@ def test_the_page_needs_nothing_else(made: Made) -> None:
     assert all(descriptions)
 
 
-def make_survey(weight: np.ndarray, is_open: np.ndarray | None = None) -> Survey:
+def make_survey(weight: np.ndarray) -> Survey:
     """Of a graph of two blocks in the paper wiring, six edges."""
-    edges = np.tri(4, k=-1, dtype=bool)
+    edges = torch.ones(4, 4, dtype=torch.bool).tril(-1)
     image = {"height": 8, "width": 8, "class": "a", "detections": 0, "macs": 90}
     images = [{"file": f"{k}.png", **image, "all_open_macs": 100} for k in range(len(weight))]
-    is_open = np.ones_like(weight, bool) if is_open is None else is_open
-    absent = {"res2.0": np.zeros((len(weight), 4), bool)}
-    return Survey([Graph("res2.0", edges, False)], images, weight, is_open, absent)
+    alpha = torch.zeros(len(weight), 4, 4, dtype=torch.float64)
+    alpha[:, edges] = torch.tensor(weight)
+    return Survey(images, {"res2.0": EdgeWeights(alpha.ne(0), alpha, alpha, edges, False)})
 
 
 def test_a_survey_in_figures_by_hand() -> None:
     weight = np.array([[0.2, 0, 0.5, 0.5, 0.5, 1], [0.4, 0, 0.5, 0.5, 0, 1]])
-    survey = make_survey(weight, weight > 0)
-    survey.absent["res2.0"][1, 2] = True
-    report, effects = summarize(survey)
+    report, effects = summarize(make_survey(weight))
     first = report["edges"][0]
     assert (first["from"], first["to"], first["to_output"]) == (0, 1, False)
     assert first["mean"] == pytest.approx(0.3)
@@ -303,8 +301,8 @@ def test_distance_from_the_mean_wiring_by_hand() -> None:
     weight = np.zeros((3, 6))
     weight[:, 0], weight[:, 1] = [1, 1, 4], [0, 3, 3]
     near, far = np.sqrt((1 / 2 + 1 / 2) / 2), np.sqrt((1 / 2 + 4 / 2) / 2)
-    np.testing.assert_allclose(distances(make_survey(weight)), [far, near, far])
-    assert distances(make_survey(np.ones((3, 6)))).tolist() == [0, 0, 0]
+    np.testing.assert_allclose(distances(weight), [far, near, far])
+    assert distances(np.ones((3, 6))).tolist() == [0, 0, 0]
 
 
 def test_a_folder_takes_its_classes_from_the_detections(made: Made, tmp_path: Path) -> None:

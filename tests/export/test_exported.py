@@ -17,9 +17,8 @@ from PIL import Image
 
 from configs import ROOT
 from dgnet_det.errors import UserError
-from dgnet_det.export.exported import load_detector
+from dgnet_det.export.exported import export_detector, load_detector
 from dgnet_det.export.predictor import Detector, Predictor, tensors_of
-from dgnet_det.export.tracing import export_detector
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 
 main = run_path(str(ROOT / "tools/export_model.py"))["main"]
@@ -236,7 +235,7 @@ def test_a_file_that_differs_is_not_kept(
         export_detector(predictor, image, path)
         bias.data.sub_(1.0)
 
-    monkeypatch.setattr("dgnet_det.export.tracing.export_detector", another)
+    monkeypatch.setattr("dgnet_det.export.exported.export_detector", another)
     with pytest.raises(UserError, match="differs from the original"):
         main(arguments(made, tmp_path / "x.ts"))
     assert list(tmp_path.iterdir()) == []
