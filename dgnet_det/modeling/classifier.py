@@ -82,13 +82,7 @@ class DGNetClassifier(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """
-        Args:
-            images: RGB, 0 to 255, of any dtype, [B, 3, H, W].
-
-        Returns:
-            Logits, [B, K].
-        """
+        """Images, RGB from 0 to 255, of any dtype, [B, 3, H, W] → logits, [B, K]."""
         return self.head(self.backbone((images - self.pixel_mean) / self.pixel_std)["res5"])
 
 

@@ -29,24 +29,9 @@ class FoldingConv2d(Conv2d):
     Parameters, buffers and their names are those of :class:`Conv2d`; results differ by rounding.
     """
 
-    @classmethod
-    def of(cls, conv: Conv2d) -> "FoldingConv2d":
-        """One with the parameters and the norm of ``conv``."""
-        with torch.device("meta"):
-            folding = cls(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,  # type: ignore[arg-type]
-                stride=conv.stride,
-                padding=conv.padding,
-                dilation=conv.dilation,
-                groups=conv.groups,
-                bias=conv.bias is not None,
-                padding_mode=conv.padding_mode,
-                activation=conv.activation,
-            )
-        folding.weight, folding.bias, folding.norm = conv.weight, conv.bias, conv.norm
-        return folding.train(conv.training)
+    def __init__(self, conv: Conv2d) -> None:
+        """All that ``conv`` has, which is not to be used any more."""
+        self.__dict__.update(conv.__dict__)
 
     def forward(self, x: Tensor) -> Tensor:
         """As :class:`Conv2d`."""
@@ -106,7 +91,7 @@ def fold_frozen_norms(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is Conv2d and isinstance(child.norm, FrozenBatchNorm2d):
-                setattr(module, name, FoldingConv2d.of(child))
+                setattr(module, name, FoldingConv2d(child))
 
 
 @torch.no_grad()

@@ -249,7 +249,7 @@ def test_pruned_branches_are_not_there() -> None:
         ({"pruned_branches": ["res3.0"]}, "give stage:connection-branch"),
         ({"pruned_branches": ["res3.0:9-block"]}, "res3.0: 9-block does not exist"),
         ({"pruned_branches": ["res3.0:1-block"]}, "1-block is the last branch"),
-        ({"pruned_branches": ["res3.7:1-block"]}, "there is no routed stage res3.7"),
+        ({"pruned_branches": ["res3.7:1-block"]}, "there is no such stage, or it is plain: res3.7"),
     ],
 )
 def test_errors(arguments: dict[str, object], message: str) -> None:

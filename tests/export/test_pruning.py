@@ -247,9 +247,9 @@ def test_counts_by_hand(case: str) -> None:
     [
         ("res4.0:0-9", "dynamic", r"PRUNED_EDGES: res4\.0: 0-9 does not"),
         ("res4.0:1-2", "dynamic", "1-2 is of the fixed chain"),
-        ("res4.7:0-2", "dynamic", r"there is no graph res4\.7"),
+        ("res4.7:0-2", "dynamic", r"there is no such stage, or it is plain: res4\.7"),
         ("res4", "dynamic", "'res4': give graph:from-to"),
-        ("res4.0:0-2", "none", r"there is no graph res4\.0"),
+        ("res4.0:0-2", "none", r"there is no such stage, or it is plain: res4\.0"),
     ],
 )
 def test_errors_of_the_key(edges: str, edge_weights: str, message: str) -> None:

@@ -40,7 +40,7 @@ def test_folding_conv_equals_conv_and_norm_in_float64(
     groups: int, activation: object, memory_format: torch.memory_format
 ) -> None:
     conv = make_conv(groups, activation).double()
-    folding = FoldingConv2d.of(copy.deepcopy(conv))
+    folding = FoldingConv2d(copy.deepcopy(conv))
     assert list(folding.state_dict()) == list(conv.state_dict())
     x = torch.randn(2, 4, 7, 9, dtype=torch.float64).to(memory_format=memory_format)
     results = []
@@ -57,7 +57,7 @@ def test_folding_conv_equals_conv_and_norm_in_float64(
 
 
 def test_folding_conv_gradcheck() -> None:
-    conv = FoldingConv2d.of(make_conv(1)).double()
+    conv = FoldingConv2d(make_conv(1)).double()
     x = torch.randn(1, 4, 5, 5, dtype=torch.float64, requires_grad=True)
 
     def f(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_folding_conv_gradcheck() -> None:
 
 
 def test_folding_conv_under_autocast_has_float32_gradients() -> None:
-    conv = FoldingConv2d.of(make_conv(1))
+    conv = FoldingConv2d(make_conv(1))
     x = torch.randn(2, 4, 8, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = conv(x)
@@ -83,7 +83,7 @@ def test_folding_conv_under_autocast_has_float32_gradients() -> None:
 
 
 def test_a_frozen_layer_still_passes_gradients_on() -> None:
-    conv = FoldingConv2d.of(make_conv(1))
+    conv = FoldingConv2d(make_conv(1))
     conv.weight.requires_grad_(False)
     x = torch.randn(1, 4, 8, 8, requires_grad=True)
     conv(x).sum().backward()

@@ -15,16 +15,10 @@ STAGES = ((32, 3), (64, 4), (128, 5), (256, 4))  # channels, blocks
 def cell_network(
     in_channels: int, *, norm: str, shortcuts: bool, branches: Sequence[str]
 ) -> Network:
-    """Stem and blocks.
-
-    Args:
-        in_channels: channels of the image.
-        norm: as for :func:`detectron2.layers.get_norm`.
-        shortcuts: accepted for the families' common signature.
-        branches: names out of :data:`.branches.CELL`.
+    """Stem and blocks. Cells have no shortcuts.
 
     Raises:
-        UserError: a name that is not there.
+        UserError: ``branches`` are not names out of :data:`.branches.CELL`.
     """
     check_branches(branches, cells=True)
     stem = MobileNetV2Stem(in_channels, STEM_CHANNELS, norm)

@@ -93,14 +93,8 @@ class DGNet(Backbone):
         fold_frozen_norms(self)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """
-        Args:
-            x: normalised images, [B, 3, H, W], of any H and W, padded with zeros as Detectron2
-                does.
-
-        Returns:
-            For each name of ``out_features`` its feature map, [B, C, ⌈H / stride⌉, ⌈W / stride⌉].
-        """
+        """Normalised images, [B, 3, H, W], padded with zeros as Detectron2 does → for each name of
+        ``out_features`` its feature map, [B, C, ⌈H / stride⌉, ⌈W / stride⌉]."""
         valid = valid_sizes(x)
         stride = self.stem.stride
         outputs = {}
@@ -136,9 +130,7 @@ def make_dgnet(
         graph_stages: as ``MODEL.DGNET.STAGES``.
         norm: of all layers, as for :func:`detectron2.layers.get_norm`.
         out_features, freeze_at: as for :class:`DGNet`.
-        in_channels: channels of the image.
-        network: which network of the family: arguments of :func:`.resnet.resnet`,
-            :func:`.mobilenetv2.mobilenetv2` or :func:`.regnet.regnet`.
+        network: which network of the family: arguments of :func:`.resnet.resnet` and so on.
 
     Raises:
         UserError: a value that is not supported, with the config key's name.
@@ -156,12 +148,7 @@ def make_dgnet(
         )
     plain = edge_weights == "none"
     graph_of = WIRINGS["residual" if plain else wiring]
-    check_stages(
-        graph_stages,
-        all_of_them=""
-        if graph_of.fixed_chain
-        else "in the paper wiring all stages are graphs (set MODEL.DGNET.WIRING to residual)",
-    )
+    all_of_them = "in the paper wiring all stages are graphs (set MODEL.DGNET.WIRING to residual)"
     stem, levels = family_of(family).network(
         in_channels, norm=norm, shortcuts=graph_of.fixed_chain, **network
     )
@@ -171,9 +158,9 @@ def make_dgnet(
             blocks, edge_weights=edge_weights, norm=norm, pruned=pruned
         ),
         chosen=() if plain else graph_stages,
+        all_of_them="" if graph_of.fixed_chain else all_of_them,
         pruned=parse_edges(pruned_edges),
         key=KEY,
-        kind="graph",
     )
     return DGNet(stem, stages, out_features=out_features, freeze_at=freeze_at)
 
@@ -183,23 +170,28 @@ def build_stages(
     make: Callable[[Sequence[Block], Any], PlainStage],
     *,
     chosen: Sequence[str],
+    all_of_them: str,
     pruned: Mapping[str, Collection],
     key: str,
-    kind: str,
 ) -> list[list[PlainStage]]:
-    """The stages of res2, res3, …
+    """The stages of res2, res3, …, from the blocks of each.
 
     Args:
-        levels: the blocks of each stage.
-        make: a stage of the ``chosen`` levels, from its blocks and what is pruned of it.
-        chosen: names of levels; the stages of the others are plain.
-        pruned: by stage.
-        key: that ``pruned`` comes from.
-        kind: what the stages that ``make`` builds are called.
+        levels: the blocks.
+        make: a stage of the ``chosen`` levels, from its blocks and what is pruned of it. Stages of
+            the others are plain.
+        chosen: ``MODEL.DGNET.STAGES``.
+        all_of_them: why these must be all; empty if they need not.
+        pruned: by stage, as ``key`` names it.
 
     Raises:
-        UserError: as ``make``, or something is pruned of a stage that it does not build.
+        UserError: as ``make``, a level that there is not or that is left out, or something is
+            pruned of a stage that ``make`` does not build.
     """
+    if not set(chosen) <= set(LEVELS):
+        raise UserError(f"MODEL.DGNET.STAGES {list(chosen)}: choose from {', '.join(LEVELS)}")
+    if all_of_them and set(chosen) != set(LEVELS):
+        raise UserError(f"MODEL.DGNET.STAGES {list(chosen)}: name them all: {all_of_them}")
     left = dict(pruned)
 
     def stage(level: str, name: str, blocks: Sequence[Block]) -> PlainStage:
@@ -215,23 +207,8 @@ def build_stages(
         for level, of_level in zip(LEVELS, levels, strict=True)
     ]
     if left:
-        raise UserError(f"{key}: there is no {kind} {', '.join(left)}")
+        raise UserError(f"{key}: there is no such stage, or it is plain: {', '.join(left)}")
     return stages
-
-
-def check_stages(stages: Sequence[str], *, all_of_them: str) -> None:
-    """
-    Args:
-        stages: the value of ``MODEL.DGNET.STAGES``.
-        all_of_them: why it must name them all; empty if it need not.
-
-    Raises:
-        UserError: it must not be this.
-    """
-    if not set(stages) <= set(LEVELS):
-        raise UserError(f"MODEL.DGNET.STAGES {list(stages)}: choose from {', '.join(LEVELS)}")
-    if all_of_them and set(stages) != set(LEVELS):
-        raise UserError(f"MODEL.DGNET.STAGES {list(stages)}: name them all: {all_of_them}")
 
 
 @BACKBONE_REGISTRY.register()
@@ -259,8 +236,7 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
 
 @BACKBONE_REGISTRY.register()
 def build_dgnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """:func:`build_dgnet_backbone` under Detectron2's FPN with its max-pooled P6, as ``MODEL.FPN``
-    describes."""
+    """:func:`build_dgnet_backbone` under the FPN of ``MODEL.FPN``, with a max-pooled P6."""
     return fpn(cfg, build_dgnet_backbone(cfg, input_shape))
 
 
@@ -268,22 +244,20 @@ def build_dgnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def build_dgnet_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """:func:`build_dgnet_backbone` under RetinaNet's FPN, whose P6 and P7 are convolved from
     res5."""
-    return retinanet_fpn(cfg, build_dgnet_backbone(cfg, input_shape))
+    return fpn(cfg, build_dgnet_backbone(cfg, input_shape), retinanet=True)
 
 
-def retinanet_fpn(cfg: CfgNode, bottom_up: DGNet) -> FPN:
-    """RetinaNet's FPN on ``bottom_up``."""
-    channels = bottom_up.output_shape()["res5"].channels
-    return fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
-
-
-def fpn(cfg: CfgNode, bottom_up: DGNet, top_block: nn.Module | None = None) -> FPN:
-    """The FPN of ``MODEL.FPN`` on ``bottom_up``, by default with a max-pooled P6."""
+def fpn(cfg: CfgNode, bottom_up: DGNet, *, retinanet: bool = False) -> FPN:
+    """The FPN of ``MODEL.FPN`` on ``bottom_up``, or RetinaNet's."""
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    top_block: nn.Module = LastLevelMaxPool()
+    if retinanet:
+        top_block = LastLevelP6P7(bottom_up.output_shape()["res5"].channels, out_channels)
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        out_channels=out_channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block or LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -11,14 +11,7 @@ from dgnet_det.drnet.branches import check_branches
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.graph.topology import parse_pruned
-from dgnet_det.modeling.backbone.dgnet import (
-    LEVELS,
-    DGNet,
-    build_stages,
-    check_stages,
-    fpn,
-    retinanet_fpn,
-)
+from dgnet_det.modeling.backbone.dgnet import LEVELS, DGNet, build_stages, fpn
 from dgnet_det.modeling.backbone.families import family_of
 
 KEY = "MODEL.DRNET.PRUNED_BRANCHES"
@@ -50,7 +43,6 @@ def make_drnet(
     """
     cells = family == "cell"
     check_branches(branches, cells=cells)
-    check_stages(routed_stages, all_of_them="cells are routed in all stages" if cells else "")
     if len(temperature) != 2 or min(temperature) <= 0:
         raise UserError(f"MODEL.DRNET.TEMPERATURE {list(temperature)}: give two numbers above 0")
     if cells:
@@ -65,11 +57,11 @@ def make_drnet(
             pruned=pruned,
         ),
         chosen=routed_stages,
+        all_of_them="cells are routed in all stages" if cells else "",
         pruned=parse_pruned(
             KEY, pruned_branches, r"\w+", "stage:connection-branch, such as 'res4.0:2-identity'"
         ),
         key=KEY,
-        kind="routed stage",
     )
     return DGNet(stem, stages, out_features=out_features, freeze_at=freeze_at)
 
@@ -104,12 +96,11 @@ def build_drnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
 
 @BACKBONE_REGISTRY.register()
 def build_drnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """:func:`build_drnet_backbone` under Detectron2's FPN, as :func:`.build_dgnet_fpn_backbone`."""
+    """:func:`build_drnet_backbone` under the FPN of ``MODEL.FPN``."""
     return fpn(cfg, build_drnet_backbone(cfg, input_shape))
 
 
 @BACKBONE_REGISTRY.register()
 def build_drnet_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """:func:`build_drnet_backbone` under RetinaNet's FPN, as
-    :func:`.build_dgnet_retinanet_fpn_backbone`."""
-    return retinanet_fpn(cfg, build_drnet_backbone(cfg, input_shape))
+    """:func:`build_drnet_backbone` under RetinaNet's FPN."""
+    return fpn(cfg, build_drnet_backbone(cfg, input_shape), retinanet=True)

@@ -71,14 +71,8 @@ class InvertedResidualNode(InvertedResidual):
 
 
 def mobilenetv2(in_channels: int, *, norm: str, shortcuts: bool) -> Network:
-    """Stem and blocks of MobileNetV2-1.0.
-
-    Args:
-        in_channels: channels of the image.
-        norm: as for :func:`detectron2.layers.get_norm`.
-        shortcuts: accepted for the families' common signature: a node's :meth:`branch` never adds
-            the shortcut.
-    """
+    """Stem and blocks of MobileNetV2-1.0. Its shortcuts have no parameters, and a node's
+    :meth:`branch` never adds them."""
     stem = MobileNetV2Stem(in_channels, STEM_CHANNELS, norm)
     channels = STEM_CHANNELS
     levels: list[list[list[Block]]] = []

@@ -52,7 +52,8 @@ class Family(NamedTuple):
     """A family of blocks."""
 
     name: str  # in MODEL.DGNET.FAMILY
-    # From channels of the image, norm, whether blocks have shortcuts, and the arguments below.
+    # The stem and blocks, from the image's channels, ``norm`` as for detectron2.layers.get_norm,
+    # ``shortcuts``, whether blocks have their own as in the static network, and what follows.
     network: Callable[..., Network]
     # What else of a config tells the family's networks apart.
     arguments: Callable[[CfgNode], dict[str, Any]]

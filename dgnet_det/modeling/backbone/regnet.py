@@ -89,22 +89,15 @@ class RegNetNode(ResBottleneckBlock):
 def regnet(in_channels: int, *, norm: str, shortcuts: bool, name: str) -> Network:
     """Stem and blocks of a RegNet.
 
-    Args:
-        in_channels: channels of the image.
-        norm: as for :func:`detectron2.layers.get_norm`.
-        shortcuts: whether the blocks have their own shortcuts, as in the static network.
-        name: in :data:`REGNETS`.
-
     Raises:
-        UserError: a name that is not there.
+        UserError: ``name`` is not in :data:`REGNETS`.
     """
     if name not in REGNETS:
         raise UserError(f"MODEL.DGNET.REGNET {name!r}: choose from {', '.join(REGNETS)}")
     regnet = REGNETS[name]
-    widths, depths = generate_regnet_parameters(regnet.w_a, regnet.w_0, regnet.w_m, regnet.depth)[
-        :2
-    ]
-
+    widths, depths, *_ = generate_regnet_parameters(
+        regnet.w_a, regnet.w_0, regnet.w_m, regnet.depth
+    )
     stem = SimpleStem(in_channels, STEM_CHANNELS, norm, RELU)
     stem.apply(init_weights)
     channels = STEM_CHANNELS

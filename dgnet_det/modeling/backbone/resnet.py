@@ -83,16 +83,8 @@ def resnet(
     stride_in_1x1: bool = False,
     res5_dilation: int = 1,
 ) -> Network:
-    """Stem and blocks of a ResNet or ResNeXt.
-
-    Args:
-        in_channels: channels of the image.
-        norm: as for :func:`detectron2.layers.get_norm`.
-        shortcuts: whether the blocks have their own shortcuts and the stem its max-pool, as in the
-            static network.
-        depth: 18, 34, 50, 101 or 152.
-        stem_out_channels, res2_out_channels, num_groups, width_per_group, stride_in_1x1,
-            res5_dilation: as the keys of ``MODEL.RESNETS``.
+    """Stem and blocks of a ResNet or ResNeXt. Without shortcuts, the stem has no max-pool either.
+    The arguments are keys of ``MODEL.RESNETS``.
 
     Raises:
         UserError: a value that is not supported, with the key's name.
