@@ -14,11 +14,13 @@ if find_spec("detectron2") is None:
 
 from dgnet_det.config import add_dgnet_config, get_cfg
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.backbone import (
+from dgnet_det.modeling.backbone.dgnet import (
     DGNet,
     build_dgnet_backbone,
     build_dgnet_fpn_backbone,
     build_dgnet_retinanet_fpn_backbone,
+)
+from dgnet_det.modeling.backbone.drnet import (
     build_drnet_backbone,
     build_drnet_fpn_backbone,
     build_drnet_retinanet_fpn_backbone,

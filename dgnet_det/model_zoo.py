@@ -15,11 +15,8 @@ CONFIGS = next(f for f in (PACKAGE / "configs", PACKAGE.parent / "configs") if f
 
 
 def get_config_file(config_path: str) -> str:
-    """The path of one of this project's configs.
-
-    Args:
-        config_path: in ``configs/``, such as
-            ``COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml``.
+    """The path of a config in ``configs/``, such as
+    ``COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml``.
 
     Raises:
         UserError: there is no such config.

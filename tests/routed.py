@@ -1,12 +1,12 @@
 """Small networks that route between branches, and logits that follow the image."""
 
-from collections.abc import Sequence
-
 import torch
+from detectron2.layers import ShapeSpec
 from torch import nn
 
+from dgnet_det.config import get_cfg
 from dgnet_det.drnet.branches import CELL, SKIP
-from dgnet_det.modeling.backbone import DGNet, make_drnet
+from dgnet_det.modeling.backbone import DGNet, build_drnet_backbone
 from dgnet_det.modeling.observation import routed_stages
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -16,13 +16,31 @@ FAMILIES = {
     "regnet": {"name": "Y_400M"},
     "cell": {},
 }
+# The config's groups and keys of what the tests give, where it is not a key of MODEL.RESNETS.
+KEYS = {
+    "name": "DGNET.REGNET",
+    "freeze_at": "BACKBONE.FREEZE_AT",
+    "routed_stages": "DGNET.STAGES",
+    **{name: f"DRNET.{name.upper()}" for name in ("branches", "temperature", "pruned_branches")},
+}
 
 
-def routed_backbone(family: str, *, norm: str = "FrozenBN", **arguments: object) -> DGNet:
+def drnet(family: str, **arguments: object) -> DGNet:
+    """A backbone as the config that ``arguments`` describe."""
+    cfg = get_cfg()
+    cfg.MODEL.DGNET.FAMILY = family
+    options = {"norm": "FrozenBN", "out_features": STAGES, "freeze_at": 0, "stride_in_1x1": False}
+    for name, value in {**options, **arguments}.items():
+        key = KEYS.get(name, f"RESNETS.{name.upper()}")
+        cfg.merge_from_list([f"MODEL.{key}", value])
+    return build_drnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+
+
+def routed_backbone(family: str, **arguments: object) -> DGNet:
     """A backbone whose choices follow the image, in evaluation mode."""
-    branches: Sequence[str] = CELL if family == "cell" else SKIP
-    options = {"branches": branches, "out_features": STAGES, **FAMILIES[family], **arguments}
-    backbone = make_drnet(family, norm=norm, **options).eval()
+    branches = CELL if family == "cell" else SKIP
+    options = {"branches": branches, "temperature": (1.0, 1.0), **FAMILIES[family], **arguments}
+    backbone = drnet(family, **options)
     choose_at_random(backbone)
     return backbone
 

@@ -76,12 +76,9 @@ class Conversion:
 
 
 def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversion:
-    """Name a checkpoint's tensors as in the detector, or the classifier, that ``cfg`` describes.
-
-    Args:
-        path: the checkpoint, in any of the formats of :data:`.families.FAMILIES`.
-        cfg: the config; its backbone tells which tensors there should be, and their prefix.
-        trust_pickle: as for :func:`read_checkpoint`.
+    """Name a checkpoint's tensors, in any of the formats of :data:`.families.FAMILIES`, as in the
+    detector, or the classifier, that ``cfg`` describes. Its backbone tells which tensors there
+    should be. ``trust_pickle`` is that of :func:`read_checkpoint`.
 
     Raises:
         UserError: the file cannot be read, holds no known backbone, one of another family or no

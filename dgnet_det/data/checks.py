@@ -99,11 +99,7 @@ def _check_pair(train: str, ours: Content, test: str, theirs: Content, findings:
     of_file = findings.of_file(b.json_file)
     compare_categories(a.json_file, ours, theirs, of_file)
     findings.raise_first_error()
-    trained, tested = (
-        {os.path.abspath(os.path.join(root, i["file_name"])) for i in content.images.values()}
-        for root, content in ((a.image_root, ours), (b.image_root, theirs))
-    )
-    for path in sorted(trained & tested):
+    for path in sorted(_paths(a.image_root, ours) & _paths(b.image_root, theirs)):
         problem = f"{path} is in the training set too: {LEARNED_BY_HEART}"
         of_file.warning("shared-image", problem, path)
 
@@ -121,13 +117,13 @@ class Split(NamedTuple):
 def inspect(
     cfg: CfgNode, train: tuple[str, str], val: tuple[str, str] | None = None
 ) -> dict[str, Any]:
-    """Check a dataset, or a training and a validation set, with all their images.
+    """Check a dataset, or a training and a validation set, with all their images, against the
+    model, anchors and image size of a config.
 
     Args:
-        cfg: the config whose anchors and image size the boxes are compared with, and whose model
-            may want masks or keypoints.
-        train: the COCO JSON file and the image folder.
-        val: the same of the validation set. Without, ``train`` is taken for both uses.
+        cfg: the config.
+        train, val: a COCO JSON file and its image folder. Without ``val``, ``train`` is taken for
+            both uses.
 
     Returns:
         ``errors`` and ``warnings`` (:class:`Finding` as dicts, with their ``line``), ``datasets``
@@ -198,13 +194,8 @@ def _check_training(split: Split, anchors: dict[str, Any] | None, findings: Find
 
 
 def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
-    """Statistics of a dataset, boxes marked as crowds left out.
-
-    Args:
-        split: the dataset.
-        splits: all datasets that are looked at; images of its folder that none of them lists are
-            counted.
-    """
+    """Statistics of a dataset, boxes marked as crowds left out. Images of its folder that none of
+    ``splits`` lists are counted."""
     content = split.content.usable()
     boxes, _ = content.boxes()
     objects = content.class_and_image()
@@ -214,12 +205,14 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
     sides = np.sqrt(boxes[:, 2:].clip(0).prod(axis=1))
     by_size = np.histogram(sides, [0, SMALL, LARGE, np.inf])[0]
     positive = boxes[(boxes[:, 2:] > 0).all(axis=1)]
+    listed = {path for each in splits for path in _paths(each.image_root, each.content)}
+    there = Path(split.image_root).rglob("*")
     return {
         "json": split.json_file,
         "image_folder": split.image_root,
         "images": len(content.images),
         "images_with_boxes": len(per_image),
-        "images_not_listed": _count_unlisted(split, splits),
+        "images_not_listed": sum(is_image(f) and os.path.abspath(f) not in listed for f in there),
         "boxes": len(boxes),
         "crowd_boxes": len(split.content.annotations) - len(boxes),
         "boxes_per_image": {
@@ -242,12 +235,7 @@ def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
     }
 
 
-def _count_unlisted(split: Split, splits: Sequence[Split]) -> int:
-    """Images in the folder of a dataset that no dataset lists."""
-    listed = {
-        os.path.abspath(os.path.join(other.image_root, image["file_name"]))
-        for other in splits
-        for image in other.content.images.values()
-    }
-    files = (file for file in Path(split.image_root).rglob("*") if is_image(file))
-    return sum(os.path.abspath(file) not in listed for file in files)
+def _paths(image_root: str, content: Content) -> set[str]:
+    """Where the images of a dataset are, as absolute paths."""
+    names = (image["file_name"] for image in content.images.values())
+    return {os.path.abspath(os.path.join(image_root, name)) for name in names}

@@ -35,10 +35,8 @@ class FashionMNIST(Dataset):
     classes = tuple(datasets.FashionMNIST.classes)
 
     def __init__(self, folder: Path, split: str) -> None:
-        """
-        Args:
-            folder: from :func:`find_fashion_mnist`.
-            split: ``train`` (60 000 images) or ``val`` (10 000).
+        """``folder`` is that of :func:`find_fashion_mnist`, ``split`` is ``train`` (60 000 images)
+        or ``val`` (10 000).
 
         Raises:
             UserError: a file that is missing or damaged.
@@ -147,12 +145,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, dataset: Dataset, *, batch_size: int, accumulation: int, seed: int) -> None:
-        """
-        Args:
-            dataset: with a length.
-            batch_size: images of an iteration, over all processes.
-            accumulation: micro-batches of each process per iteration.
-            seed: of the shuffling.
+        """``batch_size`` images are an iteration's, over all processes, in ``accumulation``
+        micro-batches of each.
 
         Raises:
             UserError: a batch that cannot be split evenly, or of more images than there are.

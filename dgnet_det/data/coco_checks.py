@@ -54,12 +54,8 @@ class Content(NamedTuple):
 
 
 def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bool) -> Content:
-    """Check the content of a COCO JSON file.
-
-    Args:
-        cfg: the config, whose model may want masks or keypoints.
-        findings: of the file; what is found is added.
-        trained, evaluated: what the file will be used for.
+    """Check the content of the COCO JSON file of ``findings``, for what it will be used for, by a
+    model that may want masks or keypoints.
 
     Raises:
         UserError: as :func:`read_coco`.

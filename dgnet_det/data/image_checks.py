@@ -51,17 +51,8 @@ def check_presence(
     findings: Findings,
     mend: str = "give the folder that the file names start from",
 ) -> list[dict[str, Any]]:
-    """Check that image files exist, by one listing of each folder that they are in.
-
-    Args:
-        images: sound entries of 'images'.
-        image_root: the folder that file names start from.
-        findings: of the JSON file; what is found is added.
-        mend: what to do where nothing better can be told.
-
-    Returns:
-        The entries whose file exists.
-    """
+    """Check that the files of sound entries of 'images' exist, by one listing of each folder that
+    they are in, and return those whose file exists. ``findings`` are those of the JSON file."""
 
     @cache
     def listing(folder: str) -> set[str]:
@@ -87,15 +78,8 @@ def check_presence(
 def check_files(
     images: Collection[dict[str, Any]], image_root: str, findings: Findings
 ) -> dict[str, ImageFile]:
-    """Decode image files and check what is in them. Shows its progress.
-
-    Args:
-        images: sound entries of 'images' whose file exists.
-        image_root, findings: as for :func:`check_presence`.
-
-    Returns:
-        The files that decode, by file name.
-    """
+    """Decode the files that :func:`check_presence` returned and check what is in them. Those that
+    decode, by file name. Shows its progress."""
     paths = [os.path.join(image_root, image["file_name"]) for image in images]
     files: dict[str, ImageFile] = {}
     first_with: dict[str, str] = {}
@@ -149,14 +133,9 @@ def _wrong_size(image: dict[str, Any], file: ImageFile) -> str:
 def compare_images(
     train_path: str, train: dict[str, ImageFile], val: dict[str, ImageFile], findings: Findings
 ) -> None:
-    """Check that two sets have no image in common, by content, and none of one name that may be the
-    same saved anew.
-
-    Args:
-        train_path: the JSON file of the training set.
-        train, val: what :func:`check_files` returned for them.
-        findings: of the validation set.
-    """
+    """Check that what :func:`check_files` returned for two sets has no image in common, by content,
+    and none of one name that may be the same saved anew. ``findings`` are those of the validation
+    set, ``train_path`` is the JSON file of the other."""
     trained = {file.digest: name for name, file in train.items()}
     names = {os.path.basename(name): name for name in train}
     for name, file in val.items():

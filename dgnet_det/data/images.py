@@ -26,11 +26,8 @@ def is_image(path: Path) -> bool:
 
 def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]:
     """Files as given, the images directly in folders, by name, and what patterns such as
-    ``shots/*.jpg`` match.
-
-    Args:
-        inputs: files, folders and patterns.
-        also: suffixes of further files to take from folders, such as ``.mp4``.
+    ``shots/*.jpg`` match. ``also`` has suffixes of further files to take from folders, such as
+    ``.mp4``.
 
     Raises:
         UserError: a path does not exist, a folder holds no image, or a pattern matches nothing.
@@ -67,12 +64,8 @@ def spread_images(dataset: str, num: int) -> list[dict[str, Any]]:
 
 
 def read_image(path: str | os.PathLike[str], image_format: str) -> np.ndarray:
-    """The pixels of an image, [H, W, C] uint8, upright by its EXIF tag; of an animation, its first
-    picture, which is logged.
-
-    Args:
-        path: the file.
-        image_format: ``BGR``, ``RGB`` or another that ``INPUT.FORMAT`` takes.
+    """The pixels of an image, [H, W, C] uint8, upright by its EXIF tag, in a format that
+    ``INPUT.FORMAT`` takes, such as ``BGR``; of an animation, its first picture, which is logged.
 
     Raises:
         UserError: as :func:`opened`.

@@ -3,7 +3,7 @@ figures."""
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -56,22 +56,18 @@ def _stages(model: nn.Module, kind: type[Stage]) -> dict[str, Stage]:
     }
 
 
-@contextmanager
-def record_edge_weights(model: nn.Module) -> Iterator[dict[str, EdgeWeights]]:
+def record_edge_weights(model: nn.Module) -> AbstractContextManager[dict[str, EdgeWeights]]:
     """Record the edge weights of every graph of ``model``, by name as in :func:`dynamic_graphs`,
     without gradients.
 
     The dictionary always holds those of the latest forward pass; it is empty before the first.
     """
-    with _recorded(dynamic_graphs(model)) as latest:
-        yield latest
+    return _recorded(dynamic_graphs(model))
 
 
-@contextmanager
-def record_choices(model: nn.Module) -> Iterator[dict[str, Choices]]:
+def record_choices(model: nn.Module) -> AbstractContextManager[dict[str, Choices]]:
     """As :func:`record_edge_weights`, the choices of every one of :func:`routed_stages`."""
-    with _recorded(routed_stages(model)) as latest:
-        yield latest
+    return _recorded(routed_stages(model))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from routed import FAMILIES, STAGES, images, routed_backbone
+from routed import FAMILIES, STAGES, drnet, images, routed_backbone
 from static_networks import NETWORKS, Static, assert_equal_features
 from torch import nn
 
@@ -10,20 +10,14 @@ from dgnet_det.drnet.branches import CELL
 from dgnet_det.drnet.routing import Choices
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.backbone import DGNet, make_drnet
+from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.backbone.resnet import BasicNode
 from dgnet_det.modeling.observation import record_choices, routed_stages
 
 
 @pytest.mark.parametrize("static", NETWORKS, ids=str)
 def test_skip_starts_equal_to_the_static_network(static: Static) -> None:
-    backbone = make_drnet(
-        static.family,
-        branches=["block", "identity"],
-        norm="FrozenBN",
-        out_features=STAGES,
-        **static.network,
-    ).eval()
+    backbone = drnet(static.family, **static.network)
     backbone.load_state_dict(static.build().state_dict())
     image = torch.randn(2, 3, 64, 96)
     with record_choices(backbone) as choices, torch.no_grad():

@@ -3,7 +3,7 @@ has the branches of :data:`.branches.CELL` to choose from."""
 
 from collections.abc import Sequence
 
-from dgnet_det.drnet.branches import Cell, SeparableConv, check_branches
+from dgnet_det.drnet.branches import Cell, SeparableConv
 from dgnet_det.graph.stage import Block, Network
 from dgnet_det.modeling.backbone.mobilenetv2 import MobileNetV2Stem
 from dgnet_det.modeling.backbone.naming import Family, own_format
@@ -15,12 +15,7 @@ STAGES = ((32, 3), (64, 4), (128, 5), (256, 4))  # channels, blocks
 def cell_network(
     in_channels: int, *, norm: str, shortcuts: bool, branches: Sequence[str]
 ) -> Network:
-    """Stem and blocks. Cells have no shortcuts.
-
-    Raises:
-        UserError: ``branches`` are not names out of :data:`.branches.CELL`.
-    """
-    check_branches(branches, cells=True)
+    """Stem and blocks, with ``branches`` out of :data:`.branches.CELL`. Cells have no shortcuts."""
     stem = MobileNetV2Stem(in_channels, STEM_CHANNELS, norm)
     channels = STEM_CHANNELS
     levels: list[list[list[Block]]] = []
@@ -35,7 +30,7 @@ def cell_network(
 CELL_NETWORK = Family(
     "cell",
     cell_network,
-    lambda cfg: {},  # make_drnet hands on the branches
+    lambda cfg: {"branches": cfg.MODEL.DRNET.BRANCHES},
     keys="MODEL.DRNET.BRANCHES, MODEL.RESNETS.NORM",
     formats=(own_format("depthwise.weight"),),
 )

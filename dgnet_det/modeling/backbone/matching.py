@@ -123,11 +123,8 @@ class Match:
 
 
 def recognise(names: Iterable[str], prefix: str = "") -> Source:
-    """The family, format and prefix of a checkpoint's backbone.
-
-    Args:
-        names: of the checkpoint's tensors.
-        prefix: the one to prefer where there are several backbones.
+    """The family, format and prefix of the backbone among a checkpoint's names; where there are
+    several backbones, of that at ``prefix``.
 
     Raises:
         UserError: there is no backbone with known names, there are several, or it is a variant
@@ -158,12 +155,8 @@ def recognise(names: Iterable[str], prefix: str = "") -> Source:
 
 
 def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: str = "") -> Match:
-    """Match a checkpoint's tensors to a :class:`DGNet`'s. Neither is changed.
-
-    Args:
-        tensors: the checkpoint's.
-        backbone: the one to be loaded.
-        prefix: of the backbone's names in the model.
+    """Match a checkpoint's tensors to those of a :class:`DGNet`, which has ``prefix`` before its
+    names in the model. Neither is changed.
 
     Raises:
         UserError: as :func:`recognise`.
@@ -224,9 +217,8 @@ def load_static_names(
     its cause is logged. torch shows a module only the names at its own prefix: the file of a bare
     backbone is loaded into the backbone alone, or by :class:`DGNetCheckpointer`.
 
-    Args:
-        backbone, state_dict, prefix, error_msgs: as for ``nn.Module._load_from_state_dict``;
-            ``load_state_dict`` raises ``error_msgs``. Pruned edges that differ go there.
+    The arguments are those of ``nn.Module._load_from_state_dict``; ``load_state_dict`` raises
+    ``error_msgs``. Pruned edges that differ go there.
     """
     logger = logging.getLogger(__name__)
     tensors = {name: x for name, x in state_dict.items() if name.startswith(prefix)}
