@@ -23,11 +23,7 @@ def get_config_file(config_path: str) -> str:
     """
     path = CONFIGS / config_path
     if not path.is_file():
-        there = [
-            file.relative_to(CONFIGS).as_posix()
-            for suffix in ("yaml", "py")
-            for file in CONFIGS.glob(f"*/*.{suffix}")
-        ]
+        there = [file.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("*/*.*")]
         nearest = difflib.get_close_matches(config_path, there, n=1, cutoff=0.0)
         raise UserError(f"{config_path}: there is no such config; the nearest is {nearest[0]}")
     return str(path)

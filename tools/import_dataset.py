@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.utils.files import write_json
 
     findings = Findings(args.dataset)
-    dataset = read_dataset(
+    classes, splits = read_dataset(
         args.dataset,
         findings,
         layout=args.format,
@@ -110,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         origin=args.origin,
     )
     if args.val_share is not None:
-        dataset = split_off(dataset, args.val_share, args.seed, args.group_by)
-    report = write_coco(dataset, args.output, f"imported from {args.dataset.name}")
+        splits = split_off(splits, args.val_share, args.seed, args.group_by)
+    report = write_coco(classes, splits, args.output, f"imported from {args.dataset.name}")
     report["warnings"] = [finding.line() for finding in findings.of("warning")]
     print_summary(report)
     if args.json:

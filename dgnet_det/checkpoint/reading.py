@@ -72,10 +72,10 @@ def local_file(path: str) -> str:
 
 
 def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
-    """Read a checkpoint in any of the wrappings that are about.
+    """Read a local file of ``torch.save`` or of Detectron2's and Caffe2's pickled numpy arrays.
 
     Args:
-        path: a local file, of ``torch.save`` or of Detectron2's and Caffe2's pickled numpy arrays.
+        path: as :func:`local_file` returns it.
         trust_pickle: read by Python's full unpickler, which executes what the file says.
 
     Returns:
@@ -84,7 +84,7 @@ def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
         else was saved beside ``model``.
 
     Raises:
-        UserError: the file is missing, truncated or no checkpoint, or needs full unpickling.
+        UserError: the file is truncated or no checkpoint, or needs full unpickling.
     """
     content = _unpickle(path, trust_pickle)
     if not isinstance(content, Mapping):
@@ -118,8 +118,6 @@ def _renamed_caffe2(blobs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unpickle(path: str, trust_pickle: bool) -> Any:
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint file")
     with open(path, "rb") as file:
         is_torch = file.read(len(LEGACY_TORCH_MAGIC)) == LEGACY_TORCH_MAGIC
         is_torch |= zipfile.is_zipfile(file)

@@ -12,13 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from pydantic import BaseModel
 
-from dgnet_det.data.coco import (
-    Category,
-    Image,
-    annotation_model,
-    form_problem,
-    read_coco,
-)
+from dgnet_det.data.coco import Category, Image, annotation_model, form_problem, read_coco
 from dgnet_det.data.findings import Findings
 
 # Pixels by which a box may reach over its image's edge, as labelling tools round.

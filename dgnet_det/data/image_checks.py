@@ -3,14 +3,13 @@
 import hashlib
 import os
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 from PIL import Image
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from dgnet_det.data.coco_checks import size_of
 from dgnet_det.data.findings import Findings
@@ -83,22 +82,21 @@ def check_files(
     paths = [os.path.join(image_root, image["file_name"]) for image in images]
     files: dict[str, ImageFile] = {}
     first_with: dict[str, str] = {}
-    with ThreadPoolExecutor() as pool:
-        read = tqdm(pool.map(read_image_file, paths), total=len(paths), desc="images", unit="image")
-        for image, path, file in zip(images, paths, read, strict=True):
-            name = image["file_name"]
-            if isinstance(file, UserError):
-                findings.error("undecodable-image", file, name)
-                continue
-            files[name] = file
-            for kind, problem in file.odd.items():
-                report = findings.error if kind == "image-16-bit" else findings.warning
-                report(kind, problem, name, path)
-            if size_of(image) != file.upright_size:
-                findings.error("image-size", _wrong_size(image, file), name, path)
-            twin = first_with.setdefault(file.digest, name)
-            if twin != name:
-                findings.warning("duplicate-image", f"the same file as {twin}", name, path)
+    read = thread_map(read_image_file, paths, desc="images", unit="image")
+    for image, path, file in zip(images, paths, read, strict=True):
+        name = image["file_name"]
+        if isinstance(file, UserError):
+            findings.error("undecodable-image", file, name)
+            continue
+        files[name] = file
+        for kind, problem in file.odd.items():
+            report = findings.error if kind == "image-16-bit" else findings.warning
+            report(kind, problem, name, path)
+        if size_of(image) != file.upright_size:
+            findings.error("image-size", _wrong_size(image, file), name, path)
+        twin = first_with.setdefault(file.digest, name)
+        if twin != name:
+            findings.warning("duplicate-image", f"the same file as {twin}", name, path)
     return files
 
 

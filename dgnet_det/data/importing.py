@@ -14,14 +14,7 @@ import yaml
 from tqdm import tqdm
 
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.formats import (
-    READERS,
-    Box,
-    Entry,
-    has_box_columns,
-    read_annotations,
-    read_text,
-)
+from dgnet_det.data.formats import READERS, Box, Entry, has_box_columns, read_annotations, read_text
 from dgnet_det.data.images import is_image, opened, reading, upright_size
 from dgnet_det.errors import UserError, first_few
 from dgnet_det.utils.files import files_written_whole
@@ -43,11 +36,8 @@ class LabelledImage(NamedTuple):
     objects: list[dict[str, Any]]
 
 
-class Dataset(NamedTuple):
-    """The classes in order, and the images of each split."""
-
-    classes: list[str]
-    splits: dict[str, list[LabelledImage]]
+# The images of each split.
+Splits = dict[str, list[LabelledImage]]
 
 
 def read_dataset(
@@ -58,8 +48,8 @@ def read_dataset(
     images: Path | None = None,
     classes: Sequence[str] = (),
     origin: int | None = None,
-) -> Dataset:
-    """Read a dataset in the format of a labelling tool.
+) -> tuple[list[str], Splits]:
+    """The classes, in order, and the images of a dataset in the format of a labelling tool.
 
     Annotations and images may lie in any folders. The split of an image is what ``ImageSets/Main``
     says, else CVAT's subset, else what a folder, or a CSV file, is called after, else ``train``.
@@ -100,7 +90,7 @@ def read_dataset(
         raise UserError(f"{path}: class {min(unknown)!r} is not among those given")
     if origin is None:
         origin = int(layout == "voc" and all(min(box.ltrb) >= 1 for box in boxes))
-    splits: dict[str, list[LabelledImage]] = {}
+    splits: Splits = {}
     for split, image, entry in labelled:
         try:
             with opened(image) as picture:
@@ -111,7 +101,7 @@ def read_dataset(
         except UserError as error:
             findings.error("image", error, image.name)
     findings.raise_first_error()
-    return Dataset(names, splits)
+    return names, splits
 
 
 def _find_labelled(
@@ -277,12 +267,12 @@ def _annotation(
     }
 
 
-def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = None) -> Dataset:
-    """A dataset of one split with about a share of its images, drawn at random, as the split
-    ``val``.
+def split_off(splits: Splits, share: float, seed: int, group_by: str | None = None) -> Splits:
+    """A dataset's only split with about a share of its images, drawn at random, as ``val``.
 
     Args:
-        dataset, share: the dataset, and the share of its images, between 0 and 1.
+        splits: the images.
+        share: of them, between 0 and 1.
         seed: the same draws the same images.
         group_by: a regular expression for the paths of images from their folder. Images that agree
             in what its groups match, or all of it where it has none, stay together.
@@ -291,9 +281,9 @@ def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = 
         UserError: the dataset has splits, a split would be empty, or the expression is none or does
             not match an image.
     """
-    if len(dataset.splits) > 1:
-        raise UserError(f"the data have splits already: {', '.join(dataset.splits)}")
-    (images,) = dataset.splits.values()
+    if len(splits) > 1:
+        raise UserError(f"the data have splits already: {', '.join(splits)}")
+    (images,) = splits.values()
     try:
         pattern = re.compile(group_by or ".*")
     except re.error as error:
@@ -315,11 +305,10 @@ def split_off(dataset: Dataset, share: float, seed: int, group_by: str | None = 
             f"a share of {share} gives {len(val)} of {len(images)} images in {len(groups)} groups"
             " for validation, and each split needs one"
         )
-    parts = {
+    return {
         "train": [image for image in images if image.path not in val],
         "val": [image for image in images if image.path in val],
     }
-    return dataset._replace(splits=parts)
 
 
 def image_folder(images: Sequence[LabelledImage]) -> Path:
@@ -327,7 +316,9 @@ def image_folder(images: Sequence[LabelledImage]) -> Path:
     return Path(os.path.commonpath([image.path.parent for image in images]))
 
 
-def write_coco(dataset: Dataset, output: Path, description: str) -> dict[str, Any]:
+def write_coco(
+    classes: Sequence[str], splits: Splits, output: Path, description: str
+) -> dict[str, Any]:
     """Write ``train.json`` and so on into a folder, all of them or none. Classes are 1 to K; file
     names start from the split's :func:`image_folder`.
 
@@ -335,10 +326,10 @@ def write_coco(dataset: Dataset, output: Path, description: str) -> dict[str, An
         What was written: the classes, and for each split its file, image folder, and numbers of
         images and boxes.
     """
-    categories = [{"id": k, "name": name} for k, name in enumerate(dataset.classes, 1)]
-    splits = {}
+    categories = [{"id": k, "name": name} for k, name in enumerate(classes, 1)]
+    written = {}
     with files_written_whole(output) as temporary:
-        for split, images in dataset.splits.items():
+        for split, images in splits.items():
             folder = image_folder(images)
             coco: dict[str, Any] = {
                 "info": {"description": description},
@@ -355,13 +346,13 @@ def write_coco(dataset: Dataset, output: Path, description: str) -> dict[str, An
                     objects.append({"id": len(objects) + 1, "image_id": number, **box})
             (temporary / f"{split}.json").write_text(json.dumps(coco), encoding="utf-8")
             counts = Counter(each["category_id"] for each in objects)
-            splits[split] = {
+            written[split] = {
                 "json": str(output / f"{split}.json"),
                 "image_folder": str(folder),
                 "images": len(images),
                 "images_without_boxes": sum(not image.objects for image in images),
                 "boxes": len(objects),
                 "difficult_boxes": sum(each["iscrowd"] for each in objects),
-                "classes": {name: counts[k] for k, name in enumerate(dataset.classes, 1)},
+                "classes": {name: counts[k] for k, name in enumerate(classes, 1)},
             }
-    return {"classes": dataset.classes, "splits": splits}
+    return {"classes": classes, "splits": written}

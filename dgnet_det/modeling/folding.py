@@ -7,11 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling.backbone.regnet import (
-    BottleneckTransform,
-    ResBottleneckBlock,
-    SimpleStem,
-)
+from detectron2.modeling.backbone.regnet import BottleneckTransform, ResBottleneckBlock, SimpleStem
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -96,17 +92,11 @@ def fold_frozen_norms(model: nn.Module) -> None:
 
 @torch.no_grad()
 def optimize_for_inference(model: nn.Module) -> nn.Module:
-    """Fold the norms of a model into its convolutions for good, and lay it out channels-last on a
-    CPU.
+    """Fold the norms of a model into its convolutions for good, in place, set it to evaluation
+    mode, and lay it out channels-last on a CPU.
 
     For inference alone, and after the weights are loaded: the model no longer has the names of a
     checkpoint, nor can it be trained. Its outputs change by rounding.
-
-    Args:
-        model: a backbone, a detector or a classifier. Changed in place, to evaluation mode too.
-
-    Returns:
-        ``model``.
     """
     model.eval()
     for parent, name, conv, norm in list(_convolutions_with_norm(model)):
@@ -125,9 +115,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def _convolutions_with_norm(
-    model: nn.Module,
-) -> Iterator[tuple[nn.Module, str, nn.Conv2d, Any]]:
+def _convolutions_with_norm(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, Any]]:
     """Every norm behind a convolution: the norm's parent, its name there, convolution, norm."""
     for module in model.modules():
         if isinstance(module, Conv2d) and isinstance(module.norm, NORMS):
