@@ -21,7 +21,6 @@ from dgnet_det.analysis.counts import (
     backbone_counts,
     build_for_analysis,
     model_counts,
-    params_by_part,
 )
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
@@ -79,8 +78,8 @@ def make_cells(config: str, printed: Printed) -> list[str]:
     """The cells of one network, after its name."""
     cfg = load_cfg(str(CONFIGS / f"{config}.yaml"), ["MODEL.DEVICE", "cpu"])
     model = build_for_analysis(cfg)
-    params = params_by_part(model)["total"] / 1e6
     counts = model_counts(model, (224, 224))
+    params = counts["total"].params / 1e6
     macs = counts["total"].conv_macs / 1e6
     routing = (counts["backbone"].macs - counts["backbone"].conv_macs) / 1e6
     at_800 = backbone_counts(dgnet_of(model), (800, 1333))

@@ -54,7 +54,9 @@ COUNTED = {
     ),
 }
 
-FIELDS_OF_TASKS = {"flop": ("conv_macs", "macs"), "activation": ("activations",)}
+FIELDS_OF_TASKS = {
+    "parameter": ("params",), "flop": ("conv_macs", "macs"), "activation": ("activations",)
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,9 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **count_parts(model, (height, width), args.tasks),
     }
     if paths := path_counts(dgnet_of(model), (height, width)):
-        report["paths"] = {
-            name: {"params": path.params, **path.counts._asdict()} for name, path in paths.items()
-        }
+        report["paths"] = {name: path._asdict() for name, path in paths.items()}
     if "structure" in args.tasks:
         report["structure"] = structure(dgnet_of(model), (height, width))
     if images:
@@ -139,22 +139,23 @@ def count_parts(
 ) -> dict[str, dict[str, Any]]:
     """What ``tasks`` ask for, out of ``parameter``, ``flop`` and ``activation``, as JSON takes it:
     of the ``backbone``, and of the ``model`` as a whole and in parts."""
-    from dgnet_det.analysis.counts import backbone_counts, model_counts, params_by_part
+    from dgnet_det.analysis.counts import backbone_counts, model_counts
     from dgnet_det.modeling.observation import dgnet_of
 
-    fields = [f for task in tasks for f in FIELDS_OF_TASKS.get(task, ())]
-    of_backbone: dict[str, int] = {}
-    of_parts: dict[str, dict[str, int]] = {}
-    if "parameter" in tasks:
-        of_parts = {name: {"params": count} for name, count in params_by_part(model).items()}
-        of_backbone["params"] = of_parts["backbone"]["params"]
-    if fields:
-        counts = backbone_counts(dgnet_of(model), size)
-        of_backbone |= {field: getattr(counts, field) for field in fields}
-        for name, counts in model_counts(model, size).items():
-            of_parts.setdefault(name, {}).update({f: getattr(counts, f) for f in fields})
-    total = of_parts.pop("total", {})
-    return {"backbone": of_backbone, "model": {**total, "parts": of_parts}}
+    fields = [f for task, of_task in FIELDS_OF_TASKS.items() if task in tasks for f in of_task]
+    if not fields:
+        return {"backbone": {}, "model": {"parts": {}}}
+    if fields == ["params"]:
+        size = (64, 64)  # they are the same at any size
+
+    def chosen(counts: Any) -> dict[str, int]:
+        return {field: getattr(counts, field) for field in fields}
+
+    parts = {name: chosen(counts) for name, counts in model_counts(model, size).items()}
+    return {
+        "backbone": chosen(backbone_counts(dgnet_of(model), size)),
+        "model": {**parts.pop("total"), "parts": parts},
+    }
 
 
 def count_images(model: Any, cfg: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -189,6 +190,10 @@ def print_report(report: dict[str, Any]) -> None:
     """The report as tables, counts in millions."""
     from tabulate import tabulate
 
+    def show(rows: Sequence[Any], headers: Any) -> None:
+        table = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right")
+        print(f"{table}\n")
+
     def millions(counts: dict[str, Any]) -> list[str]:
         return [f"{value / 1e6:.3f}" for value in counts.values() if isinstance(value, int)]
 
@@ -203,24 +208,20 @@ def print_report(report: dict[str, Any]) -> None:
         rows = [[f"backbone, {height} × {width}", *millions(backbone)]]
         rows += [[f"model: {name}", *millions(counts)] for name, counts in parts.items()]
         rows.append(["model", *millions(model)])
-        headers = ["in millions", *backbone]
-        print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"))
-        print()
+        show(rows, ["in millions", *backbone])
     if "paths" in report:
         rows = [[f"{name} path", *millions(path)] for name, path in report["paths"].items()]
-        headers = ["in millions", *report["paths"]["mean"]]
-        print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, stralign="right"))
-        print()
+        show(rows, ["in millions", *report["paths"]["mean"]])
     if "structure" in report:
-        print(tabulate(report["structure"], headers="keys", tablefmt="pipe"), end="\n\n")
+        show(report["structure"], "keys")
     if "dynamic" in report:
         rows = [
             [key, f"{value['mean'] / 1e6:.3f} ± {value['std'] / 1e6:.3f}"]
             for key, value in report["dynamic"].items()
             if isinstance(value, dict)
         ]
-        headers = [f"backbone, {report['dynamic']['num_images']} images", "millions, mean ± std"]
-        print(tabulate(rows, headers, tablefmt="pipe"), end="\n\n")
+        images = f"backbone, {report['dynamic']['num_images']} images"
+        show(rows, [images, "millions, mean ± std"])
     for term, meaning in report["counted"].items():
         print(f"{term}: {meaning}.")
 

@@ -138,6 +138,10 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
     The RouterNets of routed stages choose the first branch, but the last, the identity, in a share
     ``skipped`` of the connections that have a choice, drawn per image.
     """
+
+    def answer(router: nn.Module, values: Tensor) -> None:
+        router.register_forward_hook(lambda _, inputs, output: output * 0 + values.to(output))
+
     generator = torch.Generator().manual_seed(SEED)
     connections = [
         (router, len(stage.branches[int(j)]))
@@ -147,12 +151,7 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
     ranks = torch.rand(batch, len(connections), generator=generator).argsort(dim=1).argsort(dim=1)
     for (router, num_branches), rank in zip(connections, ranks.T, strict=True):
         last = (rank < round(skipped * len(connections))).long() * (num_branches - 1)
-        column = F.one_hot(last, num_branches).float()
-        router.register_forward_hook(lambda _, __, logits, column=column: logits * 0 + column)
-
-    def answer(column: Tensor, router: nn.Module, inputs: object, alpha: Tensor) -> Tensor:
-        return alpha * 0 + column.to(alpha)
-
+        answer(router, F.one_hot(last, num_branches))
     for graph in dynamic_graphs(model).values():
         n = graph.num_nodes
         scores = torch.rand(batch, n, n, generator=generator)
@@ -166,8 +165,7 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
         alpha[:, blocks[: round(skipped * (n - 2))]] = 0.0
         graph.thresholds.data.fill_(0.25)
         for i, targets in graph.targets.items():
-            column = alpha[:, torch.tensor(targets), i]
-            graph.routers[str(i)].register_forward_hook(partial(answer, column))
+            answer(graph.routers[str(i)], alpha[:, torch.tensor(targets), i])
         for name, gamma in graph.named_parameters():
             if name.startswith("gammas."):
                 gamma.data.fill_(0.01)

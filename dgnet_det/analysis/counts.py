@@ -3,7 +3,7 @@
 Sizes of images and feature maps are tuples (height, width).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -32,20 +32,14 @@ _MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
 
 
 class Counts(NamedTuple):
-    """What operators did."""
+    """What a module has, and what its operators did."""
 
+    params: int  # elements of its parameters
     conv_macs: int  # multiply-adds of the convolutions alone, as in the paper's Table 1
     # Multiply-adds of convolutions, linear layers and matrix products, and of the weighted sums one
     # per element and weighted edge. All else counts as none.
     macs: int
     activations: int  # elements of the outputs of convolutions, linear layers, matrix products
-
-
-class PathCounts(NamedTuple):
-    """A backbone with one branch for each connection."""
-
-    counts: Counts
-    params: int
 
 
 class ImageCounts(NamedTuple):
@@ -72,42 +66,30 @@ def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
     Nothing is computed: shapes alone are propagated, so any size takes the same short time.
     """
     if paths := path_counts(backbone, size):
-        return paths["dearest"].counts
-    counts = _symbolic_counts(backbone, size)["Global"]
+        return paths["dearest"]
+    counts = _symbolic_counts(backbone, size)[""]
     return _plus_macs(counts, weighted_sums(backbone, size, _all_edges(backbone)))
 
 
-def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, PathCounts]:
+def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
     """Of routed stages, what runs where every connection has its ``cheapest`` branch, or its
     ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
     choosing = {name: stage for name, stage in routed_stages(backbone).items() if stage.routers}
     if not choosing:
         return {}
-    found = _symbolic_counts(backbone, size)
-    paths = {name: np.zeros(4) for name in ("cheapest", "mean", "dearest")}
-    whole = np.array([*found["Global"], _params(backbone)])
+    found, params = _symbolic_counts(backbone, size), parameter_count(backbone)
+    paths = {name: np.zeros(len(Counts._fields)) for name in ("cheapest", "mean", "dearest")}
+    whole = np.array(found[""])
     for name, stage in choosing.items():
         for j in map(int, stage.routers):
-            rows = np.zeros((len(stage.branches[j]), 4))
-            for row, branch in zip(rows, stage.branches[j], strict=True):
-                module = f"DGNet.{name}.{stage.module_name(j, branch)}"
-                row[:] = *found.get(module, (0, 0, 0)), _params(stage.branch(j, branch))
+            branches = [f"{name}.{stage.module_name(j, branch)}" for branch in stage.branches[j]]
+            rows = np.array([found.get(b, Counts(params[b], 0, 0, 0)) for b in branches])
+            macs = rows[:, Counts._fields.index("macs")]
             whole = whole - rows.sum(axis=0)
-            paths["cheapest"] += rows[rows[:, 1].argmin()]
+            paths["cheapest"] += rows[macs.argmin()]
             paths["mean"] += rows.mean(axis=0)
-            paths["dearest"] += rows[rows[:, 1].argmax()]
-    totals = {name: (whole + path).round().astype(int).tolist() for name, path in paths.items()}
-    return {name: PathCounts(Counts(*counts), params) for name, (*counts, params) in totals.items()}
-
-
-def params_by_part(model: nn.Module) -> dict[str, int]:
-    """Parameters by part, named as in :func:`model_counts`."""
-    counts = parameter_count(model)
-    parts = {name: counts[name] for name, _ in model.named_children()}
-    if model.backbone is not dgnet_of(model):
-        with_fpn, bottom_up = parts.pop("backbone"), counts["backbone.bottom_up"]
-        parts = {"backbone": bottom_up, "fpn": with_fpn - bottom_up, **parts}
-    return {**parts, "total": counts[""]}
+            paths["dearest"] += rows[macs.argmax()]
+    return {n: Counts(*(whole + path).round().astype(int).tolist()) for n, path in paths.items()}
 
 
 @torch.no_grad()
@@ -129,21 +111,16 @@ def model_counts(model: nn.Module, size: tuple[int, int]) -> dict[str, Counts]:
     inputs = image[None].to(device) if isinstance(model, DGNetClassifier) else [{"image": image}]
     padded: list[tuple[int, int]] = []
     with backbone.register_forward_pre_hook(lambda _, args: padded.append(args[0].shape[2:])):
-        found = _operator_counts(lambda: model(inputs))
+        found = _operator_counts(model, inputs)
 
-    root = type(model).__name__
-    parts = {
-        name: found[f"{root}.{name}"]
-        for name, _ in model.named_children()
-        if f"{root}.{name}" in found
-    }
+    parts = {name: found[name] for name, _ in model.named_children() if name in found}
     if model.backbone is not backbone:
-        with_fpn, bottom_up = parts.pop("backbone"), found[f"{root}.backbone.bottom_up"]
+        with_fpn, bottom_up = parts.pop("backbone"), found["backbone.bottom_up"]
         fpn = Counts(*(a - b for a, b in zip(with_fpn, bottom_up, strict=True)))
         parts = {"backbone": bottom_up, "fpn": fpn, **parts}
     sums = weighted_sums(backbone, padded[0], _all_edges(backbone))
     parts["backbone"] = _plus_macs(parts["backbone"], sums)
-    parts["total"] = _plus_macs(found["Global"], sums)
+    parts["total"] = _plus_macs(found[""], sums)
     return parts
 
 
@@ -165,7 +142,7 @@ class ImageCounter:
         if size not in self._all_open:
             self._all_open[size] = backbone_counts(backbone, size)
         with record_edge_weights(backbone) as edge_weights:
-            ran = _operator_counts(lambda: backbone(batch))["Global"]
+            ran = _operator_counts(backbone, batch)[""]
         opened = {name: w.edges & w.weight[0].ne(0) for name, w in edge_weights.items()}
         ran = _plus_macs(ran, weighted_sums(backbone, size, opened))
         return ImageCounts(size, ran, self._all_open[size])
@@ -232,25 +209,19 @@ def _stage_sizes(
     return sizes
 
 
-def _symbolic_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
-    """As :func:`_operator_counts`, of a backbone on one image, by shapes alone."""
-    device = next(backbone.parameters()).device
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        image = torch.empty(1, 3, *size, device=device)
-        return _operator_counts(lambda: backbone(image))
-
-
-def _params(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _all_edges(backbone: DGNet) -> dict[str, Tensor]:
     return {name: graph.edges for name, graph in dynamic_graphs(backbone).items()}
 
 
-def _operator_counts(run: Callable[[], Any]) -> dict[str, Counts]:
-    """Counts of the operators that ``run`` executes, by module (``Model.backbone``), and in all
-    (``Global``)."""
+def _symbolic_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
+    """As :func:`_operator_counts`, of a backbone on one image, by shapes alone."""
+    device = next(backbone.parameters()).device
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return _operator_counts(backbone, torch.empty(1, 3, *size, device=device))
+
+
+def _operator_counts(model: nn.Module, inputs: Any) -> dict[str, Counts]:
+    """Counts of the modules of ``model`` that compute something on ``inputs``, by name."""
 
     def output_size(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return prod(out_shape)
@@ -260,16 +231,18 @@ def _operator_counts(run: Callable[[], Any]) -> dict[str, Counts]:
         custom_mapping={op: output_size for op in (_CONVOLUTION, *_MATRIX_PRODUCTS)},
     )
     with outputs, FlopCounterMode(display=False) as flops:
-        run()
-    activations = outputs.get_flop_counts()
-    return {
-        name: Counts(
+        model(inputs)
+    activations, params = outputs.get_flop_counts(), parameter_count(model)
+    counts = {}
+    for module, by_operator in flops.get_flop_counts().items():
+        name = module.partition(".")[2]  # after that of the model's class
+        counts[name] = Counts(
+            params=params[name],
             conv_macs=by_operator.get(_CONVOLUTION, 0) // 2,
             macs=sum(by_operator.values()) // 2,
-            activations=sum(activations[name].values()),
+            activations=sum(activations[module].values()),
         )
-        for name, by_operator in flops.get_flop_counts().items()
-    }
+    return counts
 
 
 def _plus_macs(counts: Counts, macs: int) -> Counts:

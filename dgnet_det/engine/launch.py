@@ -31,14 +31,8 @@ def launch(
     machine_rank: int = 0,
     url: str = "auto",
 ) -> None:
-    """Detectron2's ``launch`` of ``function(cfg, *args)``, whose process group is left before the
-    interpreter ends, which would abort.
-
-    Args:
-        function: what each process calls.
-        cfg, args: its arguments.
-        processes, machines, machine_rank, url: as Detectron2's ``num_gpus_per_machine`` and so on;
-            without a GPU, CPU processes.
+    """Detectron2's ``launch`` of ``function(cfg, *args)``, on GPUs, or on the CPU where there are
+    none. Its process group is left before the interpreter ends, which would abort.
 
     Raises:
         UserError: there are fewer GPUs than processes, or GPUs that are not to be used.

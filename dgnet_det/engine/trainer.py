@@ -45,19 +45,6 @@ from dgnet_det.modeling.folding import optimize_for_inference
 from dgnet_det.modeling.observation import record_spread
 
 
-def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The images that are trained on, in Detectron2's dataset format: as Detectron2's loader picks
-    them, by default those with objects."""
-    return get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=(
-            cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-        ),
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
-
-
 class Trainer(DefaultTrainer):
     """:class:`DefaultTrainer` on CPUs as on GPUs, with :class:`DGNetCheckpointer`."""
 
@@ -79,7 +66,14 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
             raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; set it to False")
         one_line_in_training_loop()
-        images, processes = training_images(cfg), comm.get_world_size()
+        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        images = get_detection_dataset_dicts(  # as Detectron2's loader picks them
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+        processes = comm.get_world_size()
         class_names = dataset_class_names(cfg.DATASETS.TRAIN)
         self.cfg = fit_schedule(cfg, processes, len(images), recipe=recipe, given=given)
         logging.getLogger(__name__).info(
@@ -163,8 +157,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, images: list[dict[str, Any]] | None = None) -> Any:
-        """Detectron2's loader of :func:`training_images`, or of ``images`` where they have been
-        loaded, with images and annotations checked as they are read."""
+        """Detectron2's loader, of ``images`` where they have been loaded, with images and
+        annotations checked as they are read."""
         mapper = CheckedDatasetMapper(cfg, is_train=True)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=images)
 

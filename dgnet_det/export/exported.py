@@ -6,6 +6,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,34 +31,12 @@ from dgnet_det.export.predictor import (
 )
 from dgnet_det.modeling.folding import optimize_for_inference
 
+Run = Callable[[Tensor], Sequence[Tensor]]  # an exported file, from a prepared image to its outputs
+
 # Under this name an exported file holds its Description, as JSON.
 DESCRIPTION = "dgnet_det.json"
 # The first whose RoiAlign has the half-pixel shift of Detectron2's ROIAlignV2.
 ONNX_OPSET = 16
-
-
-class ExportedDetector(Detector):
-    """A detector from a file of ``tools/export_model.py``."""
-
-    def __init__(self, run: Callable[[Tensor], Sequence[Tensor]], description: Description) -> None:
-        """
-        Args:
-            run: maps a prepared image to the outputs that the description names.
-            description: of the file.
-        """
-        super().__init__(description)
-        self.run = run
-
-    def inference(self, image: Tensor) -> Instances:
-        """As :meth:`Detector.inference`, with the keypoints that heat maps show."""
-        tensors = dict(zip(list(self.description.tensors)[1:], self.run(image), strict=True))
-        found = Instances((image.shape[1], image.shape[2]), pred_boxes=Boxes(tensors["boxes"]))
-        for name in tensors.keys() - {"boxes"}:
-            found.set(TENSORS[name][0], tensors[name])
-        if "heatmaps" in tensors:
-            keypoints = heatmaps_to_keypoints(tensors["heatmaps"], tensors["boxes"])
-            found.pred_keypoints = keypoints[:, :, [0, 1, 3]]  # x, y, logit, score
-        return found
 
 
 def load_detector(
@@ -81,9 +60,10 @@ def load_detector(
             raise UserError(f"{path}: no such file")
         run, text = load(path)
         try:
-            return ExportedDetector(run, Description(**json.loads(text)))
+            description = Description(**json.loads(text))
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: not written by tools/export_model.py") from error
+        return Detector(partial(_detect, run, list(description.tensors)[1:]), description)
     if not config_file:
         raise UserError(f"{path}: neither .onnx nor .ts: a checkpoint needs its config file")
     predictor = load_predictor(load_cfg(config_file, [*opts, "MODEL.WEIGHTS", str(path)]))
@@ -91,7 +71,20 @@ def load_detector(
     return predictor
 
 
-def _load_torchscript(path: Path) -> tuple[Callable[[Tensor], Sequence[Tensor]], str]:
+def _detect(run: Run, outputs: Sequence[str], image: Tensor) -> Instances:
+    """What a file that gives ``outputs`` finds in a prepared image, with the keypoints that heat
+    maps show."""
+    tensors = dict(zip(outputs, run(image), strict=True))
+    found = Instances((image.shape[1], image.shape[2]), pred_boxes=Boxes(tensors["boxes"]))
+    for name in tensors.keys() - {"boxes"}:
+        found.set(TENSORS[name][0], tensors[name])
+    if "heatmaps" in tensors:
+        keypoints = heatmaps_to_keypoints(tensors["heatmaps"], tensors["boxes"])
+        found.pred_keypoints = keypoints[:, :, [0, 1, 3]]  # x, y, logit, score
+    return found
+
+
+def _load_torchscript(path: Path) -> tuple[Run, str]:
     """A function that runs the file, and its description."""
     extra = {DESCRIPTION: ""}
     try:
@@ -108,7 +101,7 @@ def _load_torchscript(path: Path) -> tuple[Callable[[Tensor], Sequence[Tensor]],
     return run, extra[DESCRIPTION]
 
 
-def _load_onnx(path: Path) -> tuple[Callable[[Tensor], Sequence[Tensor]], str]:
+def _load_onnx(path: Path) -> tuple[Run, str]:
     """As :func:`_load_torchscript`."""
     onnxruntime = import_onnx("onnxruntime")
     try:

@@ -1,7 +1,7 @@
 """A trained detector for one image at a time."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -55,14 +55,18 @@ class Description(NamedTuple):
         return cls(class_names, cfg.INPUT.FORMAT, *sizes, tensors)
 
 
-class Detector(ABC):
+class Detector:
     """Finds objects in one image, a numpy array.
 
     Attributes:
+        inference: from a prepared image, uint8 [3, H, W], as :meth:`prepare` makes it, to its
+            objects, in its pixels, before Detectron2's postprocessing: masks are grids over their
+            boxes, [N, 1, S, S].
         description: how images are prepared for it, and its classes.
     """
 
-    def __init__(self, description: Description) -> None:
+    def __init__(self, inference: Callable[[Tensor], Instances], description: Description) -> None:
+        self.inference = inference
         self.description = description
         self._resize = ResizeShortestEdge([description.min_size] * 2, description.max_size)
 
@@ -71,20 +75,8 @@ class Detector(ABC):
         """The names of its classes, in the order of ``pred_classes``."""
         return self.description.class_names
 
-    @abstractmethod
-    def inference(self, image: Tensor) -> Instances:
-        """Detect in a prepared image.
-
-        Args:
-            image: uint8 [3, H, W], as :meth:`prepare` makes it.
-
-        Returns:
-            The objects in pixels of the prepared image, before Detectron2's postprocessing: masks
-            are grids over their boxes, [N, 1, S, S].
-        """
-
     def prepare(self, image: np.ndarray, image_format: str = "BGR") -> Tensor:
-        """The image as :meth:`inference` takes it: resized, in ``INPUT.FORMAT``, uint8 [3, H, W].
+        """The image as ``inference`` takes it: resized, in ``INPUT.FORMAT``, uint8 [3, H, W].
         Arguments and errors are those of a call."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(
@@ -128,17 +120,13 @@ class Predictor(Detector):
             model: a ``GeneralizedRCNN`` or ``RetinaNet`` in evaluation mode.
             class_names: of the model's outputs, in their order.
         """
-        super().__init__(Description.of(cfg, class_names))
+        super().__init__(partial(run_model, model), Description.of(cfg, class_names))
         self.cfg, self.model = cfg, model
 
-    @torch.no_grad()
-    def inference(self, image: Tensor) -> Instances:
-        """As :meth:`Detector.inference`."""
-        return run_model(self.model, image)
 
-
+@torch.no_grad()
 def run_model(model: nn.Module, image: Tensor) -> Instances:
-    """Detect in a prepared image, see :meth:`Detector.inference`, in a way that can be traced."""
+    """The ``inference`` of a :class:`Detector`, in a way that can be traced."""
     if isinstance(model, GeneralizedRCNN):
         (found,) = model.inference([{"image": image}], do_postprocess=False)
     else:
@@ -147,7 +135,7 @@ def run_model(model: nn.Module, image: Tensor) -> Instances:
 
 
 def tensors_of(found: Instances) -> dict[str, Tensor]:
-    """The :data:`TENSORS` of what :meth:`Detector.inference` returns."""
+    """The :data:`TENSORS` of what the ``inference`` of a :class:`Detector` returns."""
     fields: Mapping[str, Tensor] = found.get_fields() | {"pred_boxes": found.pred_boxes.tensor}
     return {name: fields[field] for name, (field, _) in TENSORS.items() if field in fields}
 

@@ -22,7 +22,7 @@ def is_video(path: Path) -> bool:
 
 
 class Video:
-    """A video file to read.
+    """A video file to read, once.
 
     Attributes:
         rate: frames a second.
@@ -34,26 +34,20 @@ class Video:
         Raises:
             UserError: the file does not decode.
         """
-        self.path = path
-        capture = cv2.VideoCapture(str(path))
-        rate = capture.get(cv2.CAP_PROP_FPS)
+        self._capture = cv2.VideoCapture(str(path))
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate <= 1000 else DEFAULT_RATE
-        self.num_frames = max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        decodes = capture.grab()
-        capture.release()
-        if not decodes:
+        self.num_frames = max(0, round(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        if not self._capture.grab():
             raise UserError(f"{path}: the video does not decode: convert it to .mp4 or .avi")
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The frames in order, each [H, W, 3] BGR, uint8."""
-        capture = cv2.VideoCapture(str(self.path))
-        try:
-            decoded, frame = capture.read()
-            while decoded:
-                yield frame
-                decoded, frame = capture.read()
-        finally:
-            capture.release()
+        decoded, frame = self._capture.retrieve()
+        while decoded:
+            yield frame
+            decoded, frame = self._capture.read()
+        self._capture.release()
 
 
 @contextmanager

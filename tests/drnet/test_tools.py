@@ -169,9 +169,9 @@ def test_paths_by_hand() -> None:
         for router in stage.routers.values()
     )
     static = backbone_counts(plain, size)
-    assert paths["dearest"].counts.conv_macs == static.conv_macs
-    assert paths["dearest"].counts == backbone_counts(skip, size)
-    assert paths["dearest"].counts.activations > static.activations
+    assert paths["dearest"].conv_macs == static.conv_macs
+    assert paths["dearest"] == backbone_counts(skip, size)
+    assert paths["dearest"].activations > static.activations
     saved_params = paths["dearest"].params - paths["cheapest"].params
     skippable = [
         node
@@ -183,9 +183,9 @@ def test_paths_by_hand() -> None:
 
     cells = path_counts(routed_backbone("cell", norm="BN"), size)
     only = routed_backbone("cell", norm="BN", branches=["sep5x5"])
-    assert cells["dearest"].counts.conv_macs == backbone_counts(only, size).conv_macs
+    assert cells["dearest"].conv_macs == backbone_counts(only, size).conv_macs
     none = routed_backbone("cell", norm="BN", branches=["identity"])
-    assert cells["cheapest"].counts.conv_macs == backbone_counts(none, size).conv_macs
+    assert cells["cheapest"].conv_macs == backbone_counts(none, size).conv_macs
     assert not path_counts(only, size)
 
 

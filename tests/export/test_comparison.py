@@ -14,27 +14,22 @@ IMAGE = np.zeros((96, 128, 3), np.uint8)
 BOX, OTHER = [1.0, 2.0, 30.0, 40.0], [50.0, 50.0, 60.0, 70.0]
 
 
-class Fixed(Detector):
+def fixed(
+    boxes: Sequence[Sequence[float]], scores: Sequence[float], classes: Sequence[int]
+) -> Detector:
     """Always finds the same."""
-
-    def __init__(
-        self, boxes: Sequence[Sequence[float]], scores: Sequence[float], classes: Sequence[int]
-    ) -> None:
-        super().__init__(Description(["a", "b"], "BGR", 0, 0, {}))
-        self.found = Instances(
-            (96, 128),
-            pred_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
-            scores=torch.tensor(scores),
-            pred_classes=torch.tensor(classes, dtype=torch.int64),
-        )
-
-    def inference(self, image: torch.Tensor) -> Instances:
-        return self.found
+    found = Instances(
+        (96, 128),
+        pred_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
+        scores=torch.tensor(scores),
+        pred_classes=torch.tensor(classes, dtype=torch.int64),
+    )
+    return Detector(lambda image: found, Description(["a", "b"], "BGR", 0, 0, {}))
 
 
 def test_order_and_rounding_do_not_count() -> None:
-    both = Fixed([BOX, OTHER], [0.9, 0.8], [0, 1])
-    swapped = Fixed([OTHER, [1.0, 2.0, 30.05, 40.0]], [0.8, 0.9005], [1, 0])
+    both = fixed([BOX, OTHER], [0.9, 0.8], [0, 1])
+    swapped = fixed([OTHER, [1.0, 2.0, 30.05, 40.0]], [0.8, 0.9005], [1, 0])
     result = compare_detections(both, swapped, IMAGE)
     assert result[:3] == (2, 2, 0)
     assert result.differences == pytest.approx({"boxes": 0.05, "scores": 0.0005}, rel=1e-3)
@@ -53,8 +48,8 @@ def test_order_and_rounding_do_not_count() -> None:
     ],
 )
 def test_what_differs(boxes: list, scores: list, classes: list, unmatched: int) -> None:
-    both = Fixed([BOX, OTHER], [0.9, 0.8], [0, 1])
-    result = compare_detections(both, Fixed(boxes, scores, classes), IMAGE)
+    both = fixed([BOX, OTHER], [0.9, 0.8], [0, 1])
+    result = compare_detections(both, fixed(boxes, scores, classes), IMAGE)
     assert result.unmatched == unmatched
     assert not same_detections([result])
 
