@@ -16,15 +16,16 @@ import detectron2
 import torch
 import train_classifier
 import train_net
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from dgnet_det.analysis.counts import ImageCounter
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.config import load_cfg
 from dgnet_det.data import CheckedDatasetMapper, load_cfg_with_data
 from dgnet_det.data.classification import build_datasets, build_test_loader
-from dgnet_det.engine.classification import evaluate
 from dgnet_det.evaluation.interventions import intervene, router_hooks
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.modeling.backbone.dgnet import WIRINGS
@@ -64,27 +65,51 @@ def train_detector(run: Run, folder: Path) -> dict[str, float]:
     return metrics | {name: box[name] or 0.0 for name in ("AP", "AP50", "AP75")}
 
 
+def router_outputs(model: nn.Module, loader: DataLoader, cfg: CfgNode) -> dict[str, Tensor]:
+    """What a classifier's routers return for all images of a loader, [n, K] by the router's
+    name."""
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    with router_hooks(model, lambda name, output: parts[name].append(output)):
+        _top1(model, loader, cfg.MODEL.DEVICE)
+    return {name: torch.cat(batches) for name, batches in parts.items()}
+
+
+def without_own_outputs(model: nn.Module, loader: DataLoader, cfg: CfgNode) -> dict[str, float]:
+    """A classifier's top-1 with what its routers return for each image, with the mean over all
+    images (of choices, the most frequent one), and with what they return for the image before.
+    There are many more test images than a detector has, so a smaller effect shows."""
+    outputs = router_outputs(model, loader, cfg)
+    mean = {name: all_.mean(dim=0) for name, all_ in outputs.items()}
+    sizes = [len(labels) for _, labels in loader]
+    other = {name: iter(all_.roll(1, dims=0).split(sizes)) for name, all_ in outputs.items()}
+    instead: dict[str, Callable[[str, Tensor], Tensor | None]] = {
+        "own": lambda name, own: None,
+        "mean": lambda name, own: mean[name].expand_as(own),
+        "other": lambda name, own: next(other[name]),
+    }
+    top1 = {}
+    for kind, hook in instead.items():
+        with router_hooks(model, hook):
+            top1[kind] = _top1(model, loader, cfg.MODEL.DEVICE)
+    return top1
+
+
+@torch.no_grad()
+def _top1(model: nn.Module, loader: DataLoader, device: str) -> float:
+    """Per cent. Unlike :func:`.engine.classification.evaluate`, it runs the images and nothing
+    else: the cost of choices is counted by a forward pass, which hooks would hear."""
+    model.eval()
+    hits = [model(x.to(device)).argmax(dim=1).cpu().eq(labels) for x, labels in loader]
+    return 100 * torch.cat(hits).double().mean().item()
+
+
 def top1_without_own_weights(command: list[str], folder: Path) -> dict[str, float]:
-    """A classifier's top-1 with its own edge weights less that with the mean of all test images',
-    and with those of the image before. There are many more test images than a detector has, so a
-    smaller effect shows."""
+    """Of a trained classifier, own top-1 less that without its own edge weights."""
     cfg = load_cfg(command[1], [*command[2:], "OUTPUT_DIR", str(folder)])
     model = build_classifier(cfg).to(cfg.MODEL.DEVICE)
     DGNetCheckpointer(model).load(str(folder / "model_final.pth"))
-    loader = build_test_loader(cfg, build_datasets(cfg)[1])
-
-    def top1(instead: Callable[[str, Tensor], Tensor | None]) -> float:
-        with router_hooks(model, instead):
-            return evaluate(model, loader, cfg.MODEL.DEVICE)["top1"]
-
-    parts: dict[str, list[Tensor]] = defaultdict(list)
-    own = top1(lambda name, alpha: parts[name].append(alpha))
-    alpha = {name: torch.cat(batches) for name, batches in parts.items()}
-    mean = top1(lambda name, own: alpha[name].mean(dim=0).expand_as(own))
-    sizes = [len(batch) for batch in next(iter(parts.values()))]
-    others = {name: iter(all_.roll(1, dims=0).split(sizes)) for name, all_ in alpha.items()}
-    other = top1(lambda name, own: next(others[name]))
-    return {"top1_own_minus_mean": own - mean, "top1_own_minus_other": own - other}
+    top1 = without_own_outputs(model, build_test_loader(cfg, build_datasets(cfg)[1]), cfg)
+    return {f"top1_own_minus_{kind}": top1["own"] - top1[kind] for kind in ("mean", "other")}
 
 
 def examine(run: Run, folder: Path) -> dict[str, float]:

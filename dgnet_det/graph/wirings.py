@@ -118,7 +118,7 @@ class ResidualGraph(DynamicGraph):
             block = self.node(1)
             if block.shortcut is None:
                 return block(before), None
-            return block.activation(block.branch(before) + projected), None
+            return block.activation(block.branch(before).add_(projected)), None
         row = m.row(j)
         # On a GPU, to look would cost more than to add zeros.
         looks = row.device.type == "cpu" and not (torch.is_grad_enabled() or has_no_values(before))

@@ -10,31 +10,26 @@ from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, routed_stages
-from studies.routing import (
-    BUDGETS,
-    DETECTOR,
-    Run,
-    drop_absent,
-    overrides,
-    rarer_branches,
-    render,
-    write_report,
-)
+from studies.routing import Run, cells
+from studies.routing.__main__ import main
+from studies.routing.report import render, write_report
+from studies.routing.tree_crowns import BUDGETS, DETECTOR, drop_absent, overrides, rarer_branches
 
 
-def build(run: Run, pruned: list[str]) -> torch.nn.Module:
+def build(arm: str, budget: float, pruned: list[str]) -> torch.nn.Module:
+    run = Run("tree_crowns", arm, budget, 0)
     opts = [*overrides(run, pruned), "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
     return build_model(load_cfg(str(ROOT / DETECTOR), opts)).eval()
 
 
 def test_pruned_is_the_static_network_without_what_is_rarer(tmp_path: Path) -> None:
-    routed = build(Run("routed", BUDGETS[-1], 0), [])
+    routed = build("routed", BUDGETS[-1], [])
     stages = routed_stages(routed)
     stages["res4.0"].routers["3"].linear.bias.data = torch.tensor([0.0, 1.0])
     rarer = rarer_branches(routed, [torch.zeros(3, 64, 64)] * 2)
     assert "res4.0:3-block" in rarer
     assert "res4.0:2-identity" in rarer
-    plain, pruned = build(Run("plain", 1.0, 0), []), build(Run("pruned", 0.7, 0), rarer)
+    plain, pruned = build("plain", 1.0, []), build("pruned", 0.7, rarer)
     torch.save({"model": plain.state_dict()}, tmp_path / "x.pth")
     drop_absent(tmp_path / "x.pth", pruned)
     pruned.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True)["model"])
@@ -47,25 +42,52 @@ def test_pruned_is_the_static_network_without_what_is_rarer(tmp_path: Path) -> N
 
 @pytest.fixture
 def study() -> dict[str, Any]:
-    def run(arm: str, budget: float, seed: int, ap: float, macs: list[float]) -> dict[str, Any]:
+    def run(arm: str, budget: float, seed: int, ap: float, macs: float) -> dict[str, Any]:
         return {
-            "arm": arm, "budget": budget, "seed": seed, "AP": ap, "macs": macs,
-            "latency": {"ratio": 0.8}, "environment": {"CPU": "a CPU"},
-            "choices": {"entropy": 0.25}, "ap": {"own": ap, "mean": ap - 1, "other": ap - 2},
+            "experiment": "tree_crowns", "arm": arm, "budget": budget, "seed": seed, "AP": ap,
+            "macs": macs, "macs_deviation": 10.0 * (arm == "routed"), "latency": {"ratio": 0.8},
+            "environment": {"CPU": "a CPU"}, "entropy": 0.25,
+            "by_choices": {"own": ap, "mean": ap - 1, "other": ap - 2},
         }  # fmt: skip
 
-    runs = [run("plain", 1.0, seed, 18 + seed, [100.0, 100.0]) for seed in range(2)]
-    runs += [run("routed", 0.7, seed, 16 + seed, [60.0, 80.0]) for seed in range(2)]
-    runs.append(run("pruned", 0.7, 0, 15, [70.0, 70.0]))
+    runs = [run("plain", 1.0, seed, 18 + seed, 100.0) for seed in range(2)]
+    del runs[0]["latency"], runs[1]["latency"]
+    runs += [run("routed", 0.7, seed, 16 + seed, 60.0 + 20 * seed) for seed in range(2)]
+    runs.append(run("pruned", 0.7, 0, 15, 70.0))
     return {"command": "python -m studies.routing", "date": "2000-01-01", "runs": runs}
 
 
+def rows_of(page: str) -> dict[str, list[str]]:
+    cells = [[x.strip() for x in line.split("|")[1:-1]] for line in page.splitlines()]
+    return {row[0]: row[1:] for row in cells if row}
+
+
 def test_table(study: dict[str, Any], tmp_path: Path) -> None:
-    lines = render(study).splitlines()
-    rows = {c[0]: c[1:] for line in lines if (c := [x.strip() for x in line.split("|")[1:-1]])}
-    assert rows["plain"][:5] == ["2", "18.50 ± 0.71", "100.0%", "0.0%", "1"]
+    rows = rows_of(render(study))
+    assert rows["plain"] == ["2", "18.50 ± 0.71", "100.0%", "0.0%", "–", "–", "–", "–"]
     routed = ["2", "16.50 ± 0.71", "70.0%", "10.0%", "0.80", "0.250", "15.50", "14.50"]
     assert rows["routed, 0.7"] == routed
     assert rows["pruned, 0.7"] == ["1", "15.00", "70.0%", "0.0%", "0.80", "–", "–", "–"]
     write_report(tmp_path, study)
     assert (tmp_path / "images/routing.png").stat().st_size > 1000
+
+
+def test_cells_from_data_to_page(
+    fashion_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--experiments", "cells", "--budgets", "0.6", "--seeds", "0", "--output", "runs"]
+    tiny = ["CLASSIFICATION.EPOCHS", "1", "SOLVER.IMS_PER_BATCH", "8", "CLASSIFICATION.SIZE", "32"]
+    main([*command, *tiny, "MODEL.DEVICE", "cpu"])
+    page = Path("runs/routing.md").read_text()
+    rows = rows_of(page)
+    assert set(rows) > {"plain", "routed, 0.6", "pruned, 0.6"}
+    assert rows["plain"][2] == "100.0%"
+    pruned = cells.Run("cells", "pruned", 0.6, 0)
+    assert sorted(path.name for path in (Path("runs") / pruned.name).iterdir()) == ["run.json"]
+    # What the page holds is not run again.
+    for path in Path("runs/cells").iterdir():
+        (path / "run.json").unlink()
+    monkeypatch.setattr(cells, "perform", None)
+    main([*command, *tiny])
+    assert rows_of(Path("runs/routing.md").read_text()) == rows
