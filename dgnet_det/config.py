@@ -32,87 +32,49 @@ REMOVED_KEYS = {
 
 
 def add_dgnet_config(cfg: CfgNode) -> None:
-    """Add this project's keys to ``cfg``. Depth, groups, widths, norm and strides stay in
-    ``MODEL.RESNETS``."""
+    """Add this project's keys to ``cfg``; ``docs/config.md`` says what each means. Depth, groups,
+    widths, norm and strides stay in ``MODEL.RESNETS``."""
     for key in REMOVED_KEYS:
         cfg.register_deprecated_key(key)
     cfg.MODEL.DGNET = CfgNode()
     # FAMILY, REGNET and STAGES are also those of the DRNet-style backbones, build_drnet_backbone.
-    # Blocks of the nodes: "resnet" (ResNet and, with MODEL.RESNETS.NUM_GROUPS, ResNeXt),
-    # "mobilenetv2" or "regnet"; for build_drnet_backbone also "cell".
-    cfg.MODEL.DGNET.FAMILY = "resnet"
-    # Which RegNet: "X_" (RegNetX) or "Y_" (with squeeze-and-excitation) and 400M, 600M, 800M, 1600M
-    # or 3200M, its multiply-adds; "X_400M_TV" and "Y_800M_TV" are torchvision's wider ones.
+    cfg.MODEL.DGNET.FAMILY = "resnet"  # or "mobilenetv2", "regnet", "cell"
     cfg.MODEL.DGNET.REGNET = "X_600M"
-    # "paper": edges replace shortcuts, to train from nothing. "residual": starts equal to a static
-    # checkpoint.
-    cfg.MODEL.DGNET.WIRING = "paper"
-    # "dynamic": α per image (DG-Net). "static": one learned α per edge. "none": the family's plain
-    # network.
-    cfg.MODEL.DGNET.EDGE_WEIGHTS = "dynamic"
-    # Which stages are graphs, or routed; the others are plain. In the paper wiring all of them.
+    cfg.MODEL.DGNET.WIRING = "paper"  # or "residual"
+    cfg.MODEL.DGNET.EDGE_WEIGHTS = "dynamic"  # or "static", "none"
     cfg.MODEL.DGNET.STAGES = ["res2", "res3", "res4", "res5"]
-    # Edges that are not there, such as "res4.0:0-3" (graph, from node, to node), and with them the
-    # nodes that they leave without input or output: tools/prune_model.py writes them.
-    cfg.MODEL.DGNET.PRUNED_EDGES = []
-    # Weight of a loss on the multiply-adds that open edges cause, as a share of those of all edges,
-    # and the share that costs nothing. 0: no such loss.
+    cfg.MODEL.DGNET.PRUNED_EDGES = []  # such as "res4.0:0-3": graph, from node, to node
     cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
     cfg.MODEL.DGNET.SPARSITY_BUDGET = 0.0
 
-    # Of build_drnet_backbone, build_drnet_fpn_backbone and build_drnet_retinanet_fpn_backbone.
     cfg.MODEL.DRNET = CfgNode()
-    # What each connection chooses from. ["block", "identity"]: a static network's blocks, or to
-    # skip them. With the family "cell", some of "sep3x3", "sep5x5", "dilated3x3", "pool3x3" and
-    # "identity".
     cfg.MODEL.DRNET.BRANCHES = ["block", "identity"]
-    # How much chance weighs in the choices of training, at its start and at its end.
-    cfg.MODEL.DRNET.TEMPERATURE = [1.0, 0.1]
-    # The share of the dearest choices' multiply-adds, in the whole backbone, that costs nothing,
-    # and the weight of a loss on what is above it. 0: no such loss.
-    cfg.MODEL.DRNET.BUDGET = 1.0
+    cfg.MODEL.DRNET.TEMPERATURE = [1.0, 0.1]  # at the start and at the end of training
+    cfg.MODEL.DRNET.BUDGET = 1.0  # share of the dearest choices' multiply-adds
     cfg.MODEL.DRNET.BUDGET_WEIGHT = 0.0
-    # Between these shares of training the budget falls from 1 to BUDGET.
-    cfg.MODEL.DRNET.BUDGET_RAMP = [0.0, 0.5]
-    # Branches that are not there, such as "res4.0:2-identity" (stage, connection, branch):
-    # tools/prune_model.py writes them.
-    cfg.MODEL.DRNET.PRUNED_BRANCHES = []
+    cfg.MODEL.DRNET.BUDGET_RAMP = [0.0, 0.5]  # shares of training
+    cfg.MODEL.DRNET.PRUNED_BRANCHES = []  # such as "res4.0:2-identity": stage, connection, branch
 
-    # Your own data: a file in COCO's JSON format and the folder that its file names start from, to
-    # train on and to evaluate on. DATASETS.TRAIN, DATASETS.TEST and the number of classes then
-    # follow from them.
+    # Your own data; DATASETS.TRAIN, DATASETS.TEST and the number of classes follow from them.
     cfg.DATASETS.TRAIN_JSON = ""
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.VAL_JSON = ""
     cfg.DATASETS.VAL_IMAGES = ""
-    # Passes over the training images, instead of SOLVER.MAX_ITER. The steps and periods follow in
-    # proportion, the warm-up takes a tenth at most. 0: SOLVER.MAX_ITER.
-    cfg.SOLVER.EPOCHS = 0
-    # Learning rate of routers, thresholds and gammas, as a multiple of the others'.
+    cfg.SOLVER.EPOCHS = 0  # 0: SOLVER.MAX_ITER
     cfg.SOLVER.ROUTER_LR_FACTOR = 1.0
 
-    # tools/train_classifier.py. Batch, learning rate, decay, momentum, warm-up factor, AMP and the
-    # checkpoint and evaluation periods (in iterations) stay in SOLVER and TEST; its iterations and
-    # steps are not used.
+    # tools/train_classifier.py, which takes what is not here from SOLVER and TEST.
     cfg.CLASSIFICATION = CfgNode()
-    # "imagefolder": ROOT/train and ROOT/val with a folder per class. "fashion_mnist": found by
-    # itself, ROOT is not used.
-    cfg.CLASSIFICATION.DATASET = "imagefolder"
+    cfg.CLASSIFICATION.DATASET = "imagefolder"  # or "fashion_mnist"
     cfg.CLASSIFICATION.ROOT = "datasets/imagenet"
     cfg.CLASSIFICATION.NUM_CLASSES = 1000
-    # Pixels: the side of the network's input, and the shorter side of a test image before its
-    # central crop.
-    cfg.CLASSIFICATION.SIZE = 224
+    cfg.CLASSIFICATION.SIZE = 224  # pixels, as TEST_RESIZE
     cfg.CLASSIFICATION.TEST_RESIZE = 256
-    # Smallest and largest area of the random crop, as shares of the image.
     cfg.CLASSIFICATION.CROP_AREA = [0.08, 1.0]
     cfg.CLASSIFICATION.EPOCHS = 100
     cfg.CLASSIFICATION.WARMUP_EPOCHS = 5
     cfg.CLASSIFICATION.LABEL_SMOOTHING = 0.1
-    # Before the last layer.
     cfg.CLASSIFICATION.DROPOUT = 0.0
-    # Forward and backward passes into which each process splits its share of SOLVER.IMS_PER_BATCH,
-    # where that does not fit in memory. The optimizer steps once for all of them.
     cfg.CLASSIFICATION.ACCUMULATION = 1
 
 

@@ -3,7 +3,7 @@
 import errno
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 MACHINE_ERRORS = {
@@ -40,13 +40,21 @@ def user_message(error: BaseException) -> str | None:
 def one_line_in_training_loop() -> None:
     """Keep Detectron2's training loop from printing the traceback of what :func:`user_message`
     has one line for."""
-    logger = logging.getLogger("detectron2.engine.train_loop")
-    logger.addFilter(_is_no_user_error)
+
+    def is_other_error(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or user_message(error) is None
+
+    logging.getLogger("detectron2.engine.train_loop").addFilter(is_other_error)
 
 
-def _is_no_user_error(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or user_message(error) is None
+def check_choice(key: str, value: Any, choices: Collection[Any]) -> None:
+    """
+    Raises:
+        UserError: the value of a config key, or one in its list of values, is none of ``choices``.
+    """
+    if not set(value if isinstance(value, (list, tuple)) else [value]) <= set(choices):
+        raise UserError(f"{key} {value!r}: choose from {', '.join(map(str, choices))}")
 
 
 def first_few(names: Iterable[Any], limit: int = 3) -> str:

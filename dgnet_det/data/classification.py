@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import datasets, transforms
 
 from dgnet_det.data.images import opened
-from dgnet_det.errors import UserError, first_few
+from dgnet_det.errors import UserError, check_choice, first_few
 
 # Where the Debian package `dataset-fashion-mnist` puts its files.
 FASHION_MNIST_SYSTEM_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -83,15 +83,10 @@ def build_datasets(cfg: CfgNode) -> tuple[Dataset, Dataset]:
             and ``val``, or a number of classes other than ``CLASSIFICATION.NUM_CLASSES``.
     """
     options = cfg.CLASSIFICATION
-    read: Callable[[Path, str], datasets.ImageFolder | FashionMNIST]
-    if options.DATASET == "imagefolder":
-        folder, read = Path(options.ROOT), _image_folder
-    elif options.DATASET == "fashion_mnist":
+    check_choice("CLASSIFICATION.DATASET", options.DATASET, ("imagefolder", "fashion_mnist"))
+    folder, read = Path(options.ROOT), cast(Callable[[Path, str], Any], _image_folder)
+    if options.DATASET == "fashion_mnist":
         folder, read = find_fashion_mnist(), FashionMNIST
-    else:
-        raise UserError(
-            f"CLASSIFICATION.DATASET {options.DATASET!r}: choose from imagefolder, fashion_mnist"
-        )
     train, val = (read(folder, split) for split in ("train", "val"))
     if differing := set(train.classes) ^ set(val.classes):
         raise UserError(
@@ -204,12 +199,8 @@ def build_train_loader(
     labels [b]."""
     options = cfg.CLASSIFICATION
     crop = transforms.RandomResizedCrop(options.SIZE, scale=tuple(options.CROP_AREA))
-    return DataLoader(
-        Transformed(dataset, crop, transforms.RandomHorizontalFlip(), seed=seed),
-        batch_sampler=cast(Sampler[list], batches),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        pin_memory=torch.cuda.is_available(),
-    )
+    images = Transformed(dataset, crop, transforms.RandomHorizontalFlip(), seed=seed)
+    return _loader(cfg, images, batch_sampler=cast(Sampler[list], batches))
 
 
 def build_test_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
@@ -218,10 +209,12 @@ def build_test_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
     options, world_size = cfg.CLASSIFICATION, comm.get_world_size()
     resize, crop = transforms.Resize(options.TEST_RESIZE), transforms.CenterCrop(options.SIZE)
     size = len(dataset)  # type: ignore[arg-type]
-    return DataLoader(
-        Transformed(dataset, resize, crop, seed=0),
-        sampler=[(0, index) for index in range(comm.get_rank(), size, world_size)],
-        batch_size=max(cfg.SOLVER.IMS_PER_BATCH // (world_size * options.ACCUMULATION), 1),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        pin_memory=torch.cuda.is_available(),
-    )
+    share = [(0, index) for index in range(comm.get_rank(), size, world_size)]
+    batch_size = max(cfg.SOLVER.IMS_PER_BATCH // (world_size * options.ACCUMULATION), 1)
+    images = Transformed(dataset, resize, crop, seed=0)
+    return _loader(cfg, images, sampler=share, batch_size=batch_size)
+
+
+def _loader(cfg: CfgNode, images: Transformed, **options: Any) -> DataLoader:
+    workers, pin = cfg.DATALOADER.NUM_WORKERS, torch.cuda.is_available()
+    return DataLoader(images, num_workers=workers, pin_memory=pin, **options)

@@ -10,7 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
-from dgnet_det.errors import UserError
+from dgnet_det.errors import UserError, check_choice
 from dgnet_det.graph.routing import valid_sizes
 from dgnet_det.graph.stage import Block, DynamicGraph, PlainStage
 from dgnet_det.graph.topology import KEY, parse_edges
@@ -48,11 +48,7 @@ class DGNet(Backbone):
         """
         super().__init__()
         names = [f"res{i}" for i in range(2, len(stages) + 2)]
-        unknown = set(out_features) - {"stem", *names}
-        if unknown or not out_features:
-            raise UserError(
-                f"MODEL.RESNETS.OUT_FEATURES {list(out_features)}: choose from {['stem', *names]}"
-            )
+        check_choice("MODEL.RESNETS.OUT_FEATURES", out_features, ["stem", *names])
         last = max((names.index(name) + 1 for name in out_features if name in names), default=0)
         self.stem = stem
         self.stage_names = names[:last]
@@ -135,12 +131,8 @@ def make_dgnet(
     Raises:
         UserError: a value that is not supported, with the config key's name.
     """
-    for key, value, choices in (
-        ("WIRING", wiring, WIRINGS),
-        ("EDGE_WEIGHTS", edge_weights, EDGE_WEIGHTS),
-    ):
-        if value not in choices:
-            raise UserError(f"MODEL.DGNET.{key} {value!r}: choose from {', '.join(choices)}")
+    check_choice("MODEL.DGNET.WIRING", wiring, WIRINGS)
+    check_choice("MODEL.DGNET.EDGE_WEIGHTS", edge_weights, EDGE_WEIGHTS)
     if family == "cell":
         raise UserError(
             "MODEL.DGNET.FAMILY cell: its connections choose between branches: set"
@@ -188,8 +180,7 @@ def build_stages(
         UserError: as ``make``, a level that there is not or that is left out, or something is
             pruned of a stage that ``make`` does not build.
     """
-    if not set(chosen) <= set(LEVELS):
-        raise UserError(f"MODEL.DGNET.STAGES {list(chosen)}: choose from {', '.join(LEVELS)}")
+    check_choice("MODEL.DGNET.STAGES", chosen, LEVELS)
     if all_of_them and set(chosen) != set(LEVELS):
         raise UserError(f"MODEL.DGNET.STAGES {list(chosen)}: name them all: {all_of_them}")
     left = dict(pruned)

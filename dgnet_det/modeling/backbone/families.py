@@ -1,6 +1,6 @@
 """The families of blocks. One more is one more file, listed here."""
 
-from dgnet_det.errors import UserError
+from dgnet_det.errors import check_choice
 from dgnet_det.modeling.backbone.cell import CELL_NETWORK
 from dgnet_det.modeling.backbone.mobilenetv2 import MOBILENETV2
 from dgnet_det.modeling.backbone.naming import Family
@@ -16,6 +16,5 @@ def family_of(name: str) -> Family:
     Raises:
         UserError: there is none of this name.
     """
-    if name not in FAMILIES:
-        raise UserError(f"MODEL.DGNET.FAMILY {name!r}: choose from {', '.join(FAMILIES)}")
+    check_choice("MODEL.DGNET.FAMILY", name, FAMILIES)
     return FAMILIES[name]

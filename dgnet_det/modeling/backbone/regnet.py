@@ -15,7 +15,7 @@ from detectron2.modeling.backbone.regnet import (
 from detectron2.modeling.backbone.resnet import ResNet
 from torch import Tensor, nn
 
-from dgnet_det.errors import UserError
+from dgnet_det.errors import check_choice
 from dgnet_det.graph.stage import Block, Network
 from dgnet_det.modeling.backbone.naming import Blocks, Family, Format, own_format, table
 
@@ -92,8 +92,7 @@ def regnet(in_channels: int, *, norm: str, shortcuts: bool, name: str) -> Networ
     Raises:
         UserError: ``name`` is not in :data:`REGNETS`.
     """
-    if name not in REGNETS:
-        raise UserError(f"MODEL.DGNET.REGNET {name!r}: choose from {', '.join(REGNETS)}")
+    check_choice("MODEL.DGNET.REGNET", name, REGNETS)
     regnet = REGNETS[name]
     widths, depths, *_ = generate_regnet_parameters(
         regnet.w_a, regnet.w_0, regnet.w_m, regnet.depth

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 from torch import Tensor
 
-from dgnet_det.errors import UserError
+from dgnet_det.errors import UserError, check_choice
 from dgnet_det.graph.stage import Block, Network
 from dgnet_det.modeling.backbone.naming import Blocks, Family, Format, own_format, table
 
@@ -89,10 +89,8 @@ def resnet(
     Raises:
         UserError: a value that is not supported, with the key's name.
     """
-    if depth not in BLOCKS_PER_STAGE:
-        raise UserError(f"MODEL.RESNETS.DEPTH {depth}: choose from {list(BLOCKS_PER_STAGE)}")
-    if res5_dilation not in (1, 2):
-        raise UserError(f"MODEL.RESNETS.RES5_DILATION {res5_dilation}: choose 1 or 2")
+    check_choice("MODEL.RESNETS.DEPTH", depth, BLOCKS_PER_STAGE)
+    check_choice("MODEL.RESNETS.RES5_DILATION", res5_dilation, (1, 2))
     basic = depth < 50
     channels, out_channels = stem_out_channels, res2_out_channels
     if basic:
