@@ -47,8 +47,46 @@ def final_weights(directory: str | Path) -> dict[str, torch.Tensor]:
     return torch.load(Path(directory) / "model_final.pth", weights_only=True)["model"]
 
 
+def assert_same_weights(cfg: CfgNode, other: CfgNode) -> None:
+    expected, actual = final_weights(other.OUTPUT_DIR), final_weights(cfg.OUTPUT_DIR)
+    assert expected.keys() == actual.keys()
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+
+
 class InterruptionError(RuntimeError):
     pass
+
+
+def run_until_an_interruption(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until iteration 6; the last checkpoint is that after 4."""
+    original = ClassifierTrainer.run_step
+
+    def interrupted(self: ClassifierTrainer) -> None:
+        if self.iter == 6:
+            raise InterruptionError
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierTrainer, "run_step", interrupted)
+        with pytest.raises(InterruptionError):
+            run(cfg)
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
+    torch.rand(7)  # a new process would be in another state
+
+
+def test_a_resumed_run_draws_the_same_branches(
+    make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise, temperature and budget of a DRNet-style network follow from the iteration."""
+    overrides = (
+        *("MODEL.BACKBONE.NAME", "build_drnet_backbone", "SOLVER.CHECKPOINT_PERIOD", "4"),
+        *("MODEL.DRNET.BUDGET", "0.8", "MODEL.DRNET.BUDGET_WEIGHT", "5.0"),
+    )
+    whole, broken = make_cfg(*overrides, output="whole"), make_cfg(*overrides, output="broken")
+    expected = run(whole)
+    run_until_an_interruption(broken, monkeypatch)
+    assert train(broken, resume=True)["wiring"] == pytest.approx(expected["wiring"])
+    assert_same_weights(broken, whole)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(
@@ -70,23 +108,12 @@ def test_a_resumed_run_ends_with_the_same_weights(
         rates.append([group["lr"] for group in self.optimizer.param_groups])
         original(self)
 
-    def interrupted(self: ClassifierTrainer) -> None:
-        if self.iter == 6:
-            raise InterruptionError
-        original(self)
-
     with monkeypatch.context() as patch:
         patch.setattr(ClassifierTrainer, "run_step", recording)
         expected_results = run(whole)
-        patch.setattr(ClassifierTrainer, "run_step", interrupted)
-        with pytest.raises(InterruptionError):
-            run(broken)
-    assert (Path(broken.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
-    torch.rand(7)  # a new process would be in another state
+    run_until_an_interruption(broken, monkeypatch)
     assert_same_results(train(broken, resume=True), expected_results)
-    expected, actual = final_weights(whole.OUTPUT_DIR), final_weights(broken.OUTPUT_DIR)
-    assert expected.keys() == actual.keys()
-    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+    assert_same_weights(broken, whole)
 
     total, warmup = 9, 6  # 18 images, 6 a batch, whatever the accumulation
     formula = [
