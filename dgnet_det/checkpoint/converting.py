@@ -11,7 +11,6 @@ from detectron2.modeling import build_backbone
 from dgnet_det.checkpoint.reading import RENAMED_CAFFE2, local_file, read_checkpoint
 from dgnet_det.config import is_classifier
 from dgnet_det.errors import UserError, first_few
-from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.backbone.matching import Match, Source, match_backbone
 from dgnet_det.modeling.build import config_errors_in_one_line
 from dgnet_det.modeling.observation import dgnet_of
@@ -88,9 +87,12 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
     local = local_file(path)
     content = read_checkpoint(local, trust_pickle=trust_pickle)
     author = content.get("__author__", "")
-    prefix, backbone = _backbone(cfg)
+    with config_errors_in_one_line():
+        backbone = build_backbone(cfg)
+    dgnet = dgnet_of(backbone)
+    prefix = next(n for n, m in backbone.named_modules(prefix="backbone") if m is dgnet) + "."
     try:
-        match = match_backbone(content["model"], backbone, prefix)
+        match = match_backbone(content["model"], dgnet, prefix)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     problem = "" if match.fits else match.misfit()
@@ -112,15 +114,6 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
         model |= match.head
     checkpoint = {"model": model, "__author__": "dgnet_det", "source": source}
     return Conversion(checkpoint, match, _pixels(match.source, author, cfg), problem)
-
-
-def _backbone(cfg: CfgNode) -> tuple[str, DGNet]:
-    """The config's backbone and the prefix of its names in a detector."""
-    with config_errors_in_one_line():
-        backbone = build_backbone(cfg)
-    dgnet = dgnet_of(backbone)
-    names = {module: name for name, module in backbone.named_modules(prefix="backbone")}
-    return f"{names[dgnet]}.", dgnet
 
 
 def _pixels(source: Source, author: str, cfg: CfgNode) -> dict[str, Any] | None:

@@ -89,15 +89,11 @@ def suggest(boxes: np.ndarray, anchors: Anchors) -> Anchors:
 def resize_factors(cfg: CfgNode, image_sizes: np.ndarray) -> np.ndarray:
     """The factors, [K], by which training enlarges images, [K, 2] width and height in pixels, for
     the middle one of ``INPUT.MIN_SIZE_TRAIN``."""
-    shorter = _shorter_side(cfg)
+    shorter = np.median(cfg.INPUT.MIN_SIZE_TRAIN)
     if shorter == 0:  # Detectron2's sign for no resizing
         return np.ones(len(image_sizes))
     largest = cfg.INPUT.MAX_SIZE_TRAIN / image_sizes.max(axis=1)
     return np.minimum(shorter / image_sizes.min(axis=1), largest)
-
-
-def _shorter_side(cfg: CfgNode) -> int:
-    return int(np.median(cfg.INPUT.MIN_SIZE_TRAIN))
 
 
 def compare_anchors(cfg: CfgNode, xywh: np.ndarray, image_sizes: np.ndarray) -> dict[str, Any]:
@@ -126,7 +122,7 @@ def compare_anchors(cfg: CfgNode, xywh: np.ndarray, image_sizes: np.ndarray) -> 
             f" MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS '{json.dumps([better.ratios])}'"
         )
     return {
-        "shorter_side": _shorter_side(cfg),
+        "shorter_side": int(np.median(cfg.INPUT.MIN_SIZE_TRAIN)),
         "box_sizes": percentiles(np.sqrt(boxes[:, 2:].prod(axis=1))),
         "config": present,
         "suggested": suggested if "override" in suggested else None,

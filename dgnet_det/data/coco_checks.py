@@ -4,7 +4,7 @@ image is opened."""
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -65,11 +65,21 @@ def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bo
     _check_names(images, categories, findings)
     if trained and not coco["annotations"]:
         findings.error("no-annotations", "no annotations to train on")
-    entries = _by_id("annotation", coco["annotations"], model_of, findings).values()
-    sound = {"images": images, "categories": categories}
-    annotations = list(_belonging(entries, sound, coco, findings))
-    for annotation in annotations:
-        _check_mask(cfg, annotation, images[annotation["image_id"]], trained, findings)
+    listed = {
+        group: {str(entry.get("id")) for entry in coco[group] if isinstance(entry, dict)}
+        for group in ("images", "categories")
+    }
+    entries = _by_id("annotation", coco["annotations"], model_of, findings)
+    annotations = []
+    for identity, annotation in entries.items():
+        for key, group in (("image_id", "images"), ("category_id", "categories")):
+            if str(annotation[key]) not in listed[group]:
+                problem = f"annotation {identity}: {key} {annotation[key]} is not in {group!r}"
+                findings.error(f"unknown-{key}", problem, identity)
+        # What is wrong with an image or a category that is listed has been told.
+        if annotation["image_id"] in images and annotation["category_id"] in categories:
+            annotations.append(annotation)
+            _check_mask(cfg, annotation, images[annotation["image_id"]], trained, findings)
     if evaluated and any(annotation["id"] == 0 for annotation in annotations):
         problem = "annotation id 0: COCO's evaluation counts what matches it as false: start from 1"
         findings.warning("annotation-id-0", problem, 0)
@@ -134,30 +144,6 @@ def _check_names(
     for name, count in Counter(category["name"] for category in categories.values()).items():
         if count > 1:
             findings.error("category-names", f"two categories are called {name!r}", name)
-
-
-def _belonging(
-    annotations: Iterable[dict[str, Any]],
-    sound: dict[str, dict[int, dict[str, Any]]],
-    coco: dict[str, Any],
-    findings: Findings,
-) -> Iterator[dict[str, Any]]:
-    """The annotations of ``sound`` images and categories. Of others that ``coco`` lists, it has
-    been told what is wrong with them."""
-    listed = {
-        group: {str(entry.get("id")) for entry in coco[group] if isinstance(entry, dict)}
-        for group in sound
-    }
-    for annotation in annotations:
-        whole = True
-        for key, group in (("image_id", "images"), ("category_id", "categories")):
-            value, identity = annotation[key], annotation["id"]
-            whole &= value in sound[group]
-            if str(value) not in listed[group]:
-                problem = f"annotation {identity}: {key} {value} is not in {group!r}"
-                findings.error(f"unknown-{key}", problem, identity)
-        if whole:
-            yield annotation
 
 
 def _check_mask(
