@@ -32,35 +32,49 @@ REMOVED_KEYS = {
 
 
 def add_dgnet_config(cfg: CfgNode) -> None:
-    """Add this project's keys to ``cfg``; ``docs/config.md`` says what each means. Depth, groups,
+    """Add this project's keys to ``cfg``; ``docs/config.md`` says more of each. Depth, groups,
     widths, norm and strides stay in ``MODEL.RESNETS``."""
     for key in REMOVED_KEYS:
         cfg.register_deprecated_key(key)
     cfg.MODEL.DGNET = CfgNode()
     # FAMILY, REGNET and STAGES are also those of the DRNet-style backbones, build_drnet_backbone.
-    cfg.MODEL.DGNET.FAMILY = "resnet"  # or "mobilenetv2", "regnet", "cell"
+    # Blocks of the nodes: "resnet" (and ResNeXt), "mobilenetv2", "regnet"; in DRNet also "cell".
+    cfg.MODEL.DGNET.FAMILY = "resnet"
+    # Which RegNet: "X_" or "Y_" and its multiply-adds; "X_400M_TV", "Y_800M_TV": torchvision's.
     cfg.MODEL.DGNET.REGNET = "X_600M"
-    cfg.MODEL.DGNET.WIRING = "paper"  # or "residual"
-    cfg.MODEL.DGNET.EDGE_WEIGHTS = "dynamic"  # or "static", "none"
+    # "paper": edges replace shortcuts. "residual": starts equal to a static checkpoint.
+    cfg.MODEL.DGNET.WIRING = "paper"
+    # "dynamic": α per image. "static": one learned α per edge. "none": the plain network.
+    cfg.MODEL.DGNET.EDGE_WEIGHTS = "dynamic"
+    # Which stages are graphs, or routed; the others are plain. In the paper wiring all of them.
     cfg.MODEL.DGNET.STAGES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.DGNET.PRUNED_EDGES = []  # such as "res4.0:0-3": graph, from node, to node
+    # Edges that are not there, such as "res4.0:0-3": graph, from node, to node.
+    cfg.MODEL.DGNET.PRUNED_EDGES = []
+    # Weight of a loss on the share of the edges' multiply-adds that is open above the budget.
     cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
     cfg.MODEL.DGNET.SPARSITY_BUDGET = 0.0
 
     cfg.MODEL.DRNET = CfgNode()
+    # What each connection chooses from; with the family "cell", its branches.
     cfg.MODEL.DRNET.BRANCHES = ["block", "identity"]
-    cfg.MODEL.DRNET.TEMPERATURE = [1.0, 0.1]  # at the start and at the end of training
-    cfg.MODEL.DRNET.BUDGET = 1.0  # share of the dearest choices' multiply-adds
+    # How much chance weighs in the choices of training, at its start and at its end.
+    cfg.MODEL.DRNET.TEMPERATURE = [1.0, 0.1]
+    # The share of the dearest choices' multiply-adds that costs nothing, the weight of a loss on
+    # what is above it, and the shares of training between which the budget falls from 1.
+    cfg.MODEL.DRNET.BUDGET = 1.0
     cfg.MODEL.DRNET.BUDGET_WEIGHT = 0.0
-    cfg.MODEL.DRNET.BUDGET_RAMP = [0.0, 0.5]  # shares of training
-    cfg.MODEL.DRNET.PRUNED_BRANCHES = []  # such as "res4.0:2-identity": stage, connection, branch
+    cfg.MODEL.DRNET.BUDGET_RAMP = [0.0, 0.5]
+    # Branches that are not there, such as "res4.0:2-identity": stage, connection, branch.
+    cfg.MODEL.DRNET.PRUNED_BRANCHES = []
 
     # Your own data; DATASETS.TRAIN, DATASETS.TEST and the number of classes follow from them.
     cfg.DATASETS.TRAIN_JSON = ""
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.VAL_JSON = ""
     cfg.DATASETS.VAL_IMAGES = ""
-    cfg.SOLVER.EPOCHS = 0  # 0: SOLVER.MAX_ITER
+    # Passes over the training images, instead of SOLVER.MAX_ITER.
+    cfg.SOLVER.EPOCHS = 0
+    # Learning rate of routers, thresholds and gammas, as a multiple of the others'.
     cfg.SOLVER.ROUTER_LR_FACTOR = 1.0
 
     # tools/train_classifier.py, which takes what is not here from SOLVER and TEST.
