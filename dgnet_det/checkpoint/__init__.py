@@ -5,10 +5,4 @@ from dgnet_det.checkpoint.checkpointer import DGNetCheckpointer, class_names_in,
 from dgnet_det.checkpoint.converting import convert
 from dgnet_det.checkpoint.reading import read_checkpoint
 
-__all__ = [
-    "DGNetCheckpointer",
-    "class_names_in",
-    "convert",
-    "read_checkpoint",
-    "write_checkpoint",
-]
+__all__ = ["DGNetCheckpointer", "class_names_in", "convert", "read_checkpoint", "write_checkpoint"]

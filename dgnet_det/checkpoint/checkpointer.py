@@ -70,14 +70,12 @@ class DGNetCheckpointer(DetectionCheckpointer):
     ) -> None:
         """
         Args:
-            model: to be loaded and saved.
-            save_dir: where :meth:`save` writes.
+            model, save_dir, checkpointables: as for :class:`DetectionCheckpointer`.
             class_names: of the data, in the order of the model's outputs. :meth:`load` warns of a
                 checkpoint that was saved with others.
             needed: for evaluation and export, what to name in ``MODEL.WEIGHTS``. Tensors that the
                 checkpoint does not hold would be random, and other classes than the data's would
                 be counted as theirs: both are errors then, and so is nothing to load.
-            checkpointables: as for :class:`DetectionCheckpointer`.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.class_names, self.needed = list(class_names), needed

@@ -72,11 +72,8 @@ def local_file(path: str) -> str:
 
 
 def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
-    """Read a local file of ``torch.save`` or of Detectron2's and Caffe2's pickled numpy arrays.
-
-    Args:
-        path: as :func:`local_file` returns it.
-        trust_pickle: read by Python's full unpickler, which executes what the file says.
+    """Read a local file of ``torch.save`` or of Detectron2's and Caffe2's pickled numpy arrays;
+    with ``trust_pickle``, by Python's full unpickler, which executes what the file says.
 
     Returns:
         The file's content in Detectron2's form: ``model`` maps names to tensors on the CPU, with

@@ -25,19 +25,12 @@ WORTHWHILE = 0.02
 
 
 class Anchors(NamedTuple):
-    """What ``MODEL.ANCHOR_GENERATOR`` describes.
+    """What ``MODEL.ANCHOR_GENERATOR`` describes; in pixels of the resized image."""
 
-    Attributes:
-        sizes: square roots of areas, pixels of the resized image, a list for each feature map.
-        ratios: heights over widths.
-        strides: of the feature maps, pixels of the resized image.
-        offset: of the grid, in strides.
-    """
-
-    sizes: list[list[float]]
-    ratios: list[float]
-    strides: list[int]
-    offset: float
+    sizes: list[list[float]]  # square roots of areas, a list for each feature map
+    ratios: list[float]  # heights over widths
+    strides: list[int]  # of the feature maps
+    offset: float  # of the grid, in strides
 
 
 def config_anchors(cfg: CfgNode) -> Anchors:
@@ -97,12 +90,8 @@ def resize_factors(cfg: CfgNode, image_sizes: np.ndarray) -> np.ndarray:
 
 
 def compare_anchors(cfg: CfgNode, xywh: np.ndarray, image_sizes: np.ndarray) -> dict[str, Any]:
-    """The config's anchors and suggested ones against boxes.
-
-    Args:
-        cfg: the config.
-        xywh: [K, 4] boxes with an area, pixels; K ≥ 1.
-        image_sizes: [K, 2] width and height of each box's image.
+    """The config's anchors and suggested ones against boxes with an area, [K, 4] in pixels, K ≥ 1,
+    in images of ``image_sizes``, [K, 2] width and height.
 
     Returns:
         ``shorter_side`` that images are resized to (0: they are not); ``box_sizes``, percentiles of

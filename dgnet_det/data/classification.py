@@ -30,17 +30,16 @@ FASHION_MNIST_SYSTEM_FOLDER = "/usr/share/datasets/fashion-mnist"
 
 
 class FashionMNIST(Dataset):
-    """One split of Fashion-MNIST, as RGB images of 28×28 pixels and labels 0 to 9."""
+    """One split of Fashion-MNIST, ``train`` (60 000) or ``val`` (10 000), as RGB images of 28×28
+    pixels and labels 0 to 9.
+
+    Raises:
+        UserError: a file in ``folder`` is missing or damaged.
+    """
 
     classes = tuple(datasets.FashionMNIST.classes)
 
     def __init__(self, folder: Path, split: str) -> None:
-        """``folder`` is that of :func:`find_fashion_mnist`, ``split`` is ``train`` (60 000 images)
-        or ``val`` (10 000).
-
-        Raises:
-            UserError: a file that is missing or damaged.
-        """
         prefix = {"train": "train", "val": "t10k"}[split]
         self.images = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
         self.labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
@@ -135,17 +134,14 @@ def mix_seeds(*seeds: int) -> int:
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Endless micro-batches of this process, each a list of (epoch, index).
 
-    An iteration takes ``accumulation`` of them. Each epoch is shuffled anew, its incomplete last
-    batch dropped.
+    An iteration takes ``accumulation`` of them, ``batch_size`` images over all processes. Each
+    epoch is shuffled anew, its incomplete last batch dropped.
+
+    Raises:
+        UserError: a batch that cannot be split evenly, or of more images than there are.
     """
 
     def __init__(self, dataset: Dataset, *, batch_size: int, accumulation: int, seed: int) -> None:
-        """``batch_size`` images are an iteration's, over all processes, in ``accumulation``
-        micro-batches of each.
-
-        Raises:
-            UserError: a batch that cannot be split evenly, or of more images than there are.
-        """
         world_size, size = comm.get_world_size(), len(dataset)  # type: ignore[arg-type]
         if batch_size % (world_size * accumulation):
             raise UserError(

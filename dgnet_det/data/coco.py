@@ -24,7 +24,7 @@ IMPORT = "tools/import_dataset.py converts other formats"
 
 
 class Entry(BaseModel):
-    """An entry of one of the file's lists."""
+    """An entry of one of the file's lists: of 'images', 'categories' or 'annotations'."""
 
     model_config = ConfigDict(strict=True)
 
@@ -53,8 +53,6 @@ MASK = "polygons [[x, y, x, y, …], …] or {'size': [height, width], 'counts':
 
 
 class Image(Entry):
-    """An entry of 'images'."""
-
     id: Id
     file_name: Name
     width: Pixels
@@ -62,15 +60,11 @@ class Image(Entry):
 
 
 class Category(Entry):
-    """An entry of 'categories'."""
-
     id: Id
     name: Name
 
 
 class Annotation(Entry):
-    """An entry of 'annotations'."""
-
     id: Id
     image_id: Id
     category_id: Id

@@ -38,7 +38,8 @@ class Content(NamedTuple):
     def boxes(self) -> tuple[np.ndarray, np.ndarray]:
         """The boxes, [K, 4] x, y, width and height, and the width and height of each one's image,
         [K, 2]; pixels."""
-        sizes = [size_of(self.images[a["image_id"]]) for a in self.annotations]
+        images = [self.images[a["image_id"]] for a in self.annotations]
+        sizes = [(image["width"], image["height"]) for image in images]
         boxes = [a["bbox"] for a in self.annotations]
         return np.array(boxes, float).reshape(-1, 4), np.array(sizes, float).reshape(-1, 2)
 
@@ -104,16 +105,8 @@ def compare_categories(train: str, trained: Content, val: Content, findings: Fin
             findings.error("categories-differ", problem, theirs)
 
 
-def size_of(image: dict[str, Any]) -> tuple[float, float]:
-    """Width and height of an entry of 'images', pixels."""
-    return image["width"], image["height"]
-
-
 def _by_id(
-    noun: str,
-    entries: list[Any],
-    model_of: Callable[[Any], type[BaseModel]],
-    findings: Findings,
+    noun: str, entries: list[Any], model_of: Callable[[Any], type[BaseModel]], findings: Findings
 ) -> dict[int, dict[str, Any]]:
     """The entries of a list that are of their form, by id."""
     sound: dict[int, dict[str, Any]] = {}
@@ -154,7 +147,7 @@ def _check_mask(
     findings: Findings,
 ) -> None:
     """Check what the form does not tell."""
-    mask, size = annotation.get("segmentation"), size_of(image)
+    mask, size = annotation.get("segmentation"), (image["width"], image["height"])
     where = f"annotation {annotation['id']}"
     if isinstance(mask, list):
         if mask and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask):

@@ -12,22 +12,15 @@ NUM_CASES_NAMED = 10  # of one kind, in a report
 
 @dataclass
 class Finding:
-    """All mistakes of one kind in one file.
+    """All mistakes of one kind in one file."""
 
-    Attributes:
-        severity: ``error`` where training or evaluation would fail, or tell something untrue, or
-            learn from boxes that are wrong; else ``warning``.
-        kind: a name for the kind of mistake.
-        message: the file, what is wrong with the first case, and how to mend it; one line.
-        count: how many cases there are.
-        cases: the first ``NUM_CASES_NAMED`` of them: names of images, classes or annotations.
-    """
-
+    # "error" where training or evaluation would fail, or tell something untrue, or learn from boxes
+    # that are wrong; else "warning".
     severity: str
     kind: str
-    message: str
+    message: str  # the file, what is wrong with the first case, and how to mend it; one line
     count: int = 0
-    cases: list[str] = field(default_factory=list)
+    cases: list[str] = field(default_factory=list)  # images, classes or annotations: the first
 
     def line(self) -> str:
         """The message, with the number of further cases."""

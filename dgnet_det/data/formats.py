@@ -39,21 +39,13 @@ class Box(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a file says of one image.
+    """What a file says of one image."""
 
-    Attributes:
-        names: by which the image is found, the best first.
-        boxes: its objects.
-        fractions: whether they are fractions of the image, not pixels.
-        split: that the file puts the image in, if it does.
-        left_out: kinds of its shapes that are no boxes.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # by which the image is found, the best first
     boxes: list[Box]
-    fractions: bool = False
-    split: str = ""
-    left_out: tuple[str, ...] = ()
+    fractions: bool = False  # whether boxes are fractions of the image, not pixels
+    split: str = ""  # that the file puts the image in, if it does
+    left_out: tuple[str, ...] = ()  # kinds of its shapes that are no boxes
 
 
 def _read_voc(path: Path) -> Iterator[Entry]:
@@ -165,12 +157,8 @@ READERS: dict[str, tuple[str, Callable[..., Iterator[Entry]]]] = {
 
 
 def read_annotations(layout: str, path: Path, **options: Any) -> list[Entry]:
-    """What a file says of its images.
-
-    Args:
-        layout: its format, one of ``READERS``.
-        path: the file.
-        options: for YOLO, the names of the ``classes``, and whether there are ``keypoints``.
+    """What a file says of its images, in a format of ``READERS``. ``options`` are for YOLO: the
+    names of the ``classes``, and whether there are ``keypoints``.
 
     Raises:
         UserError: it is of another format, or an object has no class or no box.

@@ -11,7 +11,6 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from dgnet_det.data.coco_checks import size_of
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.images import (
     ANIMATION,
@@ -24,6 +23,7 @@ from dgnet_det.data.images import (
 from dgnet_det.errors import UserError
 
 LEARNED_BY_HEART = "AP would be that of images learned by heart; take it out of one of the two"
+TURNED = ": its EXIF tag turns it by 90°; save it upright, and see that its boxes fit then"
 # Pixels that Pillow converts to RGB, but not to what a person sees or means.
 ODD_MODES = {
     "CMYK": "CMYK colours, as for print: they differ on conversion to RGB",
@@ -92,8 +92,13 @@ def check_files(
         for kind, problem in file.odd.items():
             report = findings.error if kind == "image-16-bit" else findings.warning
             report(kind, problem, name, path)
-        if size_of(image) != file.upright_size:
-            findings.error("image-size", _wrong_size(image, file), name, path)
+        stated = width, height = image["width"], image["height"]
+        if stated != file.upright_size:
+            w, h = file.upright_size
+            problem = f"{w} × {h} pixels, but width and height say {width} × {height}"
+            findings.error(
+                "image-size", problem + (TURNED if stated == file.size else ""), name, path
+            )
         twin = first_with.setdefault(file.digest, name)
         if twin != name:
             findings.warning("duplicate-image", f"the same file as {twin}", name, path)
@@ -119,13 +124,6 @@ def read_image_file(path: str) -> ImageFile | UserError:
             return ImageFile(odd, size, upright, hashlib.sha256(file.read()).hexdigest())
     except UserError as error:
         return error
-
-
-def _wrong_size(image: dict[str, Any], file: ImageFile) -> str:
-    (w, h), stated = file.upright_size, size_of(image)
-    turned = ": its EXIF tag turns it by 90°; save it upright, and see that its boxes fit then"
-    problem = f"{w} × {h} pixels, but width and height say {stated[0]} × {stated[1]}"
-    return problem + (turned if stated == file.size else "")
 
 
 def compare_images(

@@ -53,12 +53,10 @@ def read_dataset(
 
     Annotations and images may lie in any folders. The split of an image is what ``ImageSets/Main``
     says, else CVAT's subset, else what a folder, or a CSV file, is called after, else ``train``.
-    Boxes that are marked difficult get COCO's ``iscrowd`` 1: training leaves them out, and
-    evaluation neither asks for them nor counts a detection there as false.
+    Boxes that are left out get COCO's ``iscrowd`` 1. ``findings`` get what may be wrong.
 
     Args:
         path: the folder, or the file that has the annotations or describes it.
-        findings: what may be wrong is added to these.
         layout: one of ``READERS``; None: what the folder looks like.
         images: a folder of the images that is not below ``path``.
         classes: the classes in order; empty: YOLO's own, else those of the data, by name.
@@ -268,14 +266,11 @@ def _annotation(
 
 
 def split_off(splits: Splits, share: float, seed: int, group_by: str | None = None) -> Splits:
-    """A dataset's only split with about a share of its images, drawn at random, as ``val``.
+    """A dataset's only split, with about a share of its images, drawn at random, as ``val``. The
+    same seed draws the same.
 
-    Args:
-        splits: the images.
-        share: of them, between 0 and 1.
-        seed: the same draws the same images.
-        group_by: a regular expression for the paths of images from their folder. Images that agree
-            in what its groups match, or all of it where it has none, stay together.
+    ``group_by`` is a regular expression for the paths of images from their folder. Images that
+    agree in what its groups match, or all of it where it has none, stay together.
 
     Raises:
         UserError: the dataset has splits, a split would be empty, or the expression is none or does
@@ -319,13 +314,8 @@ def image_folder(images: Sequence[LabelledImage]) -> Path:
 def write_coco(
     classes: Sequence[str], splits: Splits, output: Path, description: str
 ) -> dict[str, Any]:
-    """Write ``train.json`` and so on into a folder, all of them or none. Classes are 1 to K; file
-    names start from the split's :func:`image_folder`.
-
-    Returns:
-        What was written: the classes, and for each split its file, image folder, and numbers of
-        images and boxes.
-    """
+    """Write ``train.json`` and so on into a folder, all of them or none, and say what was written.
+    Classes are 1 to K; file names start from the split's :func:`image_folder`."""
     categories = [{"id": k, "name": name} for k, name in enumerate(classes, 1)]
     written = {}
     with files_written_whole(output) as temporary:

@@ -114,12 +114,9 @@ def _register_keypoints(json_file: str) -> None:
     swapped = {name: name.replace("left", "right") for name in names if "left" in name}
     flip_map = [pair for pair in swapped.items() if pair[1] in names]
     MetadataCatalog.get(json_file).set(keypoint_names=names, keypoint_flip_map=flip_map)
-    logging.getLogger(__name__).info(
-        "%s: keypoints %s; in mirrored images these change places: %s",
-        json_file,
-        ", ".join(names),
-        ", ".join(f"{a} and {b}" for a, b in flip_map) or "none",
-    )
+    swaps = ", ".join(f"{a} and {b}" for a, b in flip_map) or "none"
+    message = "%s: keypoints %s; in mirrored images these change places: %s"
+    logging.getLogger(__name__).info(message, json_file, ", ".join(names), swaps)
 
 
 def dataset_class_names(datasets: Sequence[str]) -> list[str]:

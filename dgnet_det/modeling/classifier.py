@@ -69,12 +69,8 @@ class DGNetClassifier(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ) -> None:
-        """
-        Args:
-            backbone: with ``res5`` among its outputs.
-            head: from the channels of ``res5`` to logits.
-            pixel_mean, pixel_std: per channel, of images from 0 to 255.
-        """
+        """``head`` reads the ``res5`` of ``backbone``; ``pixel_mean`` and ``pixel_std`` are per
+        channel, of images from 0 to 255."""
         super().__init__()
         self.backbone = backbone
         self.head = head

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +17,6 @@ from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.costs import Costs
-
-Stage = TypeVar("Stage", bound=PlainStage)
 
 
 def dgnet_of(model: nn.Module) -> DGNet:
@@ -38,22 +36,18 @@ def dgnet_of(model: nn.Module) -> DGNet:
 
 def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
     """The graphs of a model by name: ``res2.0``, …. Empty for a plain network."""
-    return _stages(model, DynamicGraph)  # type: ignore[type-abstract]
+    return {name: s for name, s in _stages(model) if isinstance(s, DynamicGraph)}
 
 
 def routed_stages(model: nn.Module) -> dict[str, RoutedStage]:
     """The stages of a model that route between branches, by name. Empty for other networks."""
-    return _stages(model, RoutedStage)
+    return {name: s for name, s in _stages(model) if isinstance(s, RoutedStage)}
 
 
-def _stages(model: nn.Module, kind: type[Stage]) -> dict[str, Stage]:
-    return {
-        name: stage
-        for module in model.modules()
-        if isinstance(module, DGNet)
-        for name, stage in module.stages().items()
-        if isinstance(stage, kind)
-    }
+def _stages(model: nn.Module) -> Iterator[tuple[str, PlainStage]]:
+    for module in model.modules():
+        if isinstance(module, DGNet):
+            yield from module.stages().items()
 
 
 def record_edge_weights(model: nn.Module) -> AbstractContextManager[dict[str, EdgeWeights]]:

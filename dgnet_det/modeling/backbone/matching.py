@@ -184,17 +184,6 @@ def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: s
             match.tensors[target] = tensor
         elif not target.endswith(COUNTER):
             match.unfit[target] = tensor
-    _note_absent(match)
-    return match
-
-
-def _masks_differ(theirs: Tensor, ours: Tensor | None) -> bool:
-    """Whether two masks of pruned edges differ; None is that of a graph that is not pruned."""
-    return bool(theirs.any()) if ours is None else not torch.equal(theirs, ours.cpu())
-
-
-def _note_absent(match: Match) -> None:
-    """Note which of the backbone's tensors are missing, and which start untrained."""
     found = {**match.tensors, **match.unfit}
     graphs = {graph[1] for name in found if (graph := GRAPH_TENSOR.match(name))}
     starts_static = kind_of(match.backbone).wiring != "paper"
@@ -204,6 +193,12 @@ def _note_absent(match: Match) -> None:
         # Older checkpoints do not hold what they are pruned of.
         optional = is_new or name.endswith((COUNTER, ".pruned"))
         (match.untrained if optional else match.missing).append(name)
+    return match
+
+
+def _masks_differ(theirs: Tensor, ours: Tensor | None) -> bool:
+    """Whether two masks of pruned edges differ; None is that of a graph that is not pruned."""
+    return bool(theirs.any()) if ours is None else not torch.equal(theirs, ours.cpu())
 
 
 def load_static_names(

@@ -94,14 +94,13 @@ def resnet(
     basic = depth < 50
     channels, out_channels = stem_out_channels, res2_out_channels
     if basic:
-        for key, value in (("NUM_GROUPS", num_groups), ("RES5_DILATION", res5_dilation)):
-            if value != 1:
-                raise UserError(f"MODEL.RESNETS.{key} {value}: depth {depth} takes 1 only")
-        if out_channels != channels:
-            raise UserError(
-                f"MODEL.RESNETS.RES2_OUT_CHANNELS {out_channels}: depth {depth} takes the value of"
-                f" STEM_OUT_CHANNELS, {channels}"
-            )
+        for key, value, only in (
+            ("NUM_GROUPS", num_groups, 1),
+            ("RES5_DILATION", res5_dilation, 1),
+            ("RES2_OUT_CHANNELS", out_channels, channels),  # the stem's
+        ):
+            if value != only:
+                raise UserError(f"MODEL.RESNETS.{key} {value}: depth {depth} takes {only} only")
 
     stem = (BasicStem if shortcuts else ConvStem)(in_channels, channels, norm)
     bottleneck_channels = num_groups * width_per_group
