@@ -59,13 +59,8 @@ class ConfigParser(argparse.ArgumentParser):
         default_config: str | None = None,
         required: bool = True,
     ) -> None:
-        """
-        Args:
-            description: the tool's docstring.
-            config_help: what the YAML describes.
-            default_config: the YAML that is taken where none is given.
-            required: whether a tool without one needs a config.
-        """
+        """``default_config`` is taken where none is given; without one, a config is ``required``
+        or not."""
         super().__init__(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -81,13 +76,8 @@ class ConfigParser(argparse.ArgumentParser):
         )
 
     def add_images(self, input_help: str, *, num: int = sys.maxsize, required: bool = True) -> None:
-        """Add ``--input``, or instead of it ``--dataset`` and ``--num``, for :func:`chosen_images`.
-
-        Args:
-            input_help: what may be named.
-            num: how many images of the dataset are taken by default.
-            required: whether a tool without images is a mistake.
-        """
+        """Add ``--input``, or instead of it ``--dataset`` and ``--num``, by default ``num`` of its
+        images, for :func:`chosen_images`."""
         source = self.add_mutually_exclusive_group(required=required)
         source.add_argument("--input", nargs="+", metavar="PATH", help=input_help)
         source.add_argument("--dataset", metavar="NAME", help="images of a registered dataset")

@@ -71,9 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dgnet_det.config import load_cfg
     from dgnet_det.errors import UserError
-    from dgnet_det.export.comparison import TOLERANCES, compare_detections, same_detections
     from dgnet_det.export.exported import export_detector, load_detector
-    from dgnet_det.export.predictor import load_predictor
+    from dgnet_det.export.predictor import (
+        TOLERANCES,
+        compare_detections,
+        load_predictor,
+        same_detections,
+    )
     from dgnet_det.modeling.observation import record_choices, record_edge_weights
     from dgnet_det.utils.files import write_json, written_whole
 

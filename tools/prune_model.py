@@ -65,7 +65,7 @@ def backbone_figures(model: "nn.Module", counts: "Sequence[ImageCounts]") -> dic
             for branches in stage.branches.values()
         ),
         "blocks": sum(stage["blocks"] for stage in stages),
-        "params": sum(parameter.numel() for parameter in dgnet_of(model).parameters()),
+        "params": counts[0].ran.params,
         "all_open_macs": statistics.fmean(count.all_open.macs for count in counts),
         "macs": statistics.fmean(count.ran.macs for count in counts),
     }

@@ -55,13 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from tabulate import tabulate
 
-    from dgnet_det.analysis.sweep import (
-        COLORS,
-        SHARES,
-        draw_sweeps,
-        sweep,
-        thresholds_for,
-    )
+    from dgnet_det.analysis.sweep import COLORS, SHARES, draw_sweeps, sweep, thresholds_for
     from dgnet_det.config import is_routed
     from dgnet_det.data import check_datasets, load_cfg_with_data
     from dgnet_det.errors import UserError
@@ -105,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "open edges": f"{p.open_edges:.1%}",
                 "absent nodes": f"{p.absent_nodes:.1%}",
                 "multiply-adds, M": f"{p.macs / 1e6:.2f}",
-                "backbone, ms": f"{p.backbone.median * 1e3:.2f}",
-                "detector, ms": f"{p.detector.median * 1e3:.2f}",
+                "backbone, ms": f"{p.backbone['median'] * 1e3:.2f}",
+                "detector, ms": f"{p.detector['median'] * 1e3:.2f}",
             }
             for p in points
         ]
@@ -124,14 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 name: {
                     "weights": cfgs[name].MODEL.WEIGHTS,
                     "wiring": cfgs[name].MODEL.DGNET.WIRING,
-                    "points": [
-                        {
-                            **point._asdict(),
-                            "backbone": point.backbone._asdict(),
-                            "detector": point.detector._asdict(),
-                        }
-                        for point in points
-                    ],
+                    "points": [point._asdict() for point in points],
                 }
                 for name, points in results.items()
             },

@@ -150,13 +150,8 @@ class ImageCounter:
 
 def weighted_sums(backbone: DGNet, size: tuple[int, int], edges: Mapping[str, Tensor]) -> int:
     """Multiply-adds of the weighted sums (the argument of f_j in Eq. 3) for one image of ``size``:
-    one per element and edge.
-
-    Args:
-        backbone: the network.
-        size: of the image.
-        edges: by graph, [N, N], whether edge i → j, at [j, i], is weighted and open.
-    """
+    one per element and edge. ``edges`` are by graph, [N, N], whether edge i → j, at [j, i], is
+    weighted and open."""
     total = 0
     for name, (stage, in_size, out_size) in _stage_sizes(backbone, size).items():
         if name in edges:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from dgnet_det.analysis.benchmark import run_and_time
+from dgnet_det.analysis.benchmark import median_and_range, run_and_time
 from dgnet_det.analysis.counts import ImageCounter
 from dgnet_det.evaluation.coco import Evaluator, build_image_loader
 from dgnet_det.graph.routing import EdgeWeights
@@ -26,15 +26,6 @@ SHARES = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-class Latency(NamedTuple):
-    """Seconds per image: those of the first threshold, median of all runs, times the ratio of runs
-    that were made side by side: median over the images; median and range over the repeats."""
-
-    median: float
-    min: float
-    max: float
-
-
 class Point(NamedTuple):
     """A detector at one threshold, over the images of a dataset, each alone."""
 
@@ -44,8 +35,8 @@ class Point(NamedTuple):
     open_edges: float  # share of the routed edges
     absent_nodes: float  # share of the blocks
     macs: float  # multiply-adds that the backbone ran, mean
-    backbone: Latency
-    detector: Latency
+    backbone: dict[str, float]  # latency, as latencies_of() gives it
+    detector: dict[str, float]
 
 
 @torch.no_grad()
@@ -123,13 +114,9 @@ def sweep(
 
 
 def draw_sweeps(sweeps: Mapping[str, Sequence[Point]], dataset: str) -> Figure:
-    """AP against multiply-adds and against latency, a line for each detector. Numbers on the left
-    say what share of the edges is open; bars on the right are the range of the repeats.
-
-    Args:
-        sweeps: the points by the detector's name.
-        dataset: the name, or the file, of what they were evaluated on.
-    """
+    """AP against multiply-adds and against latency, a line for each detector by its name. Numbers
+    on the left say what share of the edges is open; bars on the right are the range of the repeats.
+    ``dataset`` is the name, or the file, of what they were evaluated on."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for color, (name, points) in zip(COLORS, sweeps.items(), strict=False):
@@ -138,7 +125,8 @@ def draw_sweeps(sweeps: Mapping[str, Sequence[Point]], dataset: str) -> Figure:
         left.plot(macs, ap, "-o", color=color, label=name)
         for x, point in zip(macs, points, strict=True):
             left.annotate(f"{point.open_edges:.0%}", (x, point.ap), color=color, fontsize=7)
-        median, low, high = 1e3 * np.array([point.backbone for point in points]).T
+        seconds = [list(point.backbone.values()) for point in points]
+        median, low, high = 1e3 * np.array(seconds).T
         right.errorbar(median, ap, xerr=(median - low, high - median), fmt="-o", color=color)
     for axes in (left, right):
         axes.grid(color="0.92")
@@ -157,9 +145,10 @@ def _open_and_absent(recorded: Mapping[str, EdgeWeights]) -> tuple[float, float]
     return opened.double().mean().item(), absent.double().mean().item()
 
 
-def latencies_of(seconds: np.ndarray) -> list[Latency]:
-    """Of each threshold, from seconds [images, repeats, thresholds]."""
+def latencies_of(seconds: np.ndarray) -> list[dict[str, float]]:
+    """Seconds per image at each threshold, as ``median``, ``min`` and ``max`` over the repeats:
+    those of the first threshold, median of all runs, times the ratio of runs that were made side by
+    side, median over the images. ``seconds`` is [images, repeats, thresholds]."""
     ratios = np.median(seconds / seconds[:, :, :1], axis=0)  # [repeats, thresholds]
     scaled = ratios * np.median(seconds[:, :, 0])
-    summaries = zip(np.median(scaled, axis=0), scaled.min(axis=0), scaled.max(axis=0), strict=True)
-    return [Latency(*map(float, summary)) for summary in summaries]
+    return [median_and_range(of_threshold.tolist()) for of_threshold in scaled.T]

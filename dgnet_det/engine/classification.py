@@ -182,10 +182,8 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     """Train a classifier and leave checkpoints, ``metrics.json`` and TensorBoard events in
     ``OUTPUT_DIR``.
 
-    Args:
-        cfg: of the classifier.
-        resume: continue from the last checkpoint in ``OUTPUT_DIR``, if there is one, to the weights
-            that an uninterrupted run would have reached, bit for bit on a CPU.
+    With ``resume`` it continues from the last checkpoint there, if there is one, to the weights
+    that an uninterrupted run would have reached, bit for bit on a CPU.
 
     Returns:
         As :func:`evaluate`, on the validation images.

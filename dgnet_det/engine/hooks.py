@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, TrainerBase, default_writers, hooks
+from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.utils import comm
 
 from dgnet_det.modeling.costs import Costs
@@ -51,12 +51,6 @@ def writer_period(cfg: CfgNode) -> int:
     return min(WRITER_PERIOD, cfg.TEST.EVAL_PERIOD or WRITER_PERIOD)
 
 
-def is_written(trainer: TrainerBase) -> bool:
-    """Whether the metrics are written after the present iteration."""
-    done = trainer.iter + 1
-    return done % writer_period(trainer.cfg) == 0 or done == trainer.max_iter
-
-
 class RoutingSchedule(HookBase):
     """Tells routed stages how much of the training is done, from the iteration alone, so that
     nothing need be restored to resume. Temperature and budget follow from it."""
@@ -94,11 +88,13 @@ class RoutingStatistics(HookBase):
             self.spreads["training"] = ChoiceSpread(Costs.of(dgnet_of(model)))
 
     def after_step(self) -> None:
-        """Add the images of this step, and log."""
+        """Add the images of this step, and log where the metrics are written after it."""
+        done = self.trainer.iter + 1
+        logs = done % writer_period(self.trainer.cfg) == 0 or done == self.trainer.max_iter
         for name, spread in self.spreads.items():
             weights = self.edge_weights.get(name)
             spread.add({name: weights} if weights else self.choices)
-            if is_written(self.trainer):
+            if logs:
                 figures = {**(graph_statistics(weights) if weights else {}), **spread.pop()}
                 for key, value in figures.items():
                     self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)

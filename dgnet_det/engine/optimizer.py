@@ -47,12 +47,8 @@ def checked_optimizer_state(folder: str) -> Iterator[None]:
 def get_optimizer_params(
     model: nn.Module, *, base_lr: float, router_lr_factor: float, **options: Any
 ) -> list[dict[str, Any]]:
-    """The groups for a LazyConfig's optimizer.
-
-    Args:
-        model, base_lr, options: as for Detectron2's ``get_default_optimizer_params``.
-        router_lr_factor: as in :func:`separate_routers`.
-    """
+    """The groups for a LazyConfig's optimizer: those of Detectron2's
+    ``get_default_optimizer_params`` through :func:`separate_routers`."""
     groups = get_default_optimizer_params(model, base_lr=base_lr, **options)
     return separate_routers(groups, model, router_lr_factor)
 
@@ -60,16 +56,9 @@ def get_optimizer_params(
 def separate_routers(
     groups: Sequence[dict[str, Any]], model: nn.Module, lr_factor: float
 ) -> list[dict[str, Any]]:
-    """An optimizer's parameter groups, with routers, thresholds τ and gammas in groups of their
-    own.
-
-    These have no weight decay, which would pull α to 1/2 and γ to 0.
-
-    Args:
-        groups: each with ``params`` and ``lr``.
-        model: whose parameters they are. Without a DG-Net, the groups stay as they are.
-        lr_factor: multiplies the learning rate of the new groups.
-    """
+    """An optimizer's parameter groups, with routers, thresholds τ and gammas of ``model`` in groups
+    of their own, whose learning rate is ``lr_factor`` times as high. These have no weight decay,
+    which would pull α to 1/2 and γ to 0."""
     deciding = {
         parameter
         for backbone in model.modules()

@@ -53,10 +53,7 @@ class Trainer(DefaultTrainer):
     def __init__(
         self, cfg: CfgNode, *, recipe: CfgNode | None = None, given: Collection[str] = ()
     ) -> None:
-        """
-        Args:
-            cfg: the config. It is fitted to the processes and images by :func:`fit_schedule`.
-            recipe, given: as for :func:`fit_schedule`.
+        """The config is fitted to the processes and images by :func:`fit_schedule`.
 
         Raises:
             UserError: AMP without a GPU, or as :func:`fit_schedule`.
@@ -226,9 +223,8 @@ def train(
     """Train a detector, with its traces in ``OUTPUT_DIR``.
 
     Args:
-        cfg: the config. Its own datasets, if any, are registered.
+        cfg, recipe, given: as for :func:`fit_schedule`. Own datasets, if any, are registered.
         resume: continue from the last checkpoint of ``OUTPUT_DIR``, if there is one.
-        recipe, given: as for :func:`fit_schedule`.
 
     Returns:
         The last evaluation's results.

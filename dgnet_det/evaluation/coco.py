@@ -51,12 +51,8 @@ class Evaluator(COCOEvaluator):
         output_dir: str | None = None,
         keypoint_sigmas: Sequence[float] = (),
     ) -> None:
-        """
-        Args:
-            dataset_name: in Detectron2's catalog, in COCO's format.
-            output_dir: for the detections; default: they are not written.
-            keypoint_sigmas: ``TEST.KEYPOINT_OKS_SIGMAS``; COCO's if empty.
-        """
+        """Without ``output_dir`` the detections are not written; ``keypoint_sigmas`` are COCO's if
+        empty."""
         super().__init__(dataset_name, output_dir=output_dir, use_fast_impl=False)
         self.dataset_name = dataset_name
         self.keypoint_sigmas = keypoint_sigmas
@@ -117,12 +113,8 @@ class ResampledAP:
     """
 
     def __init__(self, truth: COCO, found: list[dict[str, Any]], image_ids: Sequence[int]) -> None:
-        """
-        Args:
-            truth: the annotations.
-            found: detections in COCO's result format.
-            image_ids: the images, those without detections too.
-        """
+        """``found`` are in COCO's result format; ``image_ids`` are also those of images without
+        detections."""
         with contextlib.redirect_stdout(io.StringIO()):
             matching = COCOeval(truth, truth.loadRes(found) if found else COCO(), "bbox")
             params = matching.params

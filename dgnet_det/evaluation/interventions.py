@@ -49,7 +49,7 @@ def intervene(
     Args:
         model: a detector with edge weights, or that routes between branches.
         cfg: its config.
-        dataset_name: in Detectron2's catalog, in COCO's format.
+        dataset_name: a registered one, in COCO's format.
         images: of the dataset, in Detectron2's format; default: all.
 
     Returns:
@@ -158,11 +158,7 @@ def _detect(
     instead: Callable[[str, int], Tensor | None] = lambda name, k: None,
 ) -> list[dict[str, Tensor]]:
     """Detect in images with ``instead(name, k)`` in place of what router ``name`` returns for image
-    k, and evaluate.
-
-    Returns:
-        For each image what the routers returned, [1, K] each by the router's name.
-    """
+    k. For each image what the routers returned, [1, K] each by the router's name."""
     returned: list[dict[str, Tensor]] = []
 
     def hook(name: str, output: Tensor) -> Tensor | None:

@@ -142,14 +142,10 @@ def _draw(
 
 
 def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, EdgeWeights]) -> Figure:
-    """Draw the graphs of a model with their edge weights for one image: α in the cells, and as arcs
-    the factor in the sum, which is α or, in the residual wiring, γ·α.
-
-    Args:
-        model: the model. Its largest γ is the limit of a scale, so that all its pictures can be
-            compared.
-        edge_weights: by graph, of one image, as :func:`record_edge_weights` gives them.
-    """
+    """Draw the graphs of a model with their edge weights for one image, as
+    :func:`record_edge_weights` gives them: α in the cells, and as arcs the factor in the sum, which
+    is α or, in the residual wiring, γ·α. The model's largest γ is the limit of a scale, so that all
+    its pictures can be compared."""
     panels = []
     for name, weights in edge_weights.items():
         edges = weights.edges.cpu().numpy()
@@ -168,11 +164,8 @@ def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, EdgeWeights])
 
 
 def draw_choices(choices: Mapping[str, Choices]) -> Figure:
-    """Draw which branches an image took, with the probabilities that the RouterNets gave them.
-
-    Args:
-        choices: by stage, of one image, as :func:`record_choices` gives them.
-    """
+    """Draw which branches an image took, as :func:`record_choices` gives its choices, with the
+    probabilities that the RouterNets gave them."""
     stages = list(choices.items())
     names = [f"{name}, {j}" for name, of_stage in stages for j in of_stage.connections]
     probability, gate = (
@@ -195,8 +188,7 @@ def annotate(
     """Detect in an image, and draw what was found.
 
     Args:
-        detector: the detector; if ``graphs``, a :class:`Predictor` that decides on edges or
-            branches.
+        detector: if ``graphs``, a :class:`Predictor` that decides on edges or branches.
         image: [H, W, 3] BGR, uint8.
         confidence: what a detection's score must be above.
         graphs: whether the image's graphs, or branches, are drawn beside it.

@@ -135,7 +135,7 @@ def export_detector(predictor: Predictor, image: Tensor, path: Path) -> None:
     and sums are part of the file, which computes every node, also behind closed edges.
 
     Args:
-        predictor: the detector. It is left as it was.
+        predictor: it is left as it was.
         image: an example to trace, as :meth:`Detector.prepare` makes it.
         path: to write: ``.onnx``, or ``.ts`` for TorchScript, whose file keeps to the model's
             device.

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from dgnet_det.config import is_routed
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
-from dgnet_det.export.comparison import compare_detections, same_detections
-from dgnet_det.export.predictor import Predictor
+from dgnet_det.export.predictor import Predictor, compare_detections, same_detections
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.graph.topology import edge_name
 from dgnet_det.modeling.backbone.drnet import branch_name
@@ -43,12 +42,8 @@ def raise_thresholds(model: nn.Module, threshold: float) -> None:
 
 @torch.no_grad()
 def find_closed_edges(model: nn.Module, images: Iterable[Tensor]) -> list[str]:
-    """The edges that are closed for every one of some images, named as by :func:`edge_name`.
-
-    Args:
-        model: a detector in evaluation mode, with edge weights.
-        images: each [3, H, W], resized, in the model's ``INPUT.FORMAT``.
-    """
+    """The edges that are closed for every one of some images, named as by :func:`edge_name`. The
+    images are those of :meth:`Detector.prepare`, and the model in evaluation mode."""
     closed: dict[str, Tensor] = {}
     with record_edge_weights(model) as edge_weights:
         for image in images:

@@ -224,12 +224,8 @@ def draw_branches(
 ) -> Figure:
     """A column for each of C connections, a row for each of K branches.
 
-    Args:
-        connections: names of the columns.
-        branches: names of the rows.
-        values: from 0 to 1, the colours, [C, K]; NaN where there is no such branch.
-        taken: bool, [C, K]: framed.
-        label: what ``values`` are.
+    The colours are ``values`` from 0 to 1, [C, K], NaN where there is no such branch, and ``label``
+    says what they are. What is ``taken``, bool [C, K], is framed.
     """
     size = MARGINS[0] + SQUARE * len(connections), MARGINS[1] + SQUARE * len(branches)
     figure = Figure(figsize=size, layout="constrained")

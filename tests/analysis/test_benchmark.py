@@ -1,11 +1,11 @@
 """The benchmark's bookkeeping. Nothing is timed here."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from benchmark import main
 from detectron2.config import CfgNode
 
 from configs import ROOT
@@ -24,7 +24,6 @@ from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import record_edge_weights
 
 CONFIGS = ROOT / "configs" / "COCO-Detection"
-main = runpy.run_path(str(ROOT / "tools" / "benchmark.py"))["main"]
 SMALL = ["MODEL.WEIGHTS", "", "MODEL.RPN.POST_NMS_TOPK_TEST", "10"]
 
 

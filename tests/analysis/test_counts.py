@@ -1,13 +1,13 @@
 """Counts against the paper's table, a count by hand, fvcore's, and what closed edges save."""
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from analyze_model import main
 from detectron2.modeling import build_model
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 from narrow import NARROW, R_18, close_edges, narrow_r18
@@ -24,8 +24,6 @@ from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.observation import dgnet_of
 
-# By path: Detectron2's wheel has a package named tools too.
-main = runpy.run_path(str(ROOT / "tools/analyze_model.py"))["main"]
 COCO = ROOT / "configs/COCO-Detection"
 SMALL_HEADS = [
     "MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16",

@@ -1,7 +1,6 @@
 """The sweep over thresholds on a small dataset, against counts by hand."""
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import torch
 from detectors import small_predictor
 from matplotlib.figure import Figure
 from PIL import Image
+from sweep_thresholds import main
 
-from configs import ROOT
 from dgnet_det.analysis.sweep import (
-    Latency,
     Point,
     draw_sweeps,
     latencies_of,
@@ -25,8 +23,6 @@ from dgnet_det.errors import UserError
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 from studies.coco import write_split
 
-# By path: Detectron2's wheel has a package named tools too.
-main = runpy.run_path(str(ROOT / "tools/sweep_thresholds.py"))["main"]
 NARROW = [
     "MODEL.DGNET.FAMILY", "resnet", "MODEL.DGNET.WIRING", "paper", "MODEL.RESNETS.DEPTH", "18",
     "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8",
@@ -82,9 +78,9 @@ def test_sweep_by_hand(dataset: list[str]) -> None:
         macs += projection + router + out_channels * side**2
     assert last.macs == macs
     assert points[0].macs > points[1].macs > points[2].macs
-    assert all(0 < p.backbone.median < p.detector.median for p in points)
+    assert all(0 < p.backbone["median"] < p.detector["median"] for p in points)
     for latency in (point.backbone for point in points):
-        assert latency.min <= latency.median <= latency.max
+        assert latency["min"] <= latency["median"] <= latency["max"]
     assert all(0 <= p.ap <= p.ap50 <= 100 for p in points)
 
 
@@ -126,13 +122,13 @@ def test_latencies_are_those_of_pairs() -> None:
     # The machine is twice as slow at the second image, and for all thresholds in the last repeat.
     seconds = np.array([[[4, 2], [4, 3], [8, 4]], [[8, 4], [8, 6], [16, 8]]], dtype=float)
     first, second = latencies_of(seconds)
-    assert first == (8, 8, 8)
-    assert second == (4, 4, 6)
+    assert first == {"median": 8, "min": 8, "max": 8}
+    assert second == {"median": 4, "min": 4, "max": 6}
 
 
 def test_a_line_for_each_detector() -> None:
     def points(ap: float) -> list[Point]:
-        latency = Latency(0.01, 0.009, 0.012)
+        latency = {"median": 0.01, "min": 0.009, "max": 0.012}
         return [
             Point(t, ap * (1 - t), 2 * ap, 1 - t, t, 1e6, latency, latency) for t in (0.0, 0.5, 1.0)
         ]

@@ -1,7 +1,6 @@
 """Data and overrides small enough that a training takes seconds."""
 
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,12 +65,6 @@ def detector(fruit: list[str]) -> list[str]:
         "MODEL.RPN.POST_NMS_TOPK_TEST", "20", "INPUT.MIN_SIZE_TRAIN", "(64,)",
         "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0", "SEED", "1",
     ]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def train_net() -> Callable[[list[str]], None]:
-    """``main`` of tools/train_net.py, which takes a command line."""
-    return runpy.run_path(str(ROOT / "tools/train_net.py"))["main"]
 
 
 @pytest.fixture(scope="session")

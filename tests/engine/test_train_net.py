@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
+from train_net import main as train_net
 
 from configs import ROOT
 from dgnet_det.config import load_cfg
@@ -24,7 +25,6 @@ from dgnet_det.engine.trainer import Trainer
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
 
-TrainNet = Callable[[list[str]], None]
 NAMES = ["apple", "fig", "pear"]
 
 
@@ -45,9 +45,7 @@ def load(path: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    detector: list[str], train_net: TrainNet, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict]:
+def trained(detector: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """OUTPUT_DIR after 8 passes, and what --json wrote."""
     output = tmp_path_factory.mktemp("trained")
     train_net(
@@ -91,7 +89,7 @@ def test_a_short_run_keeps_few_checkpoints_and_every_evaluation(trained: tuple[P
 
 
 def test_evaluation_leaves_the_config_alone(
-    trained: tuple[Path, dict], train_net: TrainNet, detector: list[str], tmp_path: Path
+    trained: tuple[Path, dict], detector: list[str], tmp_path: Path
 ) -> None:
     output, results = trained
     before = (output / "config.yaml").read_bytes()
@@ -107,7 +105,6 @@ def test_evaluation_leaves_the_config_alone(
 
 def test_a_refused_run_writes_nothing(
     trained: tuple[Path, dict],
-    train_net: TrainNet,
     detector: list[str],
     write_fruit: Callable[..., list[str]],
     tmp_path: Path,
@@ -182,7 +179,7 @@ def test_an_interruption_says_what_is_saved(
 
 
 def test_a_stopped_training_goes_on(
-    stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]], train_net: TrainNet
+    stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]],
 ) -> None:
     output, command, _ = stopped
     last = load(output / (output / "last_checkpoint").read_text())
@@ -201,7 +198,7 @@ def test_a_stopped_training_goes_on(
 
 
 def test_an_optimizer_of_an_earlier_version_is_refused_in_one_line(
-    stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]], train_net: TrainNet
+    stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]],
 ) -> None:
     """Whose groups were Detectron2's."""
     output, command, _ = stopped
@@ -215,7 +212,7 @@ def test_an_optimizer_of_an_earlier_version_is_refused_in_one_line(
 
 
 def test_a_training_that_diverges_names_the_learning_rate(
-    detector: list[str], train_net: TrainNet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    detector: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=r"SOLVER.BASE_LR 1e\+09, with a batch of 2: .* NaN"):
         train_net([*detector, "OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", "1e9"])
@@ -233,7 +230,7 @@ def test_two_processes_train_one_model(detector: list[str], tmp_path: Path) -> N
         "OUTPUT_DIR", str(tmp_path),
     ]  # fmt: skip
     code = (
-        "import sys; sys.path[:0] = ['tests', 'tests/engine']\n"
+        "import sys; sys.path[:0] = ['tests', 'tests/engine', 'tools']\n"
         "from dgnet_det.engine.launch import launch\n"
         "from test_train_net import compare_processes\n"
         "from dgnet_det.data import load_cfg_with_data\n"
@@ -294,7 +291,7 @@ def test_a_mistake_that_another_process_finds_is_one_line(
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_mistakes_are_named(
-    detector: list[str], train_net: TrainNet, tmp_path: Path, arguments: list[str], message: str
+    detector: list[str], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         train_net([*detector, "OUTPUT_DIR", str(tmp_path), *arguments])

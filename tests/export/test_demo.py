@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from runpy import run_path
 from typing import Any
 
 import cv2
@@ -11,6 +10,7 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
+from demo import main as demo
 from detectors import SMALL, config, route_at_random, write_objects
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -20,7 +20,6 @@ from PIL import Image
 from skimage import data
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.export.demo import (
@@ -39,7 +38,6 @@ from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 from dgnet_det.utils.pictures import GAP
 from dgnet_det.utils.videos import Video, written_video
 
-demo = run_path(str(ROOT / "tools" / "demo.py"))["main"]
 CONFIDENCE = 0.05
 NAMES = ["kite", "ball"]  # of the checkpoint; the config has 80 classes
 DATASET = "dgnet_test_demo"

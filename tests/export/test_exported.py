@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from runpy import run_path
 
 import numpy as np
 import onnx
@@ -13,15 +12,14 @@ import onnxruntime
 import pytest
 import torch
 from detectors import SMALL, config, save, small_predictor
+from export_model import main
 from PIL import Image
 
-from configs import ROOT
 from dgnet_det.errors import UserError
 from dgnet_det.export.exported import export_detector, load_detector
 from dgnet_det.export.predictor import Detector, Predictor, tensors_of
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 
-main = run_path(str(ROOT / "tools/export_model.py"))["main"]
 SUFFIXES = (".onnx", ".ts")
 predictor_of = cache(small_predictor)
 

@@ -1,7 +1,6 @@
 """Pruned graphs and detectors against the whole ones, with counts by hand."""
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from fvcore.nn import parameter_count
 from graphs import KINDS, make_blocks, make_graph, random_batch, weights_of
 from narrow import NARROW, R_18, narrow_backbone
 from PIL import Image
+from prune_model import main
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
@@ -26,9 +25,6 @@ from dgnet_det.graph.topology import Edge
 from dgnet_det.graph.wirings import PaperGraph
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
-
-# By path: Detectron2's wheel has a package named tools too.
-main = runpy.run_path(str(ROOT / "tools/prune_model.py"))["main"]
 
 
 def pruned_graph(

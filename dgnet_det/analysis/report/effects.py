@@ -1,8 +1,8 @@
 """Which edges' weights go with what an image shows or with its size, and which only seem to."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -35,7 +35,7 @@ class Untestable(ValueError):
 
 def class_effect(weight: np.ndarray, labels: Sequence[str]) -> Effect:
     """The share of the variance of the ranks of each edge's weight that lies between classes (η² of
-    the ranks), and p by Kruskal and Wallis: 0 if all classes have the same mean rank.
+    the ranks): 0 if all classes have the same mean rank. And p by Kruskal and Wallis.
 
     Args:
         weight: [n, E].
@@ -50,12 +50,12 @@ def class_effect(weight: np.ndarray, labels: Sequence[str]) -> Effect:
     if len(classes) < 2:
         what = {0: "no class has", 1: f"only {[*classes, ''][0]!r} has"}[len(classes)]
         raise Untestable(f"{what} {MIN_PER_CLASS} images or more")
-    groups = [weight[np.array(labels) == name] for name in classes]
-    used = np.concatenate(groups)
-    varies = varying(used)
-    tests = [scipy.stats.kruskal(*(group[:, e] for group in groups)) for e in varies]
-    sizes = [test.statistic / (len(used) - 1) for test in tests]
-    return _effect(weight.shape[1], varies, sizes, [test.pvalue for test in tests], len(used))
+    used = np.isin(labels, classes)
+    label = np.array(labels)[used]
+    effect = _effect(
+        weight[used], lambda w: scipy.stats.kruskal(*(w[label == name] for name in classes))
+    )
+    return effect._replace(size=effect.size / (len(label) - 1))
 
 
 def size_effect(weight: np.ndarray, areas: Sequence[float]) -> Effect:
@@ -73,10 +73,7 @@ def size_effect(weight: np.ndarray, areas: Sequence[float]) -> Effect:
         raise Untestable(f"{len(areas)} images are too few: {MIN_IMAGES} are needed")
     if len(set(areas)) == 1:
         raise Untestable("all images have the same area")
-    varies = varying(weight)
-    tests = [scipy.stats.spearmanr(weight[:, e], areas) for e in varies]
-    sizes, ps = [test.statistic for test in tests], [test.pvalue for test in tests]
-    return _effect(weight.shape[1], varies, sizes, ps, len(areas))
+    return _effect(weight, lambda w: scipy.stats.spearmanr(w, areas))
 
 
 def varying(weight: np.ndarray) -> np.ndarray:
@@ -84,11 +81,12 @@ def varying(weight: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.ptp(weight, axis=0) > ROUNDING)
 
 
-def _effect(
-    num_edges: int, varies: np.ndarray, sizes: list[float], ps: list[float], num_images: int
-) -> Effect:
+def _effect(weight: np.ndarray, test: Callable[[np.ndarray], Any]) -> Effect:
+    """The statistic and the adjusted p of a test of every edge's weight."""
+    varies, (num_images, num_edges) = varying(weight), weight.shape
     size, p = np.zeros(num_edges), np.ones(num_edges)
-    size[varies] = sizes
-    if len(varies):
-        p[varies] = scipy.stats.false_discovery_control(ps)
+    tests = [test(weight[:, e]) for e in varies]
+    if tests:
+        size[varies] = [result.statistic for result in tests]
+        p[varies] = scipy.stats.false_discovery_control([result.pvalue for result in tests])
     return Effect(size, p, num_images)

@@ -65,7 +65,7 @@ def survey_images(
     """Run a detector on images, with a progress bar.
 
     Args:
-        model: a detector with edge weights, in evaluation mode.
+        model: with edge weights, in evaluation mode.
         cfg: its config.
         images: at least one, in Detectron2's dataset format, or with a ``file_name`` alone.
         class_names: of the annotations, or of the detections.
@@ -200,12 +200,8 @@ def distances(weight: np.ndarray) -> np.ndarray:
 def survey_choices(
     model: nn.Module, cfg: CfgNode, images: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Which branches images take, and what that costs.
-
-    Args:
-        model: a detector with routed stages, in evaluation mode.
-        cfg, images: as for :func:`survey_images`.
-    """
+    """Which branches images take in a detector with routed stages, and what that costs. Arguments
+    are those of :func:`survey_images`."""
     read, count = CheckedDatasetMapper(cfg, is_train=False), ImageCounter(model)
     seen: list[dict[str, Any]] = []
     gates = []

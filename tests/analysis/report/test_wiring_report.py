@@ -8,7 +8,6 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from runpy import run_path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +19,8 @@ from narrow import NARROW
 from PIL import Image
 from skimage import data
 from torch import nn
+from wiring_report import main
 
-from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts, structure
 from dgnet_det.analysis.report.survey import Survey, distances, summarize
 from dgnet_det.config import load_cfg
@@ -33,7 +32,6 @@ from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, record_edge_weights
 from studies.coco import write_split
 
-main = run_path(str(ROOT / "tools" / "wiring_report.py"))["main"]
 NAMES = ["dark <i>", "bright"]
 NUM_IMAGES = 12
 SMALL_R_18 = [*NARROW, *SMALL, "MODEL.DGNET.FAMILY", "resnet", "MODEL.RESNETS.DEPTH", "18"]
