@@ -51,7 +51,7 @@ def one_line_in_training_loop() -> None:
 def check_choice(key: str, value: Any, choices: Collection[Any]) -> None:
     """Raise a :class:`UserError` where the value of a config key, or one in its list, is none of
     ``choices``."""
-    if not set(value if isinstance(value, (list, tuple)) else [value]) <= set(choices):
+    if not set([value] if isinstance(value, (str, int)) else value) <= set(choices):
         raise UserError(f"{key} {value!r}: choose from {', '.join(map(str, choices))}")
 
 
