@@ -19,7 +19,7 @@ from scipy.special import expit, logit
 INCH = 2.4  # spacings of neighbouring nodes, the unit of what follows
 ARC, CELL = 0.3, 0.36  # height of an arc for each node that it spans, and half that of a cell
 TITLE, GAP = 1.2, 1.4  # height of a title, and width between the last node and the next graph
-MAX_ROW = 27.0
+ROW = 16.0  # width of a row, unless one graph needs more
 # Inches: width of a colour bar, height and width of the legend.
 BAR, LEGEND, LEGEND_WIDTH = 1.2, 0.35, 8.0
 # Inches of the table of branches: side of a cell; margins on the left with the scale, and below.
@@ -129,8 +129,9 @@ def draw_graphs(
 
 def _rows(panels: Sequence[GraphPanel]) -> list[list[GraphPanel]]:
     rows: list[list[GraphPanel]] = [[]]
+    limit = max(ROW, *(panel.width for panel in panels))
     for panel in panels:
-        if rows[-1] and sum(p.width for p in rows[-1]) + panel.width > MAX_ROW:
+        if rows[-1] and sum(p.width for p in rows[-1]) + panel.width > limit:
             rows.append([])
         rows[-1].append(panel)
     return rows

@@ -7,7 +7,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from dgnet_det.utils.graph_pictures import CLOSED, MAX_ROW, GraphPanel, Scale, draw_graphs
+from dgnet_det.utils.graph_pictures import CLOSED, GAP, ROW, GraphPanel, Scale, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels
 
 ALPHA = Scale.of_alpha()
@@ -129,7 +129,7 @@ def test_layout(sizes: list[int]) -> None:
     figure = draw_graphs(panels, Scale.of_gamma_alpha(0.04), ALPHA)
     axes = graphs_of(figure)
     width, height = axes.get_xlim()[1], -axes.get_ylim()[0]
-    assert width <= MAX_ROW
+    assert width <= max(ROW, max(sizes) - 1 + GAP)
     boxes = []
     for cells in cells_of(figure):
         corners = np.concatenate([path.vertices for path in cells.get_paths()])
