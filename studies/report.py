@@ -143,7 +143,7 @@ def draw(study: dict[str, Any]) -> Figure:
                 against = experiment.arms[experiment.arms[arm].against].name
                 labels.append(f"{experiment.arms[arm].name}\nto {against}")
         panel.set_yticks(range(len(labels)), labels, fontsize=7)
-        panel.invert_yaxis()
+        panel.set_ylim(len(labels) - 0.5, -0.5)
         panel.set_title(experiment.title, fontsize=9)
         panel.set_xlabel("difference of AP, points")
     return figure
