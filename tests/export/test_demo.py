@@ -24,6 +24,7 @@ from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.export.demo import (
     SIDE,
+    SIDE_BY_GRAPHS,
     annotate,
     draw_detections,
     draw_edge_weights,
@@ -135,7 +136,7 @@ def test_graphs_beside_images_and_frames(
     report = run(made, tmp_path / "out", *inputs, options=["--wiring"])
     assert report["images"][0]["detections"] == plain[1]["images"][1]["detections"]
     with Image.open(tmp_path / "out/coffee.png") as picture:
-        assert picture.width > 1500
+        assert picture.width > 2 * SIDE_BY_GRAPHS
     frames = np.stack(list(Video(tmp_path / "out/pan.mp4"))).astype(float)
     assert len(frames) == 4
     # The graphs, right of the image, follow the frame; titles and scales stay where they are.
