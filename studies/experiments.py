@@ -4,8 +4,6 @@ from typing import NamedTuple
 
 from studies import ROOT
 
-RESULT = "run.json"  # of a finished run
-
 
 class Arm(NamedTuple):
     """A network."""

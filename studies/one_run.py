@@ -31,7 +31,8 @@ from dgnet_det.export.predictor import load_predictor
 from dgnet_det.modeling.backbone.dgnet import WIRINGS
 from dgnet_det.modeling.classifier import build_classifier
 from dgnet_det.utils.files import write_json
-from studies.experiments import EXPERIMENTS, RESULT, SCALES, Run
+from studies.experiments import EXPERIMENTS, SCALES, Run
+from studies.runs import RESULT
 from studies.tree_crowns import find_weights
 from studies.wirings import REDUCED
 

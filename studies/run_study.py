@@ -26,7 +26,8 @@ from typing import Any
 import arguments
 
 from studies import ROOT
-from studies.experiments import EXPERIMENTS, RESULT, SCALES, Run
+from studies.experiments import EXPERIMENTS, SCALES, Run
+from studies.runs import RESULT, add_options, take_over
 
 
 def folder_of(run: Run, output: Path) -> Path:
@@ -41,15 +42,6 @@ def folder_of(run: Run, output: Path) -> Path:
                 text += f"{key} {value!r}\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return output.resolve() / run.experiment / f"{run.arm}-seed{run.seed}-{digest}"
-
-
-def take_over(study: Path, output: Path) -> None:
-    """Count what a page's study.json holds as finished."""
-    if study.exists():
-        for result in json.loads(study.read_text())["runs"]:
-            folder = output / result["experiment"] / result["folder"]
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RESULT).write_text(json.dumps(result))
 
 
 def finished(output: Path) -> list[dict[str, Any]]:
@@ -107,10 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME",
-        help=f"of {', '.join(EXPERIMENTS)} (default: all)",
-    )  # fmt: skip
+    add_options(parser, EXPERIMENTS, "output/study")
     arms = sorted({arm for experiment in EXPERIMENTS.values() for arm in experiment.arms})
     parser.add_argument(
         "--arms", nargs="+", choices=arms, default=arms, metavar="NAME",
@@ -122,13 +111,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--jobs", type=int, default=os.cpu_count(), metavar="N",
         help="runs at a time (default: the number of cores)",
     )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/study"), metavar="FOLDER",
-        help="of the runs (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--report", type=Path, metavar="FOLDER", help="of the page (default: --output)"
-    )
     args = parser.parse_args(argv)
     if args.seeds < 1 or args.jobs < 1:
         parser.error("--seeds and --jobs: at least 1")
@@ -151,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arm in args.arms
     ]
     report = args.report or args.output
-    take_over(report / "study.json", args.output)
+    take_over(report / "study.json", lambda run: args.output / run["experiment"] / run["folder"])
     failed = perform_all({run: folder_of(run, args.output) for run in runs}, args.jobs)
     words = shlex.join(sys.argv[1:] if argv is None else argv)
     study = {

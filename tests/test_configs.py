@@ -140,6 +140,7 @@ def test_a_removed_key_is_one_line_and_no_error(
         (["MODEL.DGNET.FAMILY", "vgg"], "MODEL.DGNET.FAMILY 'vgg'"),
         (["MODEL.RESNETS.DEPTH", "51"], "MODEL.RESNETS.DEPTH 51"),
         (["MODEL.RESNETS.OUT_FEATURES", "['res9']"], "MODEL.RESNETS.OUT_FEATURES"),
+        (["MODEL.RESNETS.OUT_FEATURES", "[]"], "MODEL.RESNETS.OUT_FEATURES: empty"),
         (["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False,False,True,True]"], "DEFORM_ON_PER_STAGE"),
     ],
 )

@@ -77,13 +77,14 @@ def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
     choosing = {name: stage for name, stage in routed_stages(backbone).items() if stage.routers}
     if not choosing:
         return {}
-    found, params = _symbolic_counts(backbone, size), parameter_count(backbone)
+    found = _symbolic_counts(backbone, size)
+    nothing = Counts(0, 0, 0, 0)  # of what only pools or passes on, and has no parameters
     paths = {name: np.zeros(len(Counts._fields)) for name in ("cheapest", "mean", "dearest")}
     whole = np.array(found[""])
     for name, stage in choosing.items():
         for j in map(int, stage.routers):
             branches = [f"{name}.{stage.module_name(j, branch)}" for branch in stage.branches[j]]
-            rows = np.array([found.get(b, Counts(params[b], 0, 0, 0)) for b in branches])
+            rows = np.array([found.get(branch, nothing) for branch in branches])
             macs = rows[:, Counts._fields.index("macs")]
             whole = whole - rows.sum(axis=0)
             paths["cheapest"] += rows[macs.argmin()]

@@ -142,7 +142,8 @@ def read_coco(path: str) -> dict[str, Any]:
             raise UserError(
                 f"{path}: not in COCO format: no list {key!r}, or an empty one: {IMPORT}"
             )
-    lists.setdefault("annotations", [])
+    if not isinstance(lists.setdefault("annotations", []), list):
+        raise UserError(f"{path}: not in COCO format: 'annotations' is no list")
     return lists
 
 

@@ -60,6 +60,8 @@ def _read_voc(path: Path) -> Iterator[Entry]:
 
 def _read_labelme(path: Path) -> Iterator[Entry]:
     content = json.loads(read_text(path))
+    if "shapes" not in content:
+        raise ValueError("it has no 'shapes'")
     boxes, left_out = [], []
     for number, shape in enumerate(content["shapes"], 1):
         kind = shape.get("shape_type", "polygon")

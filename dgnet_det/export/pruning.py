@@ -59,20 +59,20 @@ def find_closed_edges(model: nn.Module, images: Iterable[Tensor]) -> list[str]:
 def find_unused_branches(model: nn.Module, images: Iterable[Tensor]) -> list[str]:
     """The branches that none of some images takes, named as by :func:`branch_name`. Arguments are
     those of :func:`find_closed_edges`."""
-    counts = count_branches(model, images)
+    counts = count_branches(model, ([{"image": image}] for image in images))
     return [branch_name(*key) for key, count in counts.items() if not count]
 
 
 @torch.no_grad()
-def count_branches(model: nn.Module, images: Iterable[Tensor]) -> dict[tuple[str, int, str], int]:
-    """How many of some images take a branch, by stage, connection and name, of the connections that
-    have a choice. Arguments are those of :func:`find_closed_edges`."""
+def count_branches(model: nn.Module, batches: Iterable[Any]) -> dict[tuple[str, int, str], int]:
+    """How many of the images in ``batches``, each as the model takes it, take a branch, by stage,
+    connection and name, of the connections that have a choice. The model is in evaluation mode."""
     counts: dict[str, Tensor] = {}
     with record_choices(model) as choices:
-        for image in images:
-            model([{"image": image}])
+        for batch in batches:
+            model(batch)
             for name, of_stage in choices.items():
-                counts[name] = counts.get(name, 0) + of_stage.gate[0]
+                counts[name] = counts.get(name, 0) + of_stage.gate.sum(dim=0)
     stages = routed_stages(model)
     return {
         (name, j, branch): int(row[stages[name].columns.index(branch)])

@@ -8,7 +8,13 @@ that is the most frequent in the training images is made for all, and the networ
 as long.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from dgnet_det.export.pruning import count_branches
+from dgnet_det.modeling.backbone.drnet import branch_name
 
 
 class Run(NamedTuple):
@@ -23,3 +29,17 @@ class Run(NamedTuple):
     def name(self) -> str:
         budget = "" if self.arm == "plain" else f"-{self.budget:g}"
         return f"{self.experiment}/{self.arm}{budget}-seed{self.seed}"
+
+
+def rarer_branches(model: nn.Module, batches: Iterable[Any]) -> list[str]:
+    """All branches but the most frequent one of each connection, as ``MODEL.DRNET.PRUNED_BRANCHES``
+    names them. Arguments are those of :func:`count_branches`."""
+    connections: dict[tuple[str, int], dict[str, int]] = {}
+    for (name, j, branch), count in count_branches(model, batches).items():
+        connections.setdefault((name, j), {})[branch] = count
+    return [
+        branch_name(name, j, branch)
+        for (name, j), counts in connections.items()
+        for branch in counts
+        if branch != max(counts, key=counts.__getitem__)
+    ]

@@ -24,16 +24,9 @@ from dgnet_det.utils.environment import describe_environment
 from dgnet_det.utils.files import write_json
 from studies.routing import Run, cells, tree_crowns
 from studies.routing.report import render, write_report
+from studies.runs import RESULT, add_options, take_over
 
 EXPERIMENTS = {"tree_crowns": tree_crowns, "cells": cells}
-RESULT = "run.json"
-
-
-def take_over(study: Path, output: Path) -> None:
-    """Count what a page's routing.json holds as finished."""
-    for result in json.loads(study.read_text())["runs"] if study.exists() else []:
-        run = Run(*(result[name] for name in Run._fields))
-        write_json(output / run.name / RESULT, result)
 
 
 def perform(run: Run, output: Path, more: Sequence[str]) -> None:
@@ -63,10 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME",
-        help=f"of {', '.join(EXPERIMENTS)} (default: all)",
-    )  # fmt: skip
+    add_options(parser, EXPERIMENTS, "output/routing")
     parser.add_argument(
         "--budgets", type=float, nargs="+", metavar="SHARE",
         help="of the multiply-adds; 1: no budget (default: the experiment's)",
@@ -75,18 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="K", help="default: %(default)s"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("output/routing"), metavar="FOLDER",
-        help="of the runs (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--report", type=Path, metavar="FOLDER", help="of the page (default: --output)"
-    )
-    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of all configs"
     )
     args = parser.parse_args(argv)
     report = args.report or args.output
-    take_over(report / "routing.json", args.output)
+    take_over(
+        report / "routing.json",
+        lambda result: args.output / Run(*(result[name] for name in Run._fields)).name,
+    )
     for name in args.experiments:
         experiment = EXPERIMENTS[name]
         experiment.write_data()

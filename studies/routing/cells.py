@@ -4,20 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import train_classifier
 from torch.utils.data import Subset
 
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.config import load_cfg
 from dgnet_det.data.classification import FashionMNIST, build_test_loader, find_fashion_mnist
-from dgnet_det.modeling.backbone.drnet import branch_name
-from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
+from dgnet_det.modeling.classifier import build_classifier
 from dgnet_det.modeling.costs import Costs
-from dgnet_det.modeling.observation import routed_stages
 from studies import ROOT
-from studies.one_run import router_outputs, train, without_own_outputs
-from studies.routing import Run
+from studies.one_run import train, without_own_outputs
+from studies.routing import Run, rarer_branches
 
 CLASSIFIER = "configs/Study/cells_classifier.yaml"
 BUDGETS = (0.8, 0.6, 0.4)
@@ -58,20 +55,7 @@ def perform(run: Run, folder: Path, pruned: Sequence[str], more: Sequence[str]) 
         train_set, test_set = (FashionMNIST(find_fashion_mnist(), x) for x in ("train", "val"))
         every = len(train_set) // COUNTED_IMAGES or 1
         some = build_test_loader(cfg, Subset(train_set, range(0, len(train_set), every)))
-        figures["rarer_branches"] = rarer_branches(model, router_outputs(model, some, cfg))
+        figures["rarer_branches"] = rarer_branches(model, (x.to(cfg.MODEL.DEVICE) for x, _ in some))
         figures["entropy"] = choices["entropy"]
         figures["by_choices"] = without_own_outputs(model, build_test_loader(cfg, test_set), cfg)
     return figures
-
-
-def rarer_branches(model: DGNetClassifier, chosen: dict[str, torch.Tensor]) -> list[str]:
-    """As :func:`.tree_crowns.rarer_branches`, from the choices of some images: [n, K] one-hot by
-    router."""
-    stages = routed_stages(model)
-    rarer = []
-    for router, one_hot in chosen.items():
-        name, _, j = router.partition(".routers.")
-        names = stages[name].branches[int(j)]
-        kept = one_hot.mean(dim=0).argmax()
-        rarer += [branch_name(name, int(j), branch) for k, branch in enumerate(names) if k != kept]
-    return rarer

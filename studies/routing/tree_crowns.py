@@ -18,14 +18,12 @@ from dgnet_det.checkpoint.checkpointer import write_checkpoint
 from dgnet_det.data import CheckedDatasetMapper, load_cfg_with_data, spread_images
 from dgnet_det.evaluation.interventions import intervene
 from dgnet_det.export.predictor import load_predictor
-from dgnet_det.export.pruning import count_branches
-from dgnet_det.modeling.backbone.drnet import branch_name
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
 from dgnet_det.modeling.observation import dgnet_of
 from studies import ROOT
 from studies.one_run import train
-from studies.routing import Run
+from studies.routing import Run, rarer_branches
 from studies.tree_crowns import FOLDER, find_photographs, find_weights, write_tree_crowns
 
 DETECTOR = "configs/Study/tree_crowns_detector.yaml"
@@ -93,24 +91,11 @@ def examine(run: Run, cfg: CfgNode) -> dict[str, Any]:
         figures["latency"] = latency(model, cfg, test[:TIMED_IMAGES])
     if run.arm == "routed":
         images = spread_images(cfg.DATASETS.TRAIN[0], COUNTED_IMAGES)
-        figures["rarer_branches"] = rarer_branches(model, [read(x)["image"] for x in images])
+        batches = ([{"image": read(x)["image"]}] for x in images)
+        figures["rarer_branches"] = rarer_branches(model, batches)
         result = intervene(model, cfg, dataset)
         figures |= {"entropy": result["spread"]["entropy"], "by_choices": result["ap"]}
     return figures
-
-
-def rarer_branches(model: nn.Module, images: Sequence[torch.Tensor]) -> list[str]:
-    """All branches but the most frequent one of each connection, as ``MODEL.DRNET.PRUNED_BRANCHES``
-    names them."""
-    connections: dict[tuple[str, int], dict[str, int]] = {}
-    for (name, j, branch), count in count_branches(model, images).items():
-        connections.setdefault((name, j), {})[branch] = count
-    return [
-        branch_name(name, j, branch)
-        for (name, j), counts in connections.items()
-        for branch in counts
-        if branch != max(counts, key=counts.__getitem__)
-    ]
 
 
 def latency(model: nn.Module, cfg: CfgNode, images: Sequence[torch.Tensor]) -> dict[str, float]:

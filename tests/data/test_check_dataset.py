@@ -180,6 +180,7 @@ ERRORS = {
     "another format": (text("<annotation/>"), "unreadable", "tools/import_dataset.py converts"),
     "byte-order mark": (text("\ufeff{}"), "unreadable", "starts with a byte-order mark: save it"),
     "results": (text('[{"image_id": 1, "score": 0.5}]'), "unreadable", "detections, with scores"),
+    "annotations": (coco(annotations={}), "unreadable", "'annotations' is no list"),
     "no images": (coco(images=[]), "unreadable", "no list 'images', or an empty one"),
     "no object": (coco(images=["a.jpg"]), "image-form", "image number 1: 'a.jpg' is no object"),
     "image size": (image(width="96"), "image-width", "width '96' is not a whole number of pixels"),

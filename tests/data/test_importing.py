@@ -361,7 +361,7 @@ BAD = [
     ("yolo", {A: "", "labels/val/c.txt": ""}, "", "", "no object in any file"),
 ]  # fmt: skip
 BAD_FILES = [
-    ("x.json", '{"version": 1}', "labelme", "'shapes'"),
+    ("x.json", '{"version": 1}', "labelme", "it has no 'shapes'"),
     ("x.csv", "image,class,xmin,ymin,xmax\n", "csv", "its first line must name columns, such as"),
     ("x.csv", CSV.replace(",50,", ",wide,"), "csv", "line 2: no box of numbers"),
     ("x.xml", "<annotations><track/></annotations>", "cvat", "it is in the format CVAT for video"),

@@ -10,10 +10,10 @@ from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, routed_stages
-from studies.routing import Run, cells
+from studies.routing import Run, cells, rarer_branches
 from studies.routing.__main__ import main
 from studies.routing.report import render, write_report
-from studies.routing.tree_crowns import BUDGETS, DETECTOR, drop_absent, overrides, rarer_branches
+from studies.routing.tree_crowns import BUDGETS, DETECTOR, drop_absent, overrides
 
 
 def build(arm: str, budget: float, pruned: list[str]) -> torch.nn.Module:
@@ -26,7 +26,7 @@ def test_pruned_is_the_static_network_without_what_is_rarer(tmp_path: Path) -> N
     routed = build("routed", BUDGETS[-1], [])
     stages = routed_stages(routed)
     stages["res4.0"].routers["3"].linear.bias.data = torch.tensor([0.0, 1.0])
-    rarer = rarer_branches(routed, [torch.zeros(3, 64, 64)] * 2)
+    rarer = rarer_branches(routed, [[{"image": torch.zeros(3, 64, 64)}]] * 2)
     assert "res4.0:3-block" in rarer
     assert "res4.0:2-identity" in rarer
     plain, pruned = build("plain", 1.0, []), build("pruned", 0.7, rarer)

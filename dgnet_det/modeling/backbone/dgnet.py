@@ -49,6 +49,8 @@ class DGNet(Backbone):
         super().__init__()
         names = [f"res{i}" for i in range(2, len(stages) + 2)]
         check_choice("MODEL.RESNETS.OUT_FEATURES", out_features, ["stem", *names])
+        if not out_features:
+            raise UserError("MODEL.RESNETS.OUT_FEATURES: empty: name at least one feature map")
         last = max((names.index(name) + 1 for name in out_features if name in names), default=0)
         self.stem = stem
         self.stage_names = names[:last]
