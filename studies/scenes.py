@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from skimage import data
+from torchvision.datasets import FashionMNIST
 
-from dgnet_det.data.classification import FashionMNIST, find_fashion_mnist
+from dgnet_det.data.classification import fashion_mnist
 from dgnet_det.utils.files import folder_written_whole
 from studies.coco import Labelled, write_split
 
@@ -51,10 +52,9 @@ def write_composed_scenes(target: Path, num_scenes: dict[str, int]) -> None:
     recipes = {split: _recipe(split, count) for split, count in num_scenes.items()}
     if all(_recipe_in(target, split) == recipe for split, recipe in recipes.items()):
         return
-    products = find_fashion_mnist()
     with folder_written_whole(target) as folder:
         for index, (split, fashion_split) in enumerate({"train": "train", "test": "val"}.items()):
-            items = FashionMNIST(products, fashion_split)
+            items = fashion_mnist(fashion_split)
             scenes = _scenes(split, items, num_scenes[split], np.random.default_rng([SEED, index]))
             write_split(folder, split, items.classes, {"recipe": recipes[split]}, scenes)
 

@@ -5,10 +5,9 @@ iteration alone, so that a resumed run sees what the uninterrupted one would hav
 number of processes sees the same images.
 """
 
-import gzip
 import os
-import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -22,56 +21,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import datasets, transforms
 
+from dgnet_det.config import one_line
 from dgnet_det.data.images import opened
 from dgnet_det.errors import UserError, check_choice, first_few
 
-# Where the Debian package `dataset-fashion-mnist` puts its files.
-FASHION_MNIST_SYSTEM_FOLDER = "/usr/share/datasets/fashion-mnist"
 
-
-class FashionMNIST(Dataset):
-    """One split of Fashion-MNIST, ``train`` (60 000) or ``val`` (10 000), as RGB images of 28×28
-    pixels and labels 0 to 9.
+def fashion_mnist(split: str) -> datasets.FashionMNIST:
+    """One split of torchvision's Fashion-MNIST, ``train`` (60 000) or ``val`` (10 000), as RGB
+    images of 28×28 pixels and labels 0 to 9, in ``$DETECTRON2_DATASETS``, downloaded where it is
+    not there.
 
     Raises:
-        UserError: a file in ``folder`` is missing or damaged.
-    """
-
-    classes = tuple(datasets.FashionMNIST.classes)
-
-    def __init__(self, folder: Path, split: str) -> None:
-        prefix = {"train": "train", "val": "t10k"}[split]
-        self.images = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
-        self.labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
-
-
-def find_fashion_mnist() -> Path:
-    """The folder of Fashion-MNIST's four files: in ``$DETECTRON2_DATASETS`` (``fashion-mnist``, or
-    as torchvision leaves it), in the system's data folder, or downloaded by torchvision.
-
-    Raises:
-        UserError: it is not there and cannot be downloaded.
+        UserError: it cannot be downloaded, or a file is damaged.
     """
     root = Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
-    downloaded = root / "FashionMNIST" / "raw"
-    for folder in (root / "fashion-mnist", downloaded, Path(FASHION_MNIST_SYSTEM_FOLDER)):
-        if (folder / "t10k-images-idx3-ubyte.gz").exists():
-            return folder
+    gray = transforms.Grayscale(num_output_channels=3)
     try:
-        datasets.FashionMNIST(str(root), download=True)
-    except Exception as error:  # urllib's and torchvision's kinds, and what a proxy makes of them
+        return datasets.FashionMNIST(root, train=split == "train", transform=gray, download=True)
+    except Exception as error:  # torchvision's kinds, urllib's, and what a proxy makes of them
         raise UserError(
-            f"Fashion-MNIST: not in {root / 'fashion-mnist'}, and it cannot be downloaded"
-            f" ({str(error).splitlines()[0]}): put its four .gz files there, or install the Debian"
-            " package dataset-fashion-mnist"
+            f"{root / 'FashionMNIST' / 'raw'}: Fashion-MNIST is damaged, or not there and cannot be"
+            f" downloaded ({one_line(error)}): put its four files there, unpacked, such as those of"
+            " the Debian package dataset-fashion-mnist"
         ) from error
-    return downloaded
 
 
 def build_datasets(cfg: CfgNode) -> tuple[Dataset, Dataset]:
@@ -83,13 +55,13 @@ def build_datasets(cfg: CfgNode) -> tuple[Dataset, Dataset]:
     """
     options = cfg.CLASSIFICATION
     check_choice("CLASSIFICATION.DATASET", options.DATASET, ("imagefolder", "fashion_mnist"))
-    folder, read = Path(options.ROOT), cast(Callable[[Path, str], Any], _image_folder)
+    read: Callable[[str], Any] = partial(_image_folder, Path(options.ROOT))
     if options.DATASET == "fashion_mnist":
-        folder, read = find_fashion_mnist(), FashionMNIST
-    train, val = (read(folder, split) for split in ("train", "val"))
+        read = fashion_mnist
+    train, val = map(read, ("train", "val"))
     if differing := set(train.classes) ^ set(val.classes):
         raise UserError(
-            f"{folder}: class folders that are in only one of train and val:"
+            f"{options.ROOT}: class folders that are in only one of train and val:"
             f" {first_few(sorted(differing))}; make the two alike"
         )
     if len(train.classes) != options.NUM_CLASSES:
@@ -113,17 +85,6 @@ def _image_folder(root: Path, split: str) -> datasets.ImageFolder:
 def _read_image(path: str) -> Image.Image:
     with opened(path) as image:
         return image.convert("RGB")
-
-
-def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The array of bytes in a gzipped IDX file: a magic number, its shape, its values."""
-    try:
-        with gzip.open(path) as file:
-            data = file.read()
-        shape = np.frombuffer(data, ">u4", dimensions, offset=4)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: missing or damaged; fetch Fashion-MNIST again") from error
 
 
 def mix_seeds(*seeds: int) -> int:

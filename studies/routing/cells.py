@@ -9,7 +9,7 @@ from torch.utils.data import Subset
 
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.config import load_cfg
-from dgnet_det.data.classification import FashionMNIST, build_test_loader, find_fashion_mnist
+from dgnet_det.data.classification import build_test_loader, fashion_mnist
 from dgnet_det.modeling.classifier import build_classifier
 from dgnet_det.modeling.costs import Costs
 from studies import ROOT
@@ -23,7 +23,7 @@ COUNTED_IMAGES = 2000  # of the training's, for the most frequent choices
 
 def write_data() -> None:
     """Fashion-MNIST, unless it is there."""
-    find_fashion_mnist()
+    fashion_mnist("train")
 
 
 def overrides(run: Run, pruned: Sequence[str]) -> list[str]:
@@ -52,7 +52,7 @@ def perform(run: Run, folder: Path, pruned: Sequence[str], more: Sequence[str]) 
         "macs_deviation": costs.whole * choices.get("share_std", 0.0),
     }
     if run.arm == "routed":
-        train_set, test_set = (FashionMNIST(find_fashion_mnist(), x) for x in ("train", "val"))
+        train_set, test_set = map(fashion_mnist, ("train", "val"))
         every = len(train_set) // COUNTED_IMAGES or 1
         some = build_test_loader(cfg, Subset(train_set, range(0, len(train_set), every)))
         figures["rarer_branches"] = rarer_branches(model, (x.to(cfg.MODEL.DEVICE) for x, _ in some))

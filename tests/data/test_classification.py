@@ -1,8 +1,8 @@
 """Labelled images as they should be, and every kind that cannot be used."""
 
-import gzip
 import struct
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -11,18 +11,18 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from dgnet_det.config import get_cfg
-from dgnet_det.data import classification
 from dgnet_det.data.classification import (
     TrainingBatches,
     build_datasets,
     build_test_loader,
     build_train_loader,
-    find_fashion_mnist,
+    fashion_mnist,
 )
 from dgnet_det.errors import UserError
 
 
-def write_fashion_mnist(folder: Path) -> np.ndarray:
+def write_fashion_mnist(datasets: Path) -> np.ndarray:
+    folder = datasets / "FashionMNIST/raw"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 28, 28), dtype=np.uint8)
@@ -30,8 +30,7 @@ def write_fashion_mnist(folder: Path) -> np.ndarray:
     for prefix in ("train", "t10k"):
         for name, values in (("images-idx3", images), ("labels-idx1", labels)):
             header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-            path = folder / f"{prefix}-{name}-ubyte.gz"
-            path.write_bytes(gzip.compress(header + values.tobytes()))
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(header + values.tobytes())
     return images
 
 
@@ -59,20 +58,18 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty ``$DETECTRON2_DATASETS``, no system folder, no network."""
+    """An empty ``$DETECTRON2_DATASETS``, and no network."""
 
     def unreachable(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nno route")
+        raise URLError("no route")
 
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
-    monkeypatch.setattr(classification, "FASHION_MNIST_SYSTEM_FOLDER", str(tmp_path / "system"))
-    monkeypatch.setattr(classification.datasets, "FashionMNIST", unreachable)
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", unreachable)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     return tmp_path
 
 
-@pytest.mark.parametrize("place", ["datasets/fashion-mnist", "datasets/FashionMNIST/raw", "system"])
-def test_fashion_mnist_is_found_and_read(place: str, no_fashion_mnist: Path) -> None:
-    images = write_fashion_mnist(no_fashion_mnist / place)
+def test_fashion_mnist_is_read(no_fashion_mnist: Path) -> None:
+    images = write_fashion_mnist(no_fashion_mnist)
     cfg = small(no_fashion_mnist, DATASET="fashion_mnist", NUM_CLASSES=10)
     train_set, val_set = build_datasets(cfg)
     assert len(train_set) == len(val_set) == 12
@@ -88,17 +85,16 @@ def test_fashion_mnist_is_found_and_read(place: str, no_fashion_mnist: Path) -> 
 
 
 def test_absent_fashion_mnist_says_how_to_get_it(no_fashion_mnist: Path) -> None:
-    with pytest.raises(UserError, match=r"fashion-mnist.*Debian package dataset-fashion-mnist"):
-        find_fashion_mnist()
+    with pytest.raises(UserError, match=r"no route.*Debian package dataset-fashion-mnist"):
+        fashion_mnist("train")
 
 
-def test_damaged_fashion_mnist_is_named(no_fashion_mnist: Path) -> None:
-    folder = no_fashion_mnist / "datasets" / "fashion-mnist"
-    write_fashion_mnist(folder)
-    path = folder / "train-images-idx3-ubyte.gz"
+def test_damaged_fashion_mnist_is_told(no_fashion_mnist: Path) -> None:
+    write_fashion_mnist(no_fashion_mnist)
+    path = no_fashion_mnist / "FashionMNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: missing or damaged"):
-        build_datasets(small(folder, DATASET="fashion_mnist"))
+    with pytest.raises(UserError, match=r"FashionMNIST/raw: Fashion-MNIST is damaged"):
+        build_datasets(small(no_fashion_mnist, DATASET="fashion_mnist"))
 
 
 def test_an_epoch_shows_each_image_once_in_a_new_order(root: Path) -> None:

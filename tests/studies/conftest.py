@@ -1,6 +1,5 @@
 """Data in the studies' formats, small."""
 
-import gzip
 import struct
 from pathlib import Path
 
@@ -14,9 +13,9 @@ NUM_IMAGES = {"train": 32, "t10k": 20}
 
 
 @pytest.fixture
-def fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fashion-MNIST's files, where they are found: bright rectangles of ten widths on black."""
-    folder = tmp_path / "datasets/fashion-mnist"
+    folder = tmp_path / "datasets/FashionMNIST/raw"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for split, count in NUM_IMAGES.items():
@@ -26,12 +25,11 @@ def fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             image[4:24, 4 : 8 + 2 * label] = rng.integers(60, 256, (20, 4 + 2 * label))
         header = struct.pack(">IIII", 2051, count, 28, 28)
         for name, data in (
-            (f"{split}-images-idx3-ubyte.gz", header + images.tobytes()),
-            (f"{split}-labels-idx1-ubyte.gz", struct.pack(">II", 2049, count) + labels.tobytes()),
+            (f"{split}-images-idx3-ubyte", header + images.tobytes()),
+            (f"{split}-labels-idx1-ubyte", struct.pack(">II", 2049, count) + labels.tobytes()),
         ):
-            (folder / name).write_bytes(gzip.compress(data))
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder.parent))
-    return folder
+            (folder / name).write_bytes(data)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
 
 
 @pytest.fixture

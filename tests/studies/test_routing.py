@@ -72,9 +72,8 @@ def test_table(study: dict[str, Any], tmp_path: Path) -> None:
     assert (tmp_path / "images/routing.png").stat().st_size > 1000
 
 
-def test_cells_from_data_to_page(
-    fashion_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("products")
+def test_cells_from_data_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["--experiments", "cells", "--budgets", "0.6", "--seeds", "0", "--output", "runs"]
     tiny = ["CLASSIFICATION.EPOCHS", "1", "SOLVER.IMS_PER_BATCH", "8", "CLASSIFICATION.SIZE", "32"]

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgnet_det.data.classification import FashionMNIST
-from dgnet_det.errors import UserError
+from dgnet_det.data.classification import fashion_mnist
 from studies.scenes import SIZE, compose, write_composed_scenes
 
 COUNT = {"train": 6, "test": 4}
 
 
-def test_boxes_are_tight_and_inside(fashion_mnist: Path) -> None:
-    products = FashionMNIST(fashion_mnist, "train")
+@pytest.mark.usefixtures("products")
+def test_boxes_are_tight_and_inside() -> None:
+    products = fashion_mnist("train")
     rng = np.random.default_rng(0)
     background = Image.new("RGB", (200, 150))  # black: whatever is bright was pasted
     for _ in range(20):
@@ -35,8 +35,9 @@ def test_boxes_are_tight_and_inside(fashion_mnist: Path) -> None:
         assert outside.max() == 0
 
 
-def test_box_of_a_known_product(fashion_mnist: Path) -> None:
-    products = FashionMNIST(fashion_mnist, "train")
+@pytest.mark.usefixtures("products")
+def test_box_of_a_known_product() -> None:
+    products = fashion_mnist("train")
     _, items = compose(Image.new("RGB", (128, 128)), products, np.random.default_rng(1))
     for label, (left, top, right, bottom) in items:
         # The fixture's rectangle: 20 rows of 28, 4 + 2 · label columns, in a frame of one scale.
@@ -45,7 +46,8 @@ def test_box_of_a_known_product(fashion_mnist: Path) -> None:
         assert right - left == pytest.approx(scale * (4 + 2 * label), abs=2)
 
 
-def test_written_in_coco_format_and_again_the_same(fashion_mnist: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("products")
+def test_written_in_coco_format_and_again_the_same(tmp_path: Path) -> None:
     folder = tmp_path / "scenes"
     write_composed_scenes(folder, COUNT)
     backup = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -64,14 +66,3 @@ def test_written_in_coco_format_and_again_the_same(fashion_mnist: Path, tmp_path
     assert (folder / "train/00006.png").exists()
     write_composed_scenes(folder, COUNT)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == backup
-
-
-def test_without_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    monkeypatch.setattr("dgnet_det.data.classification.FASHION_MNIST_SYSTEM_FOLDER", "/nowhere")
-    monkeypatch.setattr("dgnet_det.data.classification.datasets.FashionMNIST", fail)
-    with pytest.raises(UserError, match="Debian package dataset-fashion-mnist"):
-        write_composed_scenes(tmp_path / "scenes", COUNT)
