@@ -16,10 +16,11 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgnet_det.config import is_classifier
-from dgnet_det.graph.stage import DynamicGraph, PlainStage
+from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
+from dgnet_det.modeling.costs import stage_sizes
 from dgnet_det.modeling.observation import (
     dgnet_of,
     dynamic_graphs,
@@ -154,7 +155,7 @@ def weighted_sums(backbone: DGNet, size: tuple[int, int], edges: Mapping[str, Te
     one per element and edge. ``edges`` are by graph, [N, N], whether edge i → j, at [j, i], is
     weighted and open."""
     total = 0
-    for name, (stage, in_size, out_size) in _stage_sizes(backbone, size).items():
+    for name, (stage, in_size, out_size) in stage_sizes(backbone, size).items():
         if name in edges:
             # Edge 0 → 1 carries the raw input; every other edge a tensor of the output's shape.
             raw = int(edges[name][1, 0])
@@ -168,7 +169,7 @@ def structure(backbone: DGNet, size: tuple[int, int]) -> list[dict[str, Any]]:
     """The stages of ``backbone``, in order, as JSON takes them; ``size`` is the image's. ``edges``
     are all edges of a stage, ``routed_edges`` those that routers weigh."""
     rows = []
-    for name, (stage, _, out_size) in _stage_sizes(backbone, size).items():
+    for name, (stage, _, out_size) in stage_sizes(backbone, size).items():
         blocks = len(stage.nodes)
         routed = int(stage.edges.sum()) if isinstance(stage, DynamicGraph) else 0
         is_paper = isinstance(stage, DynamicGraph) and not stage.fixed_chain
@@ -186,23 +187,6 @@ def structure(backbone: DGNet, size: tuple[int, int]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _stage_sizes(
-    backbone: DGNet, size: tuple[int, int]
-) -> dict[str, tuple[PlainStage, tuple[int, int], tuple[int, int]]]:
-    """Each stage of ``backbone`` with the sizes of its input and output, for an image of
-    ``size``."""
-
-    def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
-        return -(-size[0] // stride), -(-size[1] // stride)
-
-    size = strided(size, backbone.stem.stride)
-    sizes = {}
-    for name, stage in backbone.stages().items():
-        in_size, size = size, strided(size, stage.stride)
-        sizes[name] = stage, in_size, size
-    return sizes
 
 
 def _all_edges(backbone: DGNet) -> dict[str, Tensor]:

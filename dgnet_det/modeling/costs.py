@@ -2,7 +2,7 @@
 stages."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -87,29 +87,38 @@ def edge_costs(backbone: DGNet) -> dict[str, Tensor]:
         By graph, as :func:`dynamic_graphs` names them, [N, N], row j for the edges into node j.
     """
     return {
-        name: _costs_of_graph(stage, in_size, size)
-        for name, stage, in_size, size in _sides(backbone)
+        name: _costs_of_graph(stage, in_size[0], out_size[0])
+        for name, (stage, in_size, out_size) in stage_sizes(backbone, (SIDE, SIDE)).items()
         if isinstance(stage, DynamicGraph)
     }
 
 
-def _sides(backbone: DGNet) -> Iterator[tuple[str, PlainStage, int, int]]:
-    """Each stage's name, the stage, and the sides of its input and output."""
-    size = SIDE // backbone.stem.stride
+def stage_sizes(
+    backbone: DGNet, size: tuple[int, int]
+) -> dict[str, tuple[PlainStage, tuple[int, int], tuple[int, int]]]:
+    """Each stage of ``backbone`` with the sizes, (height, width), of its input and output, for an
+    image of ``size``."""
+
+    def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
+        return -(-size[0] // stride), -(-size[1] // stride)
+
+    size = strided(size, backbone.stem.stride)
+    sizes = {}
     for name, stage in backbone.stages().items():
-        in_size, size = size, size // stage.stride
-        yield name, stage, in_size, size
+        in_size, size = size, strided(size, stage.stride)
+        sizes[name] = stage, in_size, size
+    return sizes
 
 
-def _costs_of_graph(graph: DynamicGraph, in_size: int, out_size: int) -> Tensor:
-    carried = graph.out_channels * out_size**2
+def _costs_of_graph(graph: DynamicGraph, in_side: int, out_side: int) -> Tensor:
+    carried = graph.out_channels * out_side**2
     costs = graph.edges.double() * carried
     if graph.fixed_chain:  # the blocks run in any case
         return costs
-    raw = graph.in_channels * in_size**2
+    raw = graph.in_channels * in_side**2
     costs[1, 0] *= raw / carried
     for j in map(int, graph.nodes):
-        shape = (graph.in_channels, in_size) if j == 1 else (graph.out_channels, out_size)
+        shape = (graph.in_channels, in_side) if j == 1 else (graph.out_channels, out_side)
         router = sum(p.numel() for p in graph.routers[str(j)].parameters() if p.dim() == 2)
         # Pooling for the router reads every element once.
         node = _macs(graph.nodes[str(j)], shape, method="branch")[""] + carried + router
