@@ -188,6 +188,8 @@ def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str = "") -> None:
         if key in REMOVED_KEYS:
             logging.getLogger(__name__).warning("%s%s is %s", source, key, REMOVED_KEYS[key])
             continue
+        if value is None and any(name.startswith(f"{key}.") for name in known):
+            raise UserError(f"{source}{key}: this section is empty: remove the line")
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise UserError(f"{source}{key}: there is no such key; the nearest is {nearest[0]}")

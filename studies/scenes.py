@@ -47,7 +47,7 @@ def write_composed_scenes(target: Path, num_scenes: dict[str, int]) -> None:
         num_scenes: of ``train`` and ``test``.
 
     Raises:
-        UserError: Fashion-MNIST is not there.
+        UserError: Fashion-MNIST is not there and cannot be downloaded.
     """
     recipes = {split: _recipe(split, count) for split, count in num_scenes.items()}
     if all(_recipe_in(target, split) == recipe for split, recipe in recipes.items()):

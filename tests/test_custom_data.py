@@ -85,17 +85,18 @@ def tiles() -> list[tuple[Image.Image, np.ndarray]]:
 
 
 def write_voc(folder: Path) -> None:
-    """XML files beside the images, pixels counted from 1."""
-    folder.mkdir(parents=True)
+    """Pascal VOC's own folders, pixels counted from 1."""
+    for part in ("Annotations", "JPEGImages"):
+        (folder / part).mkdir(parents=True)
     for k, (tile, boxes) in enumerate(tiles()):
-        tile.save(folder / f"{k}.png")
+        tile.save(folder / f"JPEGImages/{k}.png")
         objects = "".join(
             f"<object><name>Tree</name><bndbox><xmin>{x + 1:g}</xmin><ymin>{y + 1:g}</ymin>"
             f"<xmax>{x + w:g}</xmax><ymax>{y + h:g}</ymax></bndbox></object>"
             for x, y, w, h in boxes
         )
         text = f"<annotation><filename>{k}.png</filename>{objects}</annotation>"
-        (folder / f"{k}.xml").write_text(text)
+        (folder / f"Annotations/{k}.xml").write_text(text)
 
 
 def write_yolo(folder: Path) -> None:
@@ -196,7 +197,7 @@ def test_the_page_goes_all_the_way(layout: str, tmp_path: Path) -> None:
     assert len(seen) == NUM_TRAIN + NUM_VAL
     assert all((mine / "pictures" / image["picture"]).is_file() for image in seen)
     detector = load_detector(mine / "detector.onnx")
-    found = detector(read_image(mine / "voc/0.png", "BGR"))
+    found = detector(read_image(mine / "voc/JPEGImages/0.png", "BGR"))
     assert len(found.scores) > 0
     assert found.pred_boxes.tensor.shape == (len(found.scores), 4)
     assert {detector.class_names[k] for k in found.pred_classes} == {"Tree"}

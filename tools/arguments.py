@@ -19,9 +19,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-# "MODEL.WEIGHTS", and the keys of Detectron2 that are in no section.
+# "MODEL.WEIGHTS", and the keys of Detectron2 that are in no section. A photograph may be called
+# DSC_0001.JPG.
 KEY = re.compile(
-    r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD"
+    r"(MODEL|DATASETS|INPUT|DATALOADER|SOLVER|TEST|CLASSIFICATION|GLOBAL)(\.[A-Z0-9_]+)+"
+    r"|OUTPUT_DIR|SEED|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD"
 )
 FOREIGN_WARNINGS = (
     r".*torch\.jit\.",
@@ -119,7 +121,6 @@ class ConfigParser(argparse.ArgumentParser):
         words = iter(sys.argv[1:] if args is None else args)
         rest, overrides = [], []
         for word in words:
-            # A photograph may be called DSC_0001.JPG.
             if KEY.fullmatch(word) and not os.path.exists(word):
                 overrides += [word, *islice(words, 1)]
             else:
@@ -130,7 +131,7 @@ class ConfigParser(argparse.ArgumentParser):
 
 
 def chosen_images(
-    cfg: Any, args: argparse.Namespace, also: Collection[str] = ()
+    cfg: Any, args: argparse.Namespace, also: Collection[str] = (), *, evaluated: bool = False
 ) -> list[dict[str, Any]]:
     """The images of ``--input``, by their ``file_name`` alone, or of ``--dataset``, in Detectron2's
     format; see :meth:`ConfigParser.add_images`. Empty if neither is given.
@@ -139,14 +140,15 @@ def chosen_images(
         cfg: the config.
         args: the parsed arguments.
         also: suffixes of further files to take from folders, such as ``.mp4``.
+        evaluated: whether AP on the dataset will be asked for.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or the dataset is not sound.
     """
     from dgnet_det.data import check_datasets, find_images, spread_images
 
     if args.dataset:
-        check_datasets(cfg, [args.dataset])
+        check_datasets(cfg, [args.dataset], evaluated=evaluated)
         return spread_images(args.dataset, args.num)
     return [{"file_name": str(file)} for file in find_images(args.input or (), also)]
 

@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--closed, --skipped: a share is between 0 and 1")
     if shares and cfg.MODEL.WEIGHTS:
         raise UserError("--closed, --skipped: these take an untrained network: MODEL.WEIGHTS ''")
+    if shares and cfg.MODEL.DGNET.EDGE_WEIGHTS == "none" and not is_routed(cfg):
+        raise UserError("--closed, --skipped: the plain network has no edges and no branches")
     if args.closed and is_routed(cfg):
         raise UserError("--closed: routed stages have no edges to close; give --skipped")
     if args.skipped and cfg.MODEL.DGNET.WIRING == "residual" and not is_routed(cfg):
@@ -93,15 +95,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.baseline and not shares:
         raise UserError("--baseline, --closed, --skipped: give something to compare with")
 
-    name = Path(args.config_file).stem
+    files = [args.config_file, *args.baseline]
+    names = [Path(file).stem for file in files]
+    if len(set(names)) < len(names):
+        names = files
+    name = names[0]
     contestants = [Contestant(name, cfg)]
-    for baseline in args.baseline:
-        if baseline == "stock":
-            contestants.append(Contestant("stock", stock_config(cfg), stock=True))
-        else:
-            contestants.append(Contestant(Path(baseline).stem, load_cfg(baseline, args.opts)))
+    for baseline, file in zip(names[1:], args.baseline, strict=True):
+        stock = file == "stock"
+        other = stock_config(cfg) if stock else load_cfg(file, args.opts)
+        contestants.append(Contestant(baseline, other, stock=stock))
     variants = [Contestant(f"{s:.0%} of edges closed", cfg, closed=s) for s in args.closed]
     variants += [Contestant(f"{s:.0%} of blocks skipped", cfg, skipped=s) for s in args.skipped]
+    if len({c.name for c in (*contestants, *variants)}) < len(contestants) + len(variants):
+        raise UserError("--baseline, --closed, --skipped: two of them are the same")
     height, width = args.input_size
     workload = Workload(args.mode, args.part, height, width, args.batch)
     results = measure([*contestants, *variants], workload, repeats=args.repeats)

@@ -21,12 +21,11 @@ import arguments
 
 CONFIG = Path(__file__).parent.parent / "configs/COCO-Detection/Base-RCNN-DG-FPN.yaml"
 MOST_CLASSES = 30  # in a printed table; the JSON has all
+MOST_CASES = 3  # of a kind, beside the first
 
 
 def print_findings(report: dict[str, Any]) -> None:
     """Errors, then warnings, a line each."""
-    from dgnet_det.errors import first_few
-
     for severity in ("errors", "warnings"):
         found = report[severity]
         name = severity if len(found) != 1 else severity[:-1]
@@ -34,7 +33,8 @@ def print_findings(report: dict[str, Any]) -> None:
         for finding in found:
             print(f"  {finding['line']}")
             if len(finding["cases"]) > 1:
-                print(f"      also {first_few(finding['cases'][1:])}")
+                more = " …" if finding["count"] > 1 + MOST_CASES else ""
+                print(f"      also {', '.join(finding['cases'][1 : 1 + MOST_CASES])}{more}")
         print()
 
 
@@ -51,7 +51,7 @@ def print_statistics(datasets: Sequence[dict[str, Any]]) -> None:
     """The datasets side by side, then their classes."""
     from tabulate import tabulate
 
-    names = ["train", "val"][: len(datasets)]
+    names = [Path(data["json"]).stem for data in datasets]
     rows = []
     for key, value in datasets[0].items():
         if key != "classes":

@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tqdm import tqdm
 
     from dgnet_det.analysis.counts import ImageCounter
-    from dgnet_det.checkpoint import DGNetCheckpointer, class_names_in
+    from dgnet_det.checkpoint import class_names_in
+    from dgnet_det.checkpoint.checkpointer import CLASS_NAMES, write_checkpoint
     from dgnet_det.config import load_cfg, read_yaml
     from dgnet_det.data import load_cfg_with_data, read_image
     from dgnet_det.errors import UserError
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = build_model(pruned_cfg)
         load_pruned(model, before.model)
         names = class_names_in(cfg.MODEL.WEIGHTS)
-        DGNetCheckpointer(model, str(folder), class_names=names).save("model")
+        write_checkpoint({"model": model.state_dict(), CLASS_NAMES: names}, folder / "model.pth")
         pruned_cfg.MODEL.WEIGHTS = str(args.output / "model.pth")
         pruned_cfg.OUTPUT_DIR = str(args.output / "training")
         pruned_cfg.MODEL.DEVICE = read_yaml(args.config_file).MODEL.DEVICE

@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=float,
         default=0.5,
         metavar="SCORE",
-        help="what a detection's score must be above, but for AP (default: %(default)s)",
+        help="what a detection's score must be above, and above the config's own limit, but for AP"
+        " (default: %(default)s)",
     )
     args = parser.parse_args(argv)
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         survey_choices,
         survey_images,
     )
+    from dgnet_det.config import score_threshold
     from dgnet_det.data import load_cfg_with_data, read_image
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
@@ -62,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.examples < 1:
         raise UserError(f"--examples {args.examples}: give at least 1")
+    score_threshold(args.confidence, "--confidence")
     check_writable(args.output)
     cfg = load_cfg_with_data(args.config_file, args.opts)
-    images = arguments.chosen_images(cfg, args)
+    images = arguments.chosen_images(cfg, args, evaluated=True)
     predictor = load_predictor(cfg, args.dataset or "", allow_untrained=True)
     routed = bool(routed_stages(predictor.model))
     if not routed and not dynamic_graphs(predictor.model):

@@ -131,9 +131,9 @@ def median_and_range(values: Sequence[float]) -> dict[str, float]:
 def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -> None:
     """Have the routers of an untrained model answer with drawn weights, the same at every call.
 
-    Every α is 0.5, or 0 for a share ``closed`` of the edges into each node, drawn per image, and
-    for all edges into a share ``skipped`` of the blocks of each graph, the same in all images. γ
-    is 0.01, so that open edges count.
+    Every τ is 0.25 and every α 0.5, or 0.1 for a share ``closed`` of the edges into each node,
+    drawn per image, and for all edges into a share ``skipped`` of the blocks of each graph, the
+    same in all images. γ is 0.01, so that open edges count.
 
     The RouterNets of routed stages choose the first branch, but the last, the identity, in a share
     ``skipped`` of the connections that have a choice, drawn per image.
@@ -160,9 +160,9 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
         for j in range(2, n):
             sources = graph.edges[j].nonzero().flatten()
             ranks = scores[:, j, sources].argsort(dim=1).argsort(dim=1)
-            alpha[:, j, sources] = (ranks >= round(closed * len(sources))) * 0.5
+            alpha[:, j, sources] = 0.1 + 0.4 * (ranks >= round(closed * len(sources)))
         blocks = torch.randperm(n - 2, generator=generator) + 1
-        alpha[:, blocks[: round(skipped * (n - 2))]] = 0.0
+        alpha[:, blocks[: round(skipped * (n - 2))]] = 0.1
         graph.thresholds.data.fill_(0.25)
         for i, targets in graph.targets.items():
             answer(graph.routers[str(i)], alpha[:, torch.tensor(targets), i])

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dgnet_det.analysis.benchmark import median_and_range, run_and_time
 from dgnet_det.analysis.counts import ImageCounter
+from dgnet_det.errors import UserError
 from dgnet_det.evaluation.coco import Evaluator, build_image_loader
 from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
@@ -67,6 +68,9 @@ def sweep(
         cfg: its config.
         thresholds: every τ is raised to them.
         repeats: how often each image is timed at each threshold.
+
+    Raises:
+        UserError: the dataset has no annotations.
     """
     graphs = dynamic_graphs(model)
     learned = {name: graph.thresholds.detach().clone() for name, graph in graphs.items()}
@@ -78,6 +82,8 @@ def sweep(
     backbone, device = dgnet_of(model), next(model.parameters()).device
     count = ImageCounter(model)
     evaluators = [Evaluator(cfg.DATASETS.TEST[0]) for _ in thresholds]
+    if "annotations" not in evaluators[0].truth.dataset:
+        raise UserError(f"DATASETS.TEST {cfg.DATASETS.TEST[0]}: it has no annotations to compare")
     for evaluator in evaluators:
         evaluator.reset()
     shares: list[list[tuple[float, float, int]]] = []  # per image and threshold

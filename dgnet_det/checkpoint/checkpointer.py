@@ -9,7 +9,6 @@ from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils import comm
 from torch import nn
 
 from dgnet_det.checkpoint.reading import local_file, read_checkpoint
@@ -97,8 +96,7 @@ class DGNetCheckpointer(DetectionCheckpointer):
         # What a file does not say itself may stand after its name.
         self._heuristics = urlparse(path).query == "matching_heuristics=True"
         try:
-            if comm.is_main_process():  # the only one that needs to see the file
-                local_file(path)
+            local_file(path)
             checkpoint = super().load(path, checkpointables)
             saved = saved_class_names(checkpoint)
             warning = self._judge(saved, resumes=own and checkpointables is None)

@@ -38,9 +38,10 @@ FEW_BOXES = 20
 ENOUGH_MET = 0.9
 
 
-def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
-    """The quick part of ``tools/check_dataset.py``, in which no image is read, for ``names`` out of
-    ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+def check_datasets(cfg: CfgNode, names: Sequence[str], *, evaluated: bool = False) -> None:
+    """The quick part of ``tools/check_dataset.py``, in which no image is read. Those ``names`` are
+    for training that are in ``DATASETS.TRAIN``, and for evaluation those in ``DATASETS.TEST``, or
+    all where they are to be ``evaluated``.
 
     Every name must be registered. Of a dataset in COCO format, its JSON, its folder and its images
     must exist, its content must be sound, and its number of classes the model's. What may be meant
@@ -53,11 +54,12 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
     findings = Findings()
     checked: dict[str, Content] = {}
     for name in dict.fromkeys(names):
-        key = "DATASETS.TRAIN" if name in cfg.DATASETS.TRAIN else "DATASETS.TEST"
+        keys = [key for key in ("TRAIN", "TEST") if name in cfg.DATASETS[key]]
+        of_key = f" (DATASETS.{keys[0]})" if keys else ""
         if name not in DatasetCatalog.list():
             raise UserError(
-                f"{key}: no dataset {name!r} is registered: correct the name, or name your files in"
-                " DATASETS.TRAIN_JSON, TRAIN_IMAGES, VAL_JSON and VAL_IMAGES"
+                f"{name}{of_key}: no such dataset is registered: correct the name, or name your"
+                " files in DATASETS.TRAIN_JSON, TRAIN_IMAGES, VAL_JSON and VAL_IMAGES"
             )
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type") != "coco":
@@ -67,12 +69,13 @@ def check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
         if name == json_file:  # named by its file in the config
             mend = "correct DATASETS.TRAIN_JSON, TRAIN_IMAGES, VAL_JSON or VAL_IMAGES"
         if not PathManager.isfile(json_file):
-            raise UserError(f"{json_file}: no such annotation file of {name} ({key}): {mend}")
+            raise UserError(f"{json_file}: no such annotation file of {name}{of_key}: {mend}")
         if not PathManager.isdir(image_root):
-            raise UserError(f"{image_root}: no such image folder of {name} ({key}): {mend}")
-        trained, evaluated = name in cfg.DATASETS.TRAIN, name in cfg.DATASETS.TEST
+            raise UserError(f"{image_root}: no such image folder of {name}{of_key}: {mend}")
         of_file = findings.of_file(json_file)
-        content = check_coco(cfg, of_file, trained=trained, evaluated=evaluated)
+        content = check_coco(
+            cfg, of_file, trained="TRAIN" in keys, evaluated=evaluated or "TEST" in keys
+        )
         check_presence(content.images.values(), image_root, of_file, mend)
         findings.raise_first_error()
         checked[name] = content

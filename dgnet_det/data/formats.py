@@ -109,6 +109,8 @@ def _read_csv(path: Path) -> Iterator[Entry]:
         cells = {meaning: row[k].strip() for meaning, k in columns.items() if k < len(row)}
         if not any(row) or (number == 1 and cells["xmin"].lower() in CSV_COLUMNS["xmin"]):
             continue
+        if not cells.get("image"):
+            raise ValueError(f"line {number}: names no image")
         boxes = images.setdefault(cells["image"], [])
         sides = [cells.get(side) for side in SIDES]
         if any(sides):

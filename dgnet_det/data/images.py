@@ -20,8 +20,8 @@ ANIMATION = "holds several pictures: only the first is read"
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name has an ending of images that Pillow knows."""
-    return path.suffix.lower() in Image.registered_extensions()
+    """Whether a file's name has an ending of images that Pillow reads."""
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
 
 
 def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]:
@@ -54,11 +54,14 @@ def spread_images(dataset: str, num: int) -> list[dict[str, Any]]:
     format.
 
     Raises:
-        UserError: ``num`` is below 1.
+        UserError: ``num`` is below 1, or the dataset's files are not there.
     """
     if num < 1:
         raise UserError(f"{num} images: give at least 1")
-    images = DatasetCatalog.get(dataset)
+    try:
+        images = DatasetCatalog.get(dataset)
+    except OSError as error:
+        raise UserError(f"{dataset}: {error}: set $DETECTRON2_DATASETS to its folder") from error
     num = min(num, len(images))
     return [images[k * len(images) // num] for k in range(num)]
 

@@ -94,7 +94,8 @@ def read_dataset(
             with opened(image) as picture:
                 size = upright_size(picture)
             scale = size if entry.fractions else (1, 1)
-            objects = [_annotation(box, names, scale, origin) for box in entry.boxes]
+            first = 0 if entry.fractions else origin
+            objects = [_annotation(box, names, scale, first) for box in entry.boxes]
             splits.setdefault(split, []).append(LabelledImage(image, size, objects))
         except UserError as error:
             findings.error("image", error, image.name)
@@ -120,7 +121,7 @@ def _find_labelled(
         return next(found, "train")
 
     folder, suffix = path if path.is_dir() else path.parent, READERS[layout][0]
-    files = _files(path if path.suffix == suffix else folder, suffix)
+    files = _files(path if path.suffix.lower() == suffix else folder, suffix)
     image_folder = image_folder or folder
     images = [file for file in _files(image_folder) if is_image(file)]
     images = [f for f in images if IMAGE_FOLDERS & set(inside(image_folder, f))] or images
@@ -176,8 +177,8 @@ def _find_image(by_stem: dict[str, list[Path]], names: Sequence[str], annotation
 
 def _files(path: Path, suffix: str = "") -> list[Path]:
     """A file, or those below a folder, by name; of CSV files those that hold boxes."""
-    files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path]
-    files = [f for f in files if f.is_file() and f.name[0] != "." and f.name.endswith(suffix)]
+    files = [f for f in sorted(path.rglob("*")) if f.is_file()] if path.is_dir() else [path]
+    files = [f for f in files if f.name[0] != "." and f.name.lower().endswith(suffix)]
     return [f for f in files if suffix != ".csv" or f == path or has_box_columns(f)]
 
 
@@ -207,7 +208,7 @@ def _split_lists(lists: Path, files: list[Path], findings: Findings) -> dict[str
     stems = {file.stem for file in files}
     splits: dict[str, list[str]] = {}
     for path in [p for p in sorted(lists.glob("*.txt")) if p.stem in SPLITS]:
-        for name in read_text(path).split():
+        for name in filter(None, map(str.strip, read_text(path).splitlines())):
             stem = name if name in stems else Path(name).stem
             splits.setdefault(stem, []).append(SPLITS[path.stem])
             if stem not in stems:
@@ -242,14 +243,18 @@ def _yolo_classes(path: Path, data: dict[str, Any]) -> list[str]:
 
 
 def _yolo_splits(data: dict[str, Any]) -> dict[str, str]:
-    """The splits by the names of folders that a data.yaml gives to them."""
-    names: dict[str, str] = {}
-    for split in ("test", "val", "train"):
+    """The splits by the names of folders that a data.yaml gives to one of them alone."""
+    names = defaultdict[str, set[str]](set)
+    for split in ("train", "val", "test"):
         entries = data.get(split) or []
         for entry in [entries] if isinstance(entries, str) else entries:
-            parts = Path(str(entry).lower().removesuffix(".txt")).parts
-            names |= {part: split for part in parts[-2:] if part not in ("images", "..")}
-    return names
+            for part in Path(str(entry).lower().removesuffix(".txt")).parts[-2:]:
+                names[part].add(split)
+    return {
+        name: splits.pop()
+        for name, splits in names.items()
+        if len(splits) == 1 and name not in ("images", "..")
+    }
 
 
 def _annotation(

@@ -113,7 +113,7 @@ class RoutedStage(PlainStage):
                 continue
             average = average or ValidAverage(x, valid)
             logits.append(self.routers[str(j)](average(x)))
-            if self._explores(logits[-1]) or has_no_values(x):
+            if self._explores() or has_no_values(x):
                 gates.append(self._select(logits[-1]))
                 x = weighted_sum([branch(x) for branch in branches], gates[-1])
             else:
@@ -124,14 +124,14 @@ class RoutedStage(PlainStage):
                 observe(choices)
         return x
 
-    def _explores(self, logits: Tensor) -> bool:
+    def _explores(self) -> bool:
         """Whether branches are drawn. A frozen stage runs as at inference."""
-        return self.training and logits.requires_grad
+        return self.training and any(p.requires_grad for p in self.routers.parameters())
 
     def _select(self, logits: Tensor) -> Tensor:
         start, end = self.temperature
         temperature = start * (end / start) ** self.progress
-        return select(logits, temperature if self._explores(logits) else None)
+        return select(logits, temperature if self._explores() else None)
 
     def _choices(self, gates: Sequence[Tensor], logits: Sequence[Tensor]) -> Choices:
         connections = tuple(map(int, self.routers))

@@ -31,6 +31,16 @@ PICTURE = "training.png"  # in OUTPUT_DIR
 class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's; the best value so far is in the checkpoints, so that it outlives --resume."""
 
+    def after_step(self) -> None:
+        """As Detectron2's. The checkpoint of this step, which was saved before the evaluation, is
+        saved anew with the new best value."""
+        before, step = self.best_iter, self.trainer.iter
+        super().after_step()
+        saved = (step + 1) % self.trainer.cfg.SOLVER.CHECKPOINT_PERIOD == 0
+        if saved and self.best_iter != before:
+            checkpointer = self.trainer.checkpointer
+            checkpointer.save(Path(checkpointer.get_checkpoint_file()).stem, iteration=step)
+
     def state_dict(self) -> dict[str, Any]:
         """The best value and its iteration."""
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
@@ -68,6 +78,8 @@ class RoutingSchedule(HookBase):
 class RoutingStatistics(HookBase):
     """What the routers decide, in the metrics. It comes before evaluations, whose images these are
     not.
+
+    With gradient accumulation, of the last micro-batch of each iteration.
 
     Of every graph, as ``wiring/res2.0/open_edges`` and so on: mean edge weight, shares of open
     edges and of absent nodes for the latest batch, and the spread of α over the images since the

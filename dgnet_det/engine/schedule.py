@@ -47,9 +47,9 @@ def fit_schedule(
     - the batch: each process takes as many images as in the recipe;
     - the learning rate grows in proportion to the batch, the iterations shrink;
     - ``EPOCHS``, or iterations given, set the length of the training. ``STEPS`` and the periods of
-      checkpoints and evaluation keep their places in it, but no period is shorter than an epoch;
-      the warm-up stays as many images long, but takes no more than ``LARGEST_WARMUP`` of it, or the
-      recipe's share.
+      checkpoints and evaluation keep their places in it, but with ``EPOCHS`` no period is shorter
+      than one; the warm-up stays as many images long, but takes no more than ``LARGEST_WARMUP`` of
+      it, or the recipe's share.
 
     With ``REFERENCE_WORLD_SIZE`` 0, Detectron2's default, the batch, the learning rate and the
     iterations are taken as they are; ``EPOCHS`` still sets the length. Steps that the training does

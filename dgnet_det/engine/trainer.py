@@ -99,16 +99,17 @@ class Trainer(DefaultTrainer):
         cfg, is_main = self.cfg, comm.is_main_process()
         period, names = cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(), RoutingSchedule()]
+        if is_main:
+            built.append(RoutingStatistics())
         if cfg.TEST.PRECISE_BN.ENABLED:
             loader = self.build_train_loader(cfg)
             built.append(hooks.PreciseBN(period, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
         if is_main:
-            built += [
-                RoutingStatistics(),
+            built.append(
                 hooks.PeriodicCheckpointer(
                     self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=CHECKPOINTS_KEPT
-                ),
-            ]
+                )
+            )
         built.append(hooks.EvalHook(period, self._evaluate))
         if cfg.TEST.AUG.ENABLED:
             built.append(hooks.EvalHook(0, lambda: self.test_with_TTA(cfg, self.model)))
@@ -204,8 +205,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
-        """Evaluate with test-time augmentation, as ``TEST.AUG`` describes; metric names end in
-        ``_TTA``."""
+        """Evaluate with test-time augmentation, as ``TEST.AUG`` describes, without the spread;
+        metric names end in ``_TTA``."""
         logging.getLogger(__name__).info("Inference with test-time augmentation ...")
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]

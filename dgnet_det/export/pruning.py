@@ -115,9 +115,8 @@ def load_pruned(pruned: nn.Module, model: nn.Module) -> None:
             for name in kept:
                 if name.startswith(router) or name == gamma:
                     kept[name] = state[name][rows]
-        if graph.targets:
-            tau = f"{prefix}.thresholds"
-            kept[tau] = state[tau][[list(before).index(i) for i in graph.targets]]
+        tau = f"{prefix}.thresholds"
+        kept[tau] = state[tau][[list(before).index(i) for i in graph.targets]]
     for prefix, stage in _named(pruned, RoutedStage).items():
         for j in stage.routers:
             rows = [stages[prefix].branches[int(j)].index(n) for n in stage.branches[int(j)]]

@@ -145,7 +145,9 @@ class DynamicGraph(PlainStage):
                 for i, nodes in self.targets.items()
             }
         )
-        self.thresholds = nn.Parameter(torch.zeros(len(self.targets)))
+        # Where all edges are pruned, there is none to learn.
+        learns = bool(self.targets)
+        self.thresholds = nn.Parameter(torch.zeros(len(self.targets)), requires_grad=learns)
         # Called with the :class:`EdgeWeights` of every forward pass.
         self.observers: list[Callable[[EdgeWeights], None]] = []
 

@@ -19,11 +19,11 @@ class PaperGraph(DynamicGraph):
     That is about where it starts.
 
     A node is run for the samples that feed it alone, in training as at inference, so that its batch
-    statistics are those of the samples that its running statistics will serve. In training a node
-    that no sample feeds is run for the one sample whose edge into it is the strongest: so every
-    edge can open again, and every parameter takes part in every iteration, as data parallelism
-    demands. Where feature maps are 1×1, it is run for two samples at least. If all edges into the
-    output are closed for a sample, the strongest stays open.
+    statistics are those of the samples that its running statistics will serve. In training, unless
+    the graph is frozen, a node that no sample feeds is run for the one sample whose edge into it is
+    the strongest: so every edge can open again, and every parameter takes part in every iteration,
+    as data parallelism demands. Where feature maps are 1×1, it is run for two samples at least. If
+    all edges into the output are closed for a sample, the strongest stays open.
     """
 
     fixed_chain = False
@@ -56,7 +56,7 @@ class PaperGraph(DynamicGraph):
             return self._f(block.branch, block.activation, nodes, row), present
         if present.all():
             return self._f(block.branch, block.activation, nodes, row), None
-        if self.training and torch.is_grad_enabled():
+        if self.training and self.thresholds.requires_grad:
             # Batch norm asks for two values per channel.
             needed = min(1 if projected[0, 0].numel() > 1 else 2, len(row))
             if present.sum() < needed:

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
@@ -56,7 +55,8 @@ class BudgetLoss:
         share = self.costs.share(self._gates).mean()
         self._gates.clear()
         start, end = self.ramp
-        done = 1.0 if self.progress >= end else max(0.0, self.progress - start) / (end - start)
+        part = max(0.0, self.progress - start) / ((end - start) or 1.0)
+        done = 1.0 if self.progress >= end else part
         return self.weight * F.relu(share - (1 + done * (self.budget - 1)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class BudgetLoss:
         return {**self.__dict__, "_gates": {}}
 
     def _keep(self, name: str, stage: PlainStage, decided: EdgeWeights | Choices) -> None:
-        if stage.training and torch.is_grad_enabled():
+        if stage.training:
             self._gates[name] = decided.gate
             if isinstance(stage, RoutedStage):
                 self.progress = stage.progress
@@ -92,10 +92,11 @@ def budget_loss(cfg: CfgNode, model: nn.Module) -> BudgetLoss | None:
             f"{key.rpartition('.')[0]}.{keys}: give a weight of at least 0 and a budget from 0 to"
             " below 1"
         )
-    start, end = drnet.BUDGET_RAMP
-    if not 0 <= start <= end <= 1:
-        raise UserError(f"MODEL.DRNET.BUDGET_RAMP {start, end}: give two rising numbers, 0 to 1")
-    loss = BudgetLoss(dgnet_of(model), weight=weight, budget=budget, ramp=(start, end))
+    ramp = list(drnet.BUDGET_RAMP)
+    numbers = all(isinstance(x, (int, float)) for x in ramp)
+    if len(ramp) != 2 or not numbers or not 0 <= ramp[0] <= ramp[1] <= 1:
+        raise UserError(f"MODEL.DRNET.BUDGET_RAMP {ramp}: give two rising numbers, 0 to 1")
+    loss = BudgetLoss(dgnet_of(model), weight=weight, budget=budget, ramp=(ramp[0], ramp[1]))
     if not loss.costs.decided:
         what = "branches to choose from" if routed else "edges to pay for"
         raise UserError(f"{key}: there are no {what}: set it to 0")

@@ -89,7 +89,7 @@ def edge_costs(backbone: DGNet) -> dict[str, Tensor]:
     return {
         name: _costs_of_graph(stage, in_size[0], out_size[0])
         for name, (stage, in_size, out_size) in stage_sizes(backbone, (SIDE, SIDE)).items()
-        if isinstance(stage, DynamicGraph)
+        if isinstance(stage, DynamicGraph) and stage.targets
     }
 
 

@@ -35,8 +35,9 @@ def dgnet_of(model: nn.Module) -> DGNet:
 
 
 def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
-    """The graphs of a model by name: ``res2.0``, …. Empty for a plain network."""
-    return {name: s for name, s in _stages(model) if isinstance(s, DynamicGraph)}
+    """The graphs of a model by name: ``res2.0``, …, but for those without any edge left that a
+    router weighs. Empty for a plain network."""
+    return {name: s for name, s in _stages(model) if isinstance(s, DynamicGraph) and s.targets}
 
 
 def routed_stages(model: nn.Module) -> dict[str, RoutedStage]:

@@ -29,13 +29,20 @@ def read_metrics(path: Path) -> Curves:
     """The curves of a ``metrics.json``: iterations and values by name, NaN left out.
 
     Where a later run went on from an earlier one, or began anew, its lines take the place of those
-    from the iteration on where it started.
+    from the iteration on where it started. An evaluation's own line comes after a later one of the
+    training. A line that was cut off, as by a full disk, is left out.
     """
     records: list[dict[str, Any]] = []
+    latest = -1
     for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        while records and records[-1]["iteration"] >= record["iteration"]:
-            records.pop()
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        start, trains = record["iteration"], "lr" in record
+        if start <= latest:
+            records = [r for r in records if r["iteration"] < start or ("lr" in r and not trains)]
+        latest = start if trains else max(start, latest)
         records.append(record)
     curves: Curves = {}
     for record in records:

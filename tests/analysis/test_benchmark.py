@@ -44,6 +44,7 @@ def test_compare_takes_pairs() -> None:
     [
         ("DG_R_18", 0.0, 0.0),
         ("DG_R_18", 0.5, 0.0),
+        ("DG_R_18", 1.0, 0.0),
         ("DG_R_18", 0.0, 0.5),
         ("DG_R_18_residual", 0.0, 0.0),
         ("DG_R_18_residual", 0.5, 0.0),
@@ -58,7 +59,9 @@ def test_drawn_edges(name: str, closed: float, skipped: float) -> None:
         routed = wiring.alpha[:, wiring.edges]
         if not closed and not skipped:
             assert (routed == 0.5).all()
-        if closed:
+        if closed == 1 and "residual" not in name:
+            assert routed.ne(0).sum(dim=1).tolist() == [2, 2]  # 0 → 1, and the output's strongest
+        elif closed:
             # Of two blocks' graph: 1 of 2 edges into node 2 and 2 of 3 into node 3, in the residual
             # wiring 0 of 1 and 1 of 2; 0 → 1 stays open.
             count = 1 if "residual" in name else 3
@@ -92,13 +95,14 @@ def test_stock_is_detectron2s_own() -> None:
 def test_the_tool_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dg = str(CONFIGS / "faster_rcnn_DG_R_18_FPN_1x.yaml")
     out = str(tmp_path / "benchmark.json")
-    options = ["--closed", "0.5", "--part", "backbone"]
+    twin = tmp_path / Path(dg).name  # with its name
+    plain = f"_BASE_: {dg}\nMODEL:\n  DGNET:\n    EDGE_WEIGHTS: none\n    WIRING: residual\n"
+    twin.write_text(plain)
+    options = ["--baseline", str(twin), "--closed", "0.5", "--part", "backbone"]
     options += ["--input-size", "64", "64", "--repeats", "2", "--json", out]
     main(["--config-file", dg, *options, *SMALL, "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"])
     figures = json.loads(Path(out).read_text())
-    assert list(figures["ratios"]) == [
-        "50% of edges closed ÷ full graph",
-    ]
+    assert list(figures["ratios"]) == [f"{dg} ÷ {twin}", "50% of edges closed ÷ full graph"]
     for ratio in figures["ratios"].values():
         assert set(ratio["ratio"]) == {"median", "min", "max"}
         assert ratio["memory_ratio"] > 0
@@ -117,6 +121,11 @@ def test_the_tool_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixtu
             ["--skipped", "0.5", "MODEL.WEIGHTS", "", "MODEL.DGNET.WIRING", "residual"],
             "no node is skipped",
         ),
+        (
+            ["--closed", "0.5", "MODEL.WEIGHTS", "", "MODEL.DGNET.EDGE_WEIGHTS", "none"],
+            "the plain network has no edges",
+        ),
+        (["--closed", "0.5", "0.501", "MODEL.WEIGHTS", ""], "two of them are the same"),
     ],
 )
 def test_mistakes_are_one_line(options: list[str], message: str) -> None:

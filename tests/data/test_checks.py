@@ -61,12 +61,17 @@ def test_good_dataset_passes(splits: Splits, cfg: CfgNode) -> None:
     splits.train.write()
     splits.val.write()
     check_datasets(cfg, (TRAIN, VAL, TRAIN))
+    del splits.train.coco["annotations"][0]["area"]  # which evaluation alone needs
+    splits.train.write()
+    check_datasets(cfg, [TRAIN])
+    with pytest.raises(UserError, match="has no 'area'"):
+        check_datasets(cfg, [TRAIN], evaluated=True)
 
 
 @pytest.mark.parametrize("key", ["TRAIN", "TEST"])
 def test_unknown_name(cfg: CfgNode, key: str) -> None:
     cfg.DATASETS[key] = ("tree_crown",)
-    assert message_of(cfg).startswith(f"DATASETS.{key}: no dataset 'tree_crown' is registered")
+    assert message_of(cfg).startswith(f"tree_crown (DATASETS.{key}): no such dataset is registered")
 
 
 def test_missing_files(splits: Splits, cfg: CfgNode) -> None:

@@ -42,6 +42,8 @@ def test_files_folders_and_patterns(folder: Path, inputs: list[str], expected: l
 def test_further_suffixes(folder: Path) -> None:
     assert folder / "clip.mp4" not in find_images([str(folder)])
     assert folder / "clip.mp4" in find_images([str(folder)], also={".mp4"})
+    (folder / "notes.pdf").touch()  # which Pillow writes and does not read
+    assert folder / "notes.pdf" not in find_images([str(folder)])
 
 
 def test_nothing_there(folder: Path) -> None:

@@ -79,7 +79,13 @@ def devkit(tmp_path: Path) -> Path:
         "Annotations/b.xml": voc(),
         "Annotations/c.xml": voc(("dog", 30, 20, 30, 20, 0)),  # one pixel
     }
-    lists = {"train": "a\n", "val": "b\n", "test": "c\n", "trainval": "a\nb\n", "x_train": "a 1\n"}
+    lists = {
+        "train": " a \n\n",
+        "val": "b\n",
+        "test": "c\n",
+        "trainval": "a\nb\n",
+        "x_train": "a 1\n",
+    }
     files |= {f"ImageSets/Main/{name}.txt": text for name, text in lists.items()}
     return fill(tmp_path / "VOC2007", files)
 
@@ -306,6 +312,32 @@ def test_yolo_folders_with_names_of_their_own(yolo: Path) -> None:
     assert boxes_by_file(splits["val"]) == {"c.jpg": boxes}
 
 
+def test_yolo_folders_below_a_shared_one(yolo: Path) -> None:
+    """``data/train`` and ``data/val``: what both have in their paths tells nothing."""
+    for split in ("train", "val"):
+        (yolo / "data" / split).mkdir(parents=True)
+        for part in ("images", "labels"):
+            for file in (yolo / part / split).iterdir():
+                file.rename(yolo / "data" / split / file.name)
+    fill(yolo, {"data.yaml": "train: data/train\nval: data/val\nnames: [cat, dog]\n"})
+    assert file_names(convert(yolo)) == {"train": {"a.jpg", "b.png"}, "val": {"c.jpg"}}
+
+
+def test_fractions_have_no_first_pixel(yolo: Path) -> None:
+    assert convert(yolo, "--origin", "1") == convert(yolo)
+
+
+def test_endings_and_names_as_they_are(tmp_path: Path) -> None:
+    """An ending in capitals, a name with a blank, and a file that Pillow writes but does not
+    read."""
+    label = "filename,class,xmin,ymin,xmax,ymax\nphoto 1.jpg,dog,1,2,3,4\n"
+    files = {"BOXES.CSV": label, "photo 1.jpg": None, "manual.pdf": "%PDF"}
+    assert file_names(convert(fill(tmp_path / "set", files))) == {"train": {"photo 1.jpg"}}
+    files = {"a b.xml": voc(("dog", 1, 2, 3, 4, 0), filename="a b.jpg"), "a b.jpg": None}
+    folder = fill(tmp_path / "voc", files | {"ImageSets/Main/val.txt": "a b\n"})
+    assert file_names(convert(folder)) == {"val": {"a b.jpg"}}
+
+
 def file_names(splits: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
     return {split: {i["file_name"] for i in coco["images"]} for split, coco in splits.items()}
 
@@ -344,7 +376,7 @@ BAD = [
     ("devkit", {"q.xml": voc(filename="z.png")}, "", "q.xml", "no image q or z.png below"),
     ("devkit", {"JPEGImages/a.jpg": b"x"}, "", "JPEGImages/a.jpg", "does not decode"),
     ("devkit", {"JPEGImages/a.jpg": wide()}, "", "JPEGImages/a.jpg", "more than 8 bits"),
-    ("devkit", {"ImageSets/Main/val.txt": "b z"}, "", "ImageSets/Main/val.txt", "lists z, which"),
+    ("devkit", {"ImageSets/Main/val.txt": "b\nz"}, "", "ImageSets/Main/val.txt", "lists z, which"),
     ("devkit", {}, "--classes cat", "", "class 'dog' is not among those given"),
     ("devkit", {}, "--classes cat dog cat", "", "a class is given twice: cat, dog, cat"),
     ("devkit", {}, "--val-share 0.5", None, "the data have splits already: train, val, test"),
@@ -364,6 +396,7 @@ BAD_FILES = [
     ("x.json", '{"version": 1}', "labelme", "it has no 'shapes'"),
     ("x.csv", "image,class,xmin,ymin,xmax\n", "csv", "its first line must name columns, such as"),
     ("x.csv", CSV.replace(",50,", ",wide,"), "csv", "line 2: no box of numbers"),
+    ("x.csv", CSV + ",dog,1\n", "csv", "line 5: names no image"),
     ("x.xml", "<annotations><track/></annotations>", "cvat", "it is in the format CVAT for video"),
     ("x.xml", CVAT.replace('"90.0"', '"?"'), "cvat", "image one/a.jpg: object 1: no box of num"),
     ("x.xml", CVAT.replace("9,4;", "9;"), "cvat", "image one/a.jpg: object 2: no box of numbers"),

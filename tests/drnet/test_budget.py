@@ -136,6 +136,8 @@ def test_the_temperature_follows_from_the_iteration() -> None:
         (("MODEL.DRNET.BUDGET", "0.3"), r"BUDGET 0.3: what runs in any case has a share of 0.4"),
         (("MODEL.DRNET.BUDGET_WEIGHT", "-1.0"), "MODEL.DRNET.BUDGET_WEIGHT -1.0"),
         (("MODEL.DRNET.BUDGET_RAMP", "[0.5, 0.2]"), "MODEL.DRNET.BUDGET_RAMP"),
+        (("MODEL.DRNET.BUDGET_RAMP", "[0.1, 0.2, 0.3]"), "MODEL.DRNET.BUDGET_RAMP"),
+        (("MODEL.DRNET.BUDGET_RAMP", "['a', 'b']"), "MODEL.DRNET.BUDGET_RAMP"),
         (("MODEL.DRNET.BRANCHES", "['block']"), "there are no branches to choose from"),
     ],
 )

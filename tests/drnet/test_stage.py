@@ -165,6 +165,18 @@ def test_batch_statistics_are_those_of_all_images() -> None:
     torch.testing.assert_close(conv.norm.running_mean, 0.1 * inputs[0].mean(dim=(0, 2, 3)))
 
 
+@torch.no_grad()
+def test_statistics_that_are_taken_anew_are_of_all_images_too() -> None:
+    """As fvcore's ``update_bn_stats`` takes them: in training mode, without gradients."""
+    stage, x = small_stage("BN").train(), torch.randn(8, 4, 6, 6, dtype=torch.float64)
+    sizes: list[int] = []
+    stage.nodes["2"].conv1.norm.register_forward_pre_hook(
+        lambda _, args: sizes.append(len(args[0]))
+    )
+    stage(x)
+    assert sizes == [8]
+
+
 def test_every_parameter_has_a_gradient_but_what_no_image_selected() -> None:
     backbone = routed_backbone("cell", norm="BN").train()
     sum(f.square().mean() for f in backbone(images()).values()).backward()

@@ -249,8 +249,10 @@ def test_images_of_a_dataset(made: Path, dataset: str, tmp_path: Path) -> None:
     with Image.open(tmp_path / "seen/0.png") as picture:
         assert picture.width == 2 * SIDE + GAP
     assert len(json.loads((tmp_path / "seen.json").read_text())["images"]) == 2
-    with pytest.raises(UserError, match="no dataset 'nowhere' is registered"):
+    with pytest.raises(UserError, match="nowhere: no such dataset is registered"):
         demo([*common, "--output", str(tmp_path), "--dataset", "nowhere"])
+    with pytest.raises(UserError, match=r"^voc_2007_val: .*VOC2007"):  # Detectron2's, not in COCO's
+        demo([*common, "--output", str(tmp_path), "--dataset", "voc_2007_val"])
     torch.save({"model": model.state_dict(), "class_names": ["kite"]}, tmp_path / "model.pth")
     with pytest.raises(UserError, match=r"trained for the classes kite, but the data have"):
         demo([*common, "--output", str(tmp_path)])

@@ -82,6 +82,19 @@ def test_the_input_is_not_overwritten_where_it_alone_feeds_the_output() -> None:
     assert sum(p.numel() for p in graph.parameters()) == 1 + 1  # one router, one threshold
 
 
+def test_nothing_is_left_for_routers() -> None:
+    """The residual wiring is then the plain network, and no part of it waits for a gradient."""
+    graph, (x, _) = make_graph("basic", "residual"), random_batch()
+    every = {(i, j) for j, i in graph.edges.nonzero().tolist()}
+    smaller = pruned_graph(graph, every, "basic", "residual", "dynamic")
+    torch.testing.assert_close(smaller(x), PlainStage.forward(smaller, x))
+    smaller.train()(x).sum().backward()
+    assert all(p.grad is not None for p in smaller.parameters() if p.requires_grad)
+    edges = [f"res{k}.0:{i}-{j}" for k in (3, 5) for i, j in ((0, 2), (0, 3), (1, 3))]
+    left = narrow_backbone("MODEL.DGNET.WIRING", "residual", "MODEL.DGNET.PRUNED_EDGES", edges)
+    assert list(dynamic_graphs(left)) == ["res2.0", "res4.0"]
+
+
 @pytest.mark.parametrize("wiring", ["paper", "residual"])
 def test_everything_that_is_left_can_be_trained(wiring: str) -> None:
     edges: set[Edge] = {(0, 2), (1, 3), (0, 4)} if wiring == "residual" else {(0, 2), (2, 5)}
@@ -138,6 +151,8 @@ def test_the_tool_prunes_what_is_closed_for_all_images(
     assert report["largest_difference"] < 1e-5
     assert report["num_images"] == 3
     whole = load_model(detector[1], *detector[2:])
+    written = {path.name for path in (tmp_path / "pruned").iterdir()}
+    assert written == {"config.yaml", "model.pth"}
     left_cfg = load_cfg(str(tmp_path / "pruned/config.yaml"))
     assert left_cfg.MODEL.DGNET.SPARSITY_WEIGHT == 0
     predictor = load_predictor(left_cfg)

@@ -309,6 +309,27 @@ def test_a_node_that_no_sample_feeds_still_learns() -> None:
     assert absent[:, 2].all()
 
 
+@torch.no_grad()
+def test_statistics_that_are_taken_anew_are_never_of_nothing() -> None:
+    """As fvcore's ``update_bn_stats`` takes them: in training mode, without gradients."""
+    graph, x = closing_graph(), torch.randn(3, 8, 5, 5)
+    x[:, 0] = -x[:, 0].abs()
+    norm = graph.node(2).conv1.norm
+    before = norm.running_var.clone()
+    graph(x)
+    assert not torch.equal(norm.running_var, before)
+
+
+def test_a_frozen_graph_decides_as_at_inference() -> None:
+    graph, x = closing_graph(), torch.randn(3, 8, 5, 5)
+    x[:, 0] = -x[:, 0].abs()
+    graph.freeze()
+    for norm in [m for m in graph.modules() if isinstance(m, nn.BatchNorm2d)]:
+        norm.eval()
+    trained = graph(x)
+    torch.testing.assert_close(trained, graph.eval()(x))
+
+
 def test_batch_norm_never_sees_a_single_value() -> None:
     """Feature maps of 1 × 1, as a classifier of small images has them, and a node that one sample
     feeds."""

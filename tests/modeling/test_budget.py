@@ -18,6 +18,7 @@ from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.errors import UserError
+from dgnet_det.graph.topology import edge_name
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
 from dgnet_det.modeling.classifier import build_classifier
@@ -124,6 +125,16 @@ def test_gradients_are_those_of_the_surrogate(wiring: tuple[str, str]) -> None:
             assert tau == pytest.approx(-float(share.sum()), rel=1e-4)
 
 
+def test_a_budget_that_falls_at_once() -> None:
+    """A ramp of no length, before it and behind it."""
+    backbone = small_backbone(*PAPER)
+    loss = BudgetLoss(backbone, weight=2.0, budget=0.25, ramp=(0.3, 0.3))
+    for progress, expected in ((0.2, 0.0), (0.3, 2 * 0.75)):
+        loss.progress = progress
+        run(backbone)
+        assert loss().item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_no_gradient_within_the_budget() -> None:
     backbone = small_backbone(*PAPER)
     loss = BudgetLoss(backbone, weight=2.0, budget=0.9)
@@ -192,6 +203,12 @@ def test_detector_returns_the_loss_in_training_alone(autocast: bool) -> None:
     assert list(found[0]) == ["instances"]
 
 
+@torch.no_grad()
+def test_a_training_forward_pass_without_gradients_has_a_loss() -> None:
+    """As fvcore's ``update_bn_stats`` makes them."""
+    assert losses(detector(*ON))["loss_budget"].item() == pytest.approx(2 * 0.75)
+
+
 def test_a_copy_made_after_a_training_step_has_its_own_loss() -> None:
     model = detector(*ON)
     sum(losses(model).values()).backward()
@@ -243,6 +260,16 @@ def test_in_distributed_data_parallel(tmp_path: Path) -> None:
 def test_errors(opts: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         detector(*opts)
+
+
+def test_without_any_edge_left_there_is_nothing_to_pay_for() -> None:
+    edges = [
+        edge_name(name, (i, j))
+        for name, graph in dynamic_graphs(detector(*RESIDUAL)).items()
+        for j, i in graph.edges.nonzero().tolist()
+    ]
+    with pytest.raises(UserError, match="there are no edges to pay for"):
+        detector(*ON, *RESIDUAL, "MODEL.DGNET.PRUNED_EDGES", str(edges))
 
 
 def test_classifier_has_it_too() -> None:

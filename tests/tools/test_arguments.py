@@ -40,7 +40,10 @@ def test_overrides_are_told_from_values(tmp_path: Path, monkeypatch: pytest.Monk
     parser.add_argument("--input", nargs="+")
     parser.add_argument("--resume", action="store_true")
     words = "--input a DSC_0001.JPG MODEL.WEIGHTS x.pth --config-file c.yaml SEED 1 --resume"
+    words += " --json REPORT.JSON"
+    parser.add_argument("--json")
     args = parser.parse_args(words.split())
+    assert args.json == "REPORT.JSON"  # which is not there yet
     assert args.input == ["a", "DSC_0001.JPG"]
     assert args.opts == ["MODEL.WEIGHTS", "x.pth", "SEED", "1"]
     assert args.config_file == "c.yaml"

@@ -30,6 +30,19 @@ def test_a_run_that_began_anew_replaces_a_longer_one(tmp_path: Path) -> None:
     assert read_metrics(written(tmp_path / "metrics.json", records)) == {"lr": ([19], [1.0])}
 
 
+def test_late_evaluations_and_a_cut_line(tmp_path: Path) -> None:
+    """Detectron2 writes an evaluation's line behind that of a later iteration."""
+    lines = [(19, "lr"), (39, "lr"), (59, "lr"), (49, "bbox/AP"), (79, "lr"), (99, "lr")]
+    lines += [(59, "lr"), (49, "bbox/AP"), (79, "lr")]  # resumed from 50
+    records = [{"iteration": i, name: float(k)} for k, (i, name) in enumerate(lines)]
+    path = written(tmp_path / "metrics.json", records)
+    path.write_text(path.read_text() + '{"iteration": 99, "l')
+    assert read_metrics(path) == {
+        "lr": ([19, 39, 59, 79], [0, 1, 6, 8]),
+        "bbox/AP": ([49], [7]),
+    }
+
+
 def test_undefined_metrics_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 5, "bbox/AP": NaN, "bbox/AP50": 1.5}\n')

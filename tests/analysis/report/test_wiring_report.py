@@ -345,6 +345,8 @@ def test_mistakes_leave_nothing(made: Made, tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="--examples 0: give at least 1"):
         report("--dataset", "nowhere", "--examples", "0")
+    with pytest.raises(UserError, match="--confidence 7: give a number from 0 to 1"):
+        report("--dataset", "nowhere", "--confidence", "7")
     plain = ["MODEL.DGNET.EDGE_WEIGHTS", "none", "MODEL.WEIGHTS", ""]
     with pytest.raises(UserError, match="the plain network has no wiring"):
         report("--input", str(made.images), *plain)
