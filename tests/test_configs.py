@@ -154,6 +154,7 @@ def test_values_that_no_backbone_has_are_named(opts: list[str], message: str) ->
     ("content", "message"),
     [
         (b"", "is empty: a config is a tree of KEY: VALUE lines"),
+        (b"SOLVER:\nSEED: 1\n", "SOLVER: this section is empty: remove the line"),
         (b"- MODEL\n", "holds a list: a config is a tree"),
         (b"MODEL:\n  WEIGHTS: [x\n", r"x\.yaml, line 3: no valid YAML"),
         (b"MODEL:\n  WIGHTS: x\n", "MODEL.WIGHTS: .*the nearest is MODEL.WEIGHTS"),
