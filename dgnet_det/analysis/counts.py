@@ -10,37 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from fvcore.nn import parameter_count
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from dgnet_det.config import is_classifier
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
-from dgnet_det.modeling.costs import stage_sizes
+from dgnet_det.modeling.costs import branch_counts, stage_sizes
+from dgnet_det.modeling.counting import Counts, operator_counts, symbolic_counts
 from dgnet_det.modeling.observation import (
     dgnet_of,
     dynamic_graphs,
     record_edge_weights,
-    routed_stages,
 )
-
-_CONVOLUTION = torch.ops.aten.convolution
-_MATRIX_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
-
-
-class Counts(NamedTuple):
-    """What a module has, and what its operators did."""
-
-    params: int  # elements of its parameters
-    conv_macs: int  # multiply-adds of the convolutions alone, as in the paper's Table 1
-    # Multiply-adds of convolutions, linear layers and matrix products, and of the weighted sums one
-    # per element and weighted edge. All else counts as none.
-    macs: int
-    activations: int  # elements of the outputs of convolutions, linear layers, matrix products
 
 
 class ImageCounts(NamedTuple):
@@ -61,36 +44,30 @@ def build_for_analysis(cfg: CfgNode) -> nn.Module:
 
 
 def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
-    """Counts of ``backbone`` in evaluation mode on one image of ``size``, all edges open; of routed
-    stages, with the dearest branches.
-
-    Nothing is computed: shapes alone are propagated, so any size takes the same short time.
-    """
+    """Counts of ``backbone`` on one image of ``size``, all edges open; of routed stages, with the
+    dearest branches. Nothing is computed, as in :func:`symbolic_counts`."""
     if paths := path_counts(backbone, size):
         return paths["dearest"]
-    counts = _symbolic_counts(backbone, size)[""]
-    return _plus_macs(counts, weighted_sums(backbone, size, _all_edges(backbone)))
+    counts = symbolic_counts(backbone, 3, size)[""]
+    return counts.plus_macs(weighted_sums(backbone, size, _all_edges(backbone)))
 
 
 def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
     """Of routed stages, what runs where every connection has its ``cheapest`` branch, or its
     ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
-    choosing = {name: stage for name, stage in routed_stages(backbone).items() if stage.routers}
-    if not choosing:
+    found = symbolic_counts(backbone, 3, size)
+    choices = branch_counts(backbone, found)
+    if not choices:
         return {}
-    found = _symbolic_counts(backbone, size)
-    nothing = Counts(0, 0, 0, 0)  # of what only pools or passes on, and has no parameters
     paths = {name: np.zeros(len(Counts._fields)) for name in ("cheapest", "mean", "dearest")}
     whole = np.array(found[""])
-    for name, stage in choosing.items():
-        for j in map(int, stage.routers):
-            branches = [f"{name}.{stage.module_name(j, branch)}" for branch in stage.branches[j]]
-            rows = np.array([found.get(branch, nothing) for branch in branches])
-            macs = rows[:, Counts._fields.index("macs")]
-            whole = whole - rows.sum(axis=0)
-            paths["cheapest"] += rows[macs.argmin()]
-            paths["mean"] += rows.mean(axis=0)
-            paths["dearest"] += rows[macs.argmax()]
+    for branches in choices.values():
+        rows = np.array(list(branches.values()))
+        macs = rows[:, Counts._fields.index("macs")]
+        whole = whole - rows.sum(axis=0)
+        paths["cheapest"] += rows[macs.argmin()]
+        paths["mean"] += rows.mean(axis=0)
+        paths["dearest"] += rows[macs.argmax()]
     return {n: Counts(*(whole + path).round().astype(int).tolist()) for n, path in paths.items()}
 
 
@@ -113,7 +90,7 @@ def model_counts(model: nn.Module, size: tuple[int, int]) -> dict[str, Counts]:
     inputs = image[None].to(device) if isinstance(model, DGNetClassifier) else [{"image": image}]
     padded: list[tuple[int, int]] = []
     with backbone.register_forward_pre_hook(lambda _, args: padded.append(args[0].shape[2:])):
-        found = _operator_counts(model, inputs)
+        found = operator_counts(model, inputs)
 
     parts = {name: found[name] for name, _ in model.named_children() if name in found}
     if model.backbone is not backbone:
@@ -121,8 +98,8 @@ def model_counts(model: nn.Module, size: tuple[int, int]) -> dict[str, Counts]:
         fpn = Counts(*(a - b for a, b in zip(with_fpn, bottom_up, strict=True)))
         parts = {"backbone": bottom_up, "fpn": fpn, **parts}
     sums = weighted_sums(backbone, padded[0], _all_edges(backbone))
-    parts["backbone"] = _plus_macs(parts["backbone"], sums)
-    parts["total"] = _plus_macs(found[""], sums)
+    parts["backbone"] = parts["backbone"].plus_macs(sums)
+    parts["total"] = found[""].plus_macs(sums)
     return parts
 
 
@@ -144,9 +121,9 @@ class ImageCounter:
         if size not in self._all_open:
             self._all_open[size] = backbone_counts(backbone, size)
         with record_edge_weights(backbone) as edge_weights:
-            ran = _operator_counts(backbone, batch)[""]
+            ran = operator_counts(backbone, batch)[""]
         opened = {name: w.edges & w.weight[0].ne(0) for name, w in edge_weights.items()}
-        ran = _plus_macs(ran, weighted_sums(backbone, size, opened))
+        ran = ran.plus_macs(weighted_sums(backbone, size, opened))
         return ImageCounts(size, ran, self._all_open[size])
 
 
@@ -191,39 +168,3 @@ def structure(backbone: DGNet, size: tuple[int, int]) -> list[dict[str, Any]]:
 
 def _all_edges(backbone: DGNet) -> dict[str, Tensor]:
     return {name: graph.edges for name, graph in dynamic_graphs(backbone).items()}
-
-
-def _symbolic_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
-    """As :func:`_operator_counts`, of a backbone on one image, by shapes alone."""
-    device = next(backbone.parameters()).device
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return _operator_counts(backbone, torch.empty(1, 3, *size, device=device))
-
-
-def _operator_counts(model: nn.Module, inputs: Any) -> dict[str, Counts]:
-    """Counts of the modules of ``model`` that compute something on ``inputs``, by name."""
-
-    def output_size(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return prod(out_shape)
-
-    outputs = FlopCounterMode(
-        display=False,
-        custom_mapping={op: output_size for op in (_CONVOLUTION, *_MATRIX_PRODUCTS)},
-    )
-    with outputs, FlopCounterMode(display=False) as flops:
-        model(inputs)
-    activations, params = outputs.get_flop_counts(), parameter_count(model)
-    counts = {}
-    for module, by_operator in flops.get_flop_counts().items():
-        name = module.partition(".")[2]  # after that of the model's class
-        counts[name] = Counts(
-            params=params[name],
-            conv_macs=by_operator.get(_CONVOLUTION, 0) // 2,
-            macs=sum(by_operator.values()) // 2,
-            activations=sum(activations[module].values()),
-        )
-    return counts
-
-
-def _plus_macs(counts: Counts, macs: int) -> Counts:
-    return counts._replace(macs=counts.macs + macs)

@@ -79,7 +79,3 @@ class Choices(NamedTuple):
     probability: Tensor  # softmax of the logits, without noise
     connections: tuple[int, ...]
     branches: tuple[str, ...]
-
-    def detach(self) -> "Choices":
-        """The same without gradients."""
-        return self._replace(gate=self.gate.detach(), probability=self.probability.detach())

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer, hooks
+from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import (
     CompositeParamScheduler,
@@ -63,12 +64,9 @@ def lr_multiplier(cfg: CfgNode) -> ParamScheduler:
             f"CLASSIFICATION.WARMUP_EPOCHS {options.WARMUP_EPOCHS}: it must be less than"
             f" CLASSIFICATION.EPOCHS {options.EPOCHS}"
         )
-    cosine = CosineParamScheduler(1.0, 0.0)
-    if options.WARMUP_EPOCHS == 0:
-        return cosine
     warmup = options.WARMUP_EPOCHS / options.EPOCHS
     return CompositeParamScheduler(
-        [LinearParamScheduler(cfg.SOLVER.WARMUP_FACTOR, 1.0), cosine],
+        [LinearParamScheduler(cfg.SOLVER.WARMUP_FACTOR, 1.0), CosineParamScheduler(1.0, 0.0)],
         lengths=[warmup, 1 - warmup],
         interval_scaling=["rescaled", "rescaled"],
     )
@@ -99,16 +97,13 @@ def evaluate(model: nn.Module, loader: DataLoader, device: str) -> dict[str, Any
     if distributed:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-    was_training = model.training
-    model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=device)
-    with record_spread(model) as spread:
+    with inference_context(model), record_spread(model) as spread:
         for images, labels in loader:
             images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
             labels = labels.to(device, non_blocking=True)
             counts[:2] += count_hits(model(images), labels)
             counts[2] += len(labels)
-    model.train(was_training)
     if distributed:
         dist.all_reduce(counts)
     top1, top5, total = counts.tolist()
@@ -169,11 +164,9 @@ class ClassifierTrainer(SimpleTrainer):
         self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``--resume`` needs besides the model."""
         return {**super().state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         super().load_state_dict(state_dict)
         self.scaler.load_state_dict(state_dict["scaler"])
 

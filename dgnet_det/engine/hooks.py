@@ -42,11 +42,9 @@ class BestCheckpointer(hooks.BestCheckpointer):
             checkpointer.save(Path(checkpointer.get_checkpoint_file()).stem, iteration=step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value and its iteration."""
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
 
 
@@ -66,11 +64,9 @@ class RoutingSchedule(HookBase):
     nothing need be restored to resume. Temperature and budget follow from it."""
 
     def before_train(self) -> None:
-        """Find the stages."""
         self.stages = routed_stages(self.trainer.model)
 
     def before_step(self) -> None:
-        """Set the share that is done."""
         for stage in self.stages.values():
             stage.progress = self.trainer.iter / self.trainer.max_iter
 
@@ -91,7 +87,6 @@ class RoutingStatistics(HookBase):
         self.listening = ExitStack()
 
     def before_train(self) -> None:
-        """Listen to the stages."""
         model = self.trainer.model
         self.edge_weights = self.listening.enter_context(record_edge_weights(model))
         self.choices = self.listening.enter_context(record_choices(model))
@@ -112,7 +107,6 @@ class RoutingStatistics(HookBase):
                     self.trainer.storage.put_scalar(f"wiring/{name}/{key}", value)
 
     def after_train(self) -> None:
-        """Listen no more."""
         self.listening.close()
 
 

@@ -120,12 +120,8 @@ class Predictor(Detector):
     """A detector with its model and config, unlike one from an exported file."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module, class_names: list[str]) -> None:
-        """
-        Args:
-            cfg: the model's config.
-            model: a ``GeneralizedRCNN`` or ``RetinaNet`` in evaluation mode.
-            class_names: of the model's outputs, in their order.
-        """
+        """``model`` is a ``GeneralizedRCNN`` or ``RetinaNet`` in evaluation mode, ``class_names``
+        those of its outputs, in their order."""
         super().__init__(partial(run_model, model), Description.of(cfg, class_names))
         self.cfg, self.model = cfg, model
 

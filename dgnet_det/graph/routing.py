@@ -98,11 +98,6 @@ class EdgeWeights(NamedTuple):
     # Whether the chain j-1 → j is fixed at 1 (residual wiring); its edges are none of routers'.
     fixed_chain: bool
 
-    def detach(self) -> "EdgeWeights":
-        """The same without gradients."""
-        tensors = {name: getattr(self, name).detach() for name in ("gate", "alpha", "weight")}
-        return self._replace(**tensors)
-
     def absent(self) -> Tensor:
         """The blocks all of whose inputs are closed or pruned, bool, [B, N]."""
         absent = self.alpha.eq(0).all(dim=2)

@@ -132,7 +132,7 @@ class DynamicGraph(PlainStage):
             if not self.fixed_chain and j not in self.targets:
                 del self.nodes[str(j)]
 
-        self.projection = self._make_projection(blocks[0], norm)
+        self.projection = _projection(blocks[0], norm) if 0 in self.targets else None
         router = {"dynamic": Router, "static": StaticRouter}[edge_weights]
         self.routers = nn.ModuleDict(
             {
@@ -247,10 +247,6 @@ class DynamicGraph(PlainStage):
     # What a wiring says.
 
     @abstractmethod
-    def _make_projection(self, block: Block, norm: str | Callable) -> nn.Module | None:
-        """What P convolves with, given the stage's first block; None for nothing."""
-
-    @abstractmethod
     def _weight(self, i: int, opened: Tensor) -> Tensor:
         """Column i of the factors in the sum, from that of α after Eq. 5, [B, N] each."""
 
@@ -266,9 +262,12 @@ class DynamicGraph(PlainStage):
         """
 
 
-def conv_norm(block: Block, norm: str | Callable) -> Conv2d:
-    """A 1×1 convolution without stride, and a norm, from a block's input channels to its output
-    channels."""
+def _projection(block: Block, norm: str | Callable) -> Conv2d | None:
+    """What P convolves with, given the stage's first block: a 1×1 convolution without stride, and a
+    norm; None where the block keeps the shape, or has a projection of its own to share."""
+    keeps_shape = block.stride == 1 and block.in_channels == block.out_channels
+    if keeps_shape or block.shortcut is not None:
+        return None
     projection = Conv2d(
         block.in_channels,
         block.out_channels,

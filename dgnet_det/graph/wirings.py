@@ -1,6 +1,6 @@
 """The two wirings: what stands for α in the sum, what f_j is, and which nodes can be absent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dgnet_det.graph.aggregation import has_no_values
 from dgnet_det.graph.routing import Adjacency, spread
-from dgnet_det.graph.stage import Block, DynamicGraph, conv_norm
+from dgnet_det.graph.stage import Block, DynamicGraph
 
 
 class PaperGraph(DynamicGraph):
@@ -29,10 +29,6 @@ class PaperGraph(DynamicGraph):
     fixed_chain = False
     router_start = 0.98
     normalised_routers = False
-
-    def _make_projection(self, block: Block, norm: str | Callable) -> nn.Module | None:
-        changes_shape = block.stride != 1 or block.in_channels != block.out_channels
-        return conv_norm(block, norm) if changes_shape and 0 in self.targets else None
 
     def _weight(self, i: int, opened: Tensor) -> Tensor:
         return opened
@@ -91,11 +87,6 @@ class ResidualGraph(DynamicGraph):
         self.gammas = nn.ParameterDict(
             {str(i): torch.zeros(len(nodes)) for i, nodes in self.targets.items()}
         )
-
-    def _make_projection(self, block: Block, norm: str | Callable) -> nn.Module | None:
-        has_one = block.shortcut is not None or 0 not in self.targets
-        changes_shape = block.stride != 1 or block.in_channels != block.out_channels
-        return conv_norm(block, norm) if changes_shape and not has_one else None
 
     def _project(self, x: Tensor) -> Tensor:
         """P(x): block 1's own shortcut projection, where there is one."""

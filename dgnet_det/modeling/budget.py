@@ -15,7 +15,7 @@ from dgnet_det.graph.routing import EdgeWeights
 from dgnet_det.graph.stage import PlainStage
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.costs import Costs
-from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, routed_stages
+from dgnet_det.modeling.observation import dgnet_of
 
 
 class BudgetLoss:
@@ -46,9 +46,9 @@ class BudgetLoss:
         self.progress = 1.0  # the share of training that is done
         self.costs = Costs.of(backbone)
         self._gates: dict[str, Tensor] = {}  # by stage, of the latest forward pass
-        stages: dict[str, Any] = {**dynamic_graphs(backbone), **routed_stages(backbone)}
         for name in self.costs.decided:
-            stages[name].observers.append(partial(self._keep, name, stages[name]))
+            stage: Any = backbone.stages()[name]
+            stage.observers.append(partial(self._keep, name, stage))
 
     def __call__(self) -> Tensor:
         """The loss of the latest forward pass in training mode, a scalar. To be called once."""

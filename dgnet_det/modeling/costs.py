@@ -1,18 +1,16 @@
 """Multiply-adds that each decision causes: of the edges of graphs, and of the branches of routed
 stages."""
 
-import copy
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.counting import NOTHING, Counts, symbolic_counts
 
 # Pixels of the image side that costs are counted for. Their shares are those at any size, but for
 # the rounding of odd ones.
@@ -36,30 +34,26 @@ class Costs(NamedTuple):
     @classmethod
     def of(cls, backbone: DGNet) -> "Costs":
         """The costs of a backbone."""
-        if decided := edge_costs(backbone):
-            return cls(decided, 0.0, 0.0, sum(float(cost.sum()) for cost in decided.values()))
-        stages = {n: s for n, s in backbone.stages().items() if isinstance(s, RoutedStage)}
-        macs = _macs(backbone, (3, SIDE)) if stages else {}
-        # By connection, those of its branches.
-        of_branches = {
-            (name, j): {
-                branch: macs.get(f"{name}.{stage.module_name(j, branch)}", 0)
-                for branch in stage.branches[j]
-            }
-            for name, stage in stages.items()
-            for j in map(int, stage.routers)
+        sizes = stage_sizes(backbone, (SIDE, SIDE)).items()
+        of_graphs = {
+            name: _costs_of_graph(stage, in_size[0], out_size[0])
+            for name, (stage, in_size, out_size) in sizes
+            if isinstance(stage, DynamicGraph) and stage.targets
         }
+        if of_graphs:
+            return cls(of_graphs, 0.0, 0.0, sum(float(cost.sum()) for cost in of_graphs.values()))
+        found = symbolic_counts(backbone, 3, (SIDE, SIDE))
         rows: dict[str, list[list[int]]] = {}
-        for (name, _), costs in of_branches.items():
-            rows.setdefault(name, []).append([costs.get(k, 0) for k in stages[name].columns])
-        connections = [list(costs.values()) for costs in of_branches.values()]
-        nobodys = macs.get("", 0) - sum(map(sum, connections))
-        return cls(
-            {name: torch.tensor(of_stage, dtype=torch.float64) for name, of_stage in rows.items()},
-            nobodys,
-            nobodys + sum(map(min, connections)),
-            nobodys + sum(map(max, connections)),
-        )
+        nobodys = cheapest = dearest = found[""].macs
+        for (name, _), branches in branch_counts(backbone, found).items():
+            macs = {branch: counts.macs for branch, counts in branches.items()}
+            columns = cast(RoutedStage, backbone.stages()[name]).columns
+            rows.setdefault(name, []).append([macs.get(branch, 0) for branch in columns])
+            nobodys -= sum(macs.values())
+            cheapest -= sum(macs.values()) - min(macs.values())
+            dearest -= sum(macs.values()) - max(macs.values())
+        decided = {name: torch.tensor(row, dtype=torch.float64) for name, row in rows.items()}
+        return cls(decided, nobodys, cheapest, dearest)
 
     def share(self, gates: Mapping[str, Tensor]) -> Tensor:
         """The share of the whole that decisions cause, [B], differentiable.
@@ -74,22 +68,19 @@ class Costs(NamedTuple):
         return self.nobodys / self.whole + torch.stack(parts).sum(dim=0)
 
 
-def edge_costs(backbone: DGNet) -> dict[str, Tensor]:
-    """Multiply-adds that each edge causes when it is open, for an image of ``SIDE`` × ``SIDE``
-    pixels.
-
-    Its own are one per element of the tensor that it carries. In the paper wiring it also causes
-    the node that it feeds, block and router, which does not run while all edges into it are closed:
-    of that every edge into the node has an equal share. What runs in any
-    case (stem, projections, node 0's router, the residual wiring's blocks) is nobody's.
-
-    Returns:
-        By graph, as :func:`dynamic_graphs` names them, [N, N], row j for the edges into node j.
-    """
+def branch_counts(
+    backbone: DGNet, found: Mapping[str, Counts]
+) -> dict[tuple[str, int], dict[str, Counts]]:
+    """The counts of the branches of every connection that has a choice, by stage and connection,
+    out of what :func:`symbolic_counts` ``found`` in ``backbone``."""
     return {
-        name: _costs_of_graph(stage, in_size[0], out_size[0])
-        for name, (stage, in_size, out_size) in stage_sizes(backbone, (SIDE, SIDE)).items()
-        if isinstance(stage, DynamicGraph) and stage.targets
+        (name, j): {
+            branch: found.get(f"{name}.{stage.module_name(j, branch)}", NOTHING)
+            for branch in stage.branches[j]
+        }
+        for name, stage in backbone.stages().items()
+        if isinstance(stage, RoutedStage)
+        for j in map(int, stage.routers)
     }
 
 
@@ -111,6 +102,13 @@ def stage_sizes(
 
 
 def _costs_of_graph(graph: DynamicGraph, in_side: int, out_side: int) -> Tensor:
+    """Multiply-adds that each edge causes when it is open, [N, N], row j for the edges into node j.
+
+    Its own are one per element of the tensor that it carries. In the paper wiring it also causes
+    the node that it feeds, block and router, which does not run while all edges into it are closed:
+    of that every edge into the node has an equal share. What runs in any case (stem, projections,
+    node 0's router, the residual wiring's blocks) is nobody's.
+    """
     carried = graph.out_channels * out_side**2
     costs = graph.edges.double() * carried
     if graph.fixed_chain:  # the blocks run in any case
@@ -118,28 +116,10 @@ def _costs_of_graph(graph: DynamicGraph, in_side: int, out_side: int) -> Tensor:
     raw = graph.in_channels * in_side**2
     costs[1, 0] *= raw / carried
     for j in map(int, graph.nodes):
-        shape = (graph.in_channels, in_side) if j == 1 else (graph.out_channels, out_side)
+        channels, side = (graph.in_channels, in_side) if j == 1 else (graph.out_channels, out_side)
         router = sum(p.numel() for p in graph.routers[str(j)].parameters() if p.dim() == 2)
         # Pooling for the router reads every element once.
-        node = _macs(graph.nodes[str(j)], shape, method="branch")[""] + carried + router
+        block = symbolic_counts(graph.nodes[str(j)], channels, (side, side), method="branch")[""]
+        node = block.macs + carried + router
         costs[j, graph.edges[j]] += node / int(graph.edges[j].sum())
     return costs
-
-
-def _macs(module: nn.Module, shape: tuple[int, int], *, method: str = "") -> dict[str, int]:
-    """Multiply-adds of a module in evaluation mode, or of one of its methods, under ``""``, and of
-    the modules in it, by name, for one image of ``shape``, (channels, side)."""
-    # A copy, since a norm in training mode would count what passes.
-    module = copy.deepcopy(module).eval()
-    device = next((parameter.device for parameter in module.parameters()), None)
-    channels, side = shape
-    counter = FlopCounterMode(display=False)
-    # Modules are named from the one that is called.
-    call = getattr(module, method) if method else module
-    with FakeTensorMode(allow_non_fake_inputs=True), counter:
-        call(torch.empty(1, channels, side, side, device=device))
-    by_module = {
-        name.partition(".")[2]: sum(by_operator.values()) // 2
-        for name, by_operator in counter.get_flop_counts().items()
-    }
-    return by_module | {"": counter.get_total_flops() // 2}

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dgnet_det.drnet.routing import Choices
 from dgnet_det.drnet.stage import RoutedStage
@@ -70,7 +70,8 @@ def _recorded(stages: dict[str, Any]) -> Iterator[dict[str, Any]]:
     latest: dict[str, Any] = {}
 
     def keep(name: str, decided: Any) -> None:
-        latest[name] = decided.detach()
+        tensors = {k: v.detach() for k, v in decided._asdict().items() if isinstance(v, Tensor)}
+        latest[name] = decided._replace(**tensors)
 
     observers = [(stage, partial(keep, name)) for name, stage in stages.items()]
     for stage, observer in observers:

@@ -22,7 +22,7 @@ from dgnet_det.graph.topology import edge_name
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
 from dgnet_det.modeling.classifier import build_classifier
-from dgnet_det.modeling.costs import SIDE, edge_costs
+from dgnet_det.modeling.costs import SIDE, Costs
 from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
 
 PAPER = ("MODEL.DGNET.WIRING", "paper")
@@ -41,7 +41,7 @@ def run(backbone: DGNet, side: int = 64) -> None:
 
 def shares_of(backbone: DGNet) -> dict[str, torch.Tensor]:
     """Each edge's share of all edges' costs, by graph."""
-    costs = edge_costs(backbone)
+    costs = Costs.of(backbone).decided
     total = sum(float(cost.sum()) for cost in costs.values())
     return {name: cost / total for name, cost in costs.items()}
 
@@ -58,12 +58,12 @@ def test_costs_by_hand() -> None:
     expected[1, 0] = 8 * 64**2 + nodes[1]
     expected[2, :2] = 16 * pixels + nodes[2] / 2
     expected[3, :3] = 16 * pixels
-    assert torch.equal(edge_costs(small_backbone(*PAPER))["res3.0"], expected)
+    assert torch.equal(Costs.of(small_backbone(*PAPER)).decided["res3.0"], expected)
 
     # res3 of the residual wiring, whose blocks run in any case. Its stem pools: half the size in.
     expected = torch.zeros(4, 4, dtype=torch.float64)
     expected[2, 0] = expected[3, 0] = expected[3, 1] = 16 * 32**2
-    assert torch.equal(edge_costs(small_backbone(*RESIDUAL))["res3.0"], expected)
+    assert torch.equal(Costs.of(small_backbone(*RESIDUAL)).decided["res3.0"], expected)
 
 
 def test_costs_and_what_runs_in_any_case_are_all_that_runs() -> None:
@@ -72,14 +72,14 @@ def test_costs_and_what_runs_in_any_case_are_all_that_runs() -> None:
     for channels, out_channels, side in ((8, 8, 64), (8, 16, 32), (16, 32, 16), (32, 64, 8)):
         projection = channels * out_channels * side**2
         nobodys += projection + out_channels * side**2 + 3 * out_channels  # and node 0's router
-    total = sum(float(cost.sum()) for cost in edge_costs(backbone).values())
+    total = sum(float(cost.sum()) for cost in Costs.of(backbone).decided.values())
     assert total + nobodys == backbone_counts(backbone.eval(), (SIDE, SIDE)).macs
 
 
 def test_pruned_edges_cost_nothing() -> None:
-    whole = edge_costs(small_backbone(*PAPER))["res3.0"]
+    whole = Costs.of(small_backbone(*PAPER)).decided["res3.0"]
     edges = ("MODEL.DGNET.PRUNED_EDGES", "['res3.0:1-2', 'res4.0:0-1']")
-    pruned = edge_costs(small_backbone(*PAPER, *edges))
+    pruned = Costs.of(small_backbone(*PAPER, *edges)).decided
     # Node 2's only edge left bears all of the node; node 1's router has a row less.
     assert pruned["res3.0"][2].tolist() == [2 * float(whole[2, 0]) - 16 * 32**2, 0, 0, 0]
     assert pruned["res3.0"][1, 0] == whole[1, 0] - 16

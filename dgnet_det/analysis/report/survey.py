@@ -98,18 +98,15 @@ def survey_images(
                 }
             )
 
-    def of_all(name: str, part: str) -> torch.Tensor:
+    def of_all(name: str, part: str) -> Any:
         return torch.cat([getattr(row[name], part) for row in recorded]).double().cpu()
 
     return Survey(
         seen,
         {
-            name: EdgeWeights(
-                of_all(name, "gate"),
-                of_all(name, "alpha"),
-                of_all(name, "weight"),
-                weights.edges.cpu(),
-                weights.fixed_chain,
+            name: weights._replace(
+                **{part: of_all(name, part) for part in ("gate", "alpha", "weight")},
+                edges=weights.edges.cpu(),
             )
             for name, weights in edge_weights.items()
         },
