@@ -18,6 +18,7 @@ from dgnet_det.graph.stage import Block, PlainStage
 # The block's logit over that of the identity at the start: in training, it is chosen with
 # probability sigmoid(3 / T), 0.95 at T = 1.
 PREFERENCE = 3.0
+IDENTITY = nn.Identity()
 
 
 class RoutedStage(PlainStage):
@@ -90,9 +91,10 @@ class RoutedStage(PlainStage):
 
     def branch(self, j: int, name: str) -> nn.Module:
         """B_jk: [B, C, H, W] → [B, C', H', W']."""
-        return (
-            nn.Identity() if name == "identity" else self.get_submodule(self.module_name(j, name))
-        )
+        if name == "identity":
+            return IDENTITY
+        node = self.nodes[str(j)]
+        return node if name == "block" else cast(Cell, node).branches[name]
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """
