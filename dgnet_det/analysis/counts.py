@@ -23,6 +23,7 @@ from dgnet_det.modeling.observation import (
     dgnet_of,
     dynamic_graphs,
     record_edge_weights,
+    routed_stages,
 )
 
 
@@ -55,13 +56,12 @@ def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
 def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
     """Of routed stages, what runs where every connection has its ``cheapest`` branch, or its
     ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
-    found = symbolic_counts(backbone, 3, size)
-    choices = branch_counts(backbone, found)
-    if not choices:
+    if not any(stage.routers for stage in routed_stages(backbone).values()):
         return {}
+    found = symbolic_counts(backbone, 3, size)
     paths = {name: np.zeros(len(Counts._fields)) for name in ("cheapest", "mean", "dearest")}
     whole = np.array(found[""])
-    for branches in choices.values():
+    for branches in branch_counts(backbone, found).values():
         rows = np.array(list(branches.values()))
         macs = rows[:, Counts._fields.index("macs")]
         whole = whole - rows.sum(axis=0)
