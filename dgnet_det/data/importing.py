@@ -177,8 +177,9 @@ def _find_image(by_stem: dict[str, list[Path]], names: Sequence[str], annotation
 
 def _files(path: Path, suffix: str = "") -> list[Path]:
     """A file, or those below a folder, by name; of CSV files those that hold boxes."""
-    files = [f for f in sorted(path.rglob("*")) if f.is_file()] if path.is_dir() else [path]
-    files = [f for f in files if f.name[0] != "." and f.name.lower().endswith(suffix)]
+    found = path.rglob("*") if path.is_dir() else [path]
+    found = (f for f in found if f.name[0] != "." and f.name.lower().endswith(suffix))
+    files = sorted(f for f in found if f.is_file())
     return [f for f in files if suffix != ".csv" or f == path or has_box_columns(f)]
 
 

@@ -107,6 +107,7 @@ class RoutedStage(PlainStage):
             The stage's output, [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉].
         """
         average: ValidAverage | None = None
+        temperature = self._temperature()
         gates, logits = [], []
         for j, names in self.branches.items():
             branches = [self.branch(j, name) for name in names]
@@ -115,8 +116,8 @@ class RoutedStage(PlainStage):
                 continue
             average = average or ValidAverage(x, valid)
             logits.append(self.routers[str(j)](average(x)))
-            if self._explores() or has_no_values(x):
-                gates.append(self._select(logits[-1]))
+            if temperature is not None or has_no_values(x):
+                gates.append(select(logits[-1], temperature))
                 x = weighted_sum([branch(x) for branch in branches], gates[-1])
             else:
                 x = run_selected(branches, x, logits[-1].argmax(dim=1))
@@ -126,14 +127,12 @@ class RoutedStage(PlainStage):
                 observe(choices)
         return x
 
-    def _explores(self) -> bool:
-        """Whether branches are drawn. A frozen stage runs as at inference."""
-        return self.training and any(p.requires_grad for p in self.routers.parameters())
-
-    def _select(self, logits: Tensor) -> Tensor:
+    def _temperature(self) -> float | None:
+        """At which branches are drawn; None at inference, and in a frozen stage, which runs so."""
+        if not (self.training and any(p.requires_grad for p in self.routers.parameters())):
+            return None
         start, end = self.temperature
-        temperature = start * (end / start) ** self.progress
-        return select(logits, temperature if self._explores() else None)
+        return start * (end / start) ** self.progress
 
     def _choices(self, gates: Sequence[Tensor], logits: Sequence[Tensor]) -> Choices:
         connections = tuple(map(int, self.routers))

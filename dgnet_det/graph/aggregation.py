@@ -163,8 +163,9 @@ def _write_sum(
     total: Tensor, inputs: Sequence[Tensor], weights: Sequence[float], *, keep: float
 ) -> None:
     """total ← keep · total + Σ w · x, all of them [M]; what has the factor 0 is not read."""
-    terms = [(x.split(_piece()), w) for x, w in zip(inputs, weights, strict=True) if w]
-    for k, part in enumerate(total.split(_piece())):
+    piece = PIECE * torch.get_num_threads()
+    terms = [(x.split(piece), w) for x, w in zip(inputs, weights, strict=True) if w]
+    for k, part in enumerate(total.split(piece)):
         written = keep != 0
         if keep not in (0, 1):
             part.mul_(keep)
@@ -185,17 +186,14 @@ def _products(inputs: Sequence[Tensor], grad: Tensor) -> Tensor:
     if grad.device.type != "cpu":
         g = flat_grad.to(dtype)
         return torch.stack([torch.linalg.vecdot(x.to(dtype), g) for x in flat_inputs], dim=1)
+    piece = PIECE * torch.get_num_threads()
     totals = torch.zeros(grad.shape[0], len(inputs), dtype=torch.float64)
     for total, g, *xs in zip(totals, flat_grad, *flat_inputs, strict=True):
-        pieces = [x.split(_piece()) for x in xs]
-        for k, part in enumerate(g.split(_piece())):
+        pieces = [x.split(piece) for x in xs]
+        for k, part in enumerate(g.split(piece)):
             part = part.to(dtype)
             total += torch.stack([torch.dot(x[k].to(dtype), part) for x in pieces])
     return totals.to(dtype)
-
-
-def _piece() -> int:
-    return PIECE * torch.get_num_threads()
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

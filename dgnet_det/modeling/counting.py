@@ -65,8 +65,8 @@ def symbolic_counts(
 ) -> dict[str, Counts]:
     """As :func:`operator_counts`, in evaluation mode on one image of ``size``, height and width.
     Shapes alone are propagated, so any size takes the same short time."""
-    # A copy, since a norm in training mode would count what passes.
-    module = copy.deepcopy(module).eval()
+    if module.training:  # a copy, since its norms would count what passes
+        module = copy.deepcopy(module).eval()
     device = next((parameter.device for parameter in module.parameters()), None)
     with FakeTensorMode(allow_non_fake_inputs=True):
         return operator_counts(
