@@ -28,7 +28,7 @@ TRUNK = tuple(f"trunk_output.block{i}" for i in range(1, 5))
 TIMM_STAGES = ("s1", "s2", "s3", "s4")
 # ResNets keep their width between blocks, which torchvision and timm do not let narrow, but not
 # inside.
-R_18: dict[str, Any] = {"depth": 18, "res2_out_channels": 64}
+R_18: dict[str, Any] = {"depth": 18}
 R_50: dict[str, Any] = {"depth": 50, "width_per_group": 8}
 X_50: dict[str, Any] = {"depth": 50, "num_groups": 4, "width_per_group": 2}
 

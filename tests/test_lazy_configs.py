@@ -93,7 +93,6 @@ def test_detectron2s_tool_trains_from_a_converted_static_network(tmp_path: Path)
         "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
         "dataloader.test.mapper.augmentations.0.short_edge_length=64",
         "dataloader.train.total_batch_size=1", "model.roi_heads.num_classes=1",
-        "model.backbone.out_channels=32", "model.roi_heads.box_head.fc_dims=[32,32]",
     ]  # fmt: skip
     try:
         runpy.run_path(str(TOOL))["main"](default_argument_parser().parse_args(arguments))

@@ -1,23 +1,22 @@
-"""Mask R-CNN: Faster R-CNN with a mask head."""
+"""Detectron2's Mask R-CNN with FPN on a DG-Net, for RGB images."""
 
 from detectron2.config import LazyCall as L
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
+from detectron2.model_zoo import get_config
 
-from .faster_rcnn_fpn import model
+from dgnet_det.modeling.backbone import make_dgnet
 
-model.roi_heads.update(
-    mask_in_features=["p2", "p3", "p4", "p5"],
-    mask_pooler=L(ROIPooler)(
-        output_size=14,
-        scales=(1 / 4, 1 / 8, 1 / 16, 1 / 32),
-        sampling_ratio=0,
-        pooler_type="ROIAlignV2",
-    ),
-    mask_head=L(MaskRCNNConvUpsampleHead)(
-        input_shape=L(ShapeSpec)(channels="${....backbone.out_channels}", height=14, width=14),
-        num_classes="${..num_classes}",
-        conv_dims=[256, 256, 256, 256, 256],
-    ),
+model = get_config("common/models/mask_rcnn_fpn.py").model
+# The leaves add the network: depth=50, or another family's arguments.
+model.backbone.bottom_up = L(make_dgnet)(
+    family="resnet",
+    wiring="residual",
+    edge_weights="dynamic",
+    graph_stages=["res3", "res4", "res5"],  # res2 is frozen
+    norm="FrozenBN",
+    out_features=["res2", "res3", "res4", "res5"],
+    freeze_at=2,
 )
+constants = get_config("common/data/constants.py").constants
+model.pixel_mean = constants.imagenet_rgb256_mean
+model.pixel_std = constants.imagenet_rgb256_std
+model.input_format = "RGB"

@@ -63,11 +63,15 @@ def resnet_arguments(cfg: CfgNode) -> dict[str, Any]:
     resnets = cfg.MODEL.RESNETS
     if any(resnets.DEFORM_ON_PER_STAGE):
         raise UserError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable blocks are not supported")
-    names = (
-        "depth", "stem_out_channels", "res2_out_channels", "num_groups", "width_per_group",
-        "stride_in_1x1", "res5_dilation",
-    )  # fmt: skip
-    return {name: resnets[name.upper()] for name in names}
+    return {
+        "depth": resnets.DEPTH,
+        "stem_out_channels": resnets.STEM_OUT_CHANNELS,
+        "res2_out_channels": resnets.RES2_OUT_CHANNELS,
+        "num_groups": resnets.NUM_GROUPS,
+        "width_per_group": resnets.WIDTH_PER_GROUP,
+        "stride_in_1x1": resnets.STRIDE_IN_1X1,
+        "res5_dilation": resnets.RES5_DILATION,
+    }
 
 
 def resnet(
@@ -77,14 +81,15 @@ def resnet(
     shortcuts: bool,
     depth: int,
     stem_out_channels: int = 64,
-    res2_out_channels: int = 256,
+    res2_out_channels: int | None = None,
     num_groups: int = 1,
     width_per_group: int = 64,
     stride_in_1x1: bool = False,
     res5_dilation: int = 1,
 ) -> Network:
     """Stem and blocks of a ResNet or ResNeXt. Without shortcuts, the stem has no max-pool either.
-    The arguments are keys of ``MODEL.RESNETS``.
+    The arguments are keys of ``MODEL.RESNETS``; by default, res2 is as wide as the stem below depth
+    50, and 4 times as wide from there on.
 
     Raises:
         UserError: a value that is not supported, with the key's name.
@@ -92,7 +97,8 @@ def resnet(
     check_choice("MODEL.RESNETS.DEPTH", depth, BLOCKS_PER_STAGE)
     check_choice("MODEL.RESNETS.RES5_DILATION", res5_dilation, (1, 2))
     basic = depth < 50
-    channels, out_channels = stem_out_channels, res2_out_channels
+    channels = stem_out_channels
+    out_channels = res2_out_channels or channels * (1 if basic else 4)
     if basic:
         for key, value, only in (
             ("NUM_GROUPS", num_groups, 1),
