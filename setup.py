@@ -35,7 +35,6 @@ setup(
         "matplotlib",
         "tabulate",
         "jinja2",
-        "scipy",
         "pydantic",
     ],
     extras_require={"export": EXPORT, "dev": [*EXPORT, *DEV]},

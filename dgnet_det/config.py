@@ -1,7 +1,6 @@
 """The keys that this project adds, and how a YAML file becomes a config."""
 
 import difflib
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,22 +19,11 @@ NUM_CLASSES_KEYS = {
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
 }
-# Keys of earlier versions, and what is to be done about them.
-REMOVED_KEYS = {
-    "MODEL.DGNET.MASK_PADDING": "no longer a key: padding is what Detectron2 makes of it, and the"
-    " routers leave it out; remove the line",
-    "MODEL.DGNET.CHECKPOINT_STAGES": "no longer a key: sums are always remade in the backward pass;"
-    " remove the line, and where memory is short, lower SOLVER.IMS_PER_BATCH",
-    "MODEL.DGNET.FREEZE_ROUTERS": "no longer a key: MODEL.BACKBONE.FREEZE_AT freezes a stage with"
-    " its routers, MODEL.DGNET.STAGES leaves stages plain; remove the line",
-}
 
 
 def add_dgnet_config(cfg: CfgNode) -> None:
     """Add this project's keys to ``cfg``; ``docs/config.md`` says more of each. Depth, groups,
     widths, norm and strides stay in ``MODEL.RESNETS``."""
-    for key in REMOVED_KEYS:
-        cfg.register_deprecated_key(key)
     cfg.MODEL.DGNET = CfgNode()
     # FAMILY, REGNET and STAGES are also those of the DRNet-style backbones, build_drnet_backbone.
     # Blocks of the nodes: "resnet" (and ResNeXt), "mobilenetv2", "regnet"; in DRNet also "cell".
@@ -48,8 +36,6 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.DGNET.EDGE_WEIGHTS = "dynamic"
     # Which stages are graphs, or routed; the others are plain. In the paper wiring all of them.
     cfg.MODEL.DGNET.STAGES = ["res2", "res3", "res4", "res5"]
-    # Edges that are not there, such as "res4.0:0-3": graph, from node, to node.
-    cfg.MODEL.DGNET.PRUNED_EDGES = []
     # Weight of a loss on the share of the edges' multiply-adds that is open above the budget.
     cfg.MODEL.DGNET.SPARSITY_WEIGHT = 0.0
     cfg.MODEL.DGNET.SPARSITY_BUDGET = 0.0
@@ -185,9 +171,6 @@ def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str = "") -> None:
     """Set keys of ``cfg``; ``source`` comes first in messages."""
     known = dict(leaves(cfg))
     for key, value in values.items():
-        if key in REMOVED_KEYS:
-            logging.getLogger(__name__).warning("%s%s is %s", source, key, REMOVED_KEYS[key])
-            continue
         if value is None and any(name.startswith(f"{key}.") for name in known):
             raise UserError(f"{source}{key}: this section is empty: remove the line")
         if key not in known:

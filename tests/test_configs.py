@@ -111,28 +111,6 @@ def test_unknown_keys_and_wrong_types_are_named(opts: list[str], message: str) -
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("MASK_PADDING", True), ("CHECKPOINT_STAGES", False), ("FREEZE_ROUTERS", False)],
-)
-def test_a_removed_key_is_one_line_and_no_error(
-    key: str, value: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As the config.yaml of every earlier run has it."""
-    path = tmp_path / "old.yaml"
-    path.write_text(f"MODEL:\n  DGNET:\n    {key}: {value}\n    WIRING: residual\n")
-    assert load_cfg(str(path)).MODEL.DGNET.WIRING == "residual"
-    (record,) = caplog.records
-    said = record.getMessage()
-    assert said.startswith(f"{path}: MODEL.DGNET.{key} is no longer a key: ")
-    assert "remove the line" in said
-    load_cfg(str(path), [f"MODEL.DGNET.{key}", str(value)])
-    # By Detectron2's own way of reading, too.
-    cfg = get_cfg()
-    cfg.merge_from_file(str(path))
-    assert cfg.MODEL.DGNET.WIRING == "residual"
-
-
-@pytest.mark.parametrize(
     ("opts", "message"),
     [
         (["MODEL.DGNET.WIRING", "papr"], "MODEL.DGNET.WIRING 'papr': choose from paper, residual"),

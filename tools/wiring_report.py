@@ -2,9 +2,8 @@
 """Report the wiring that a DG-Net detector chooses over many images, as one HTML page.
 
 The page holds everything it needs: mean and spread of every edge, AP with weights that are not the
-image's own (with --dataset), which edges tell classes or image sizes apart, the multiply-adds that
-images really use, and examples. An image's class is that of its annotations with --dataset, and
-that of its detections with --input. Of a DRNet-style detector the page shows which branches run.
+image's own (with --dataset), the multiply-adds that images really use, and examples. Of a
+DRNet-style detector it shows which branches run, and names those that no image takes.
 
 Examples:
     C=output/config.yaml
@@ -43,8 +42,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    from detectron2.data import MetadataCatalog
-
     from dgnet_det.analysis.report.page import render_choices, render_page
     from dgnet_det.analysis.report.survey import (
         choose_examples,
@@ -72,14 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     routed = bool(routed_stages(predictor.model))
     if not routed and not dynamic_graphs(predictor.model):
         raise UserError(f"{args.config_file}: the plain network has no wiring to report")
-    model, cfg, class_names = predictor.model, predictor.cfg, predictor.class_names
+    model, cfg = predictor.model, predictor.cfg
     optimize_for_inference(model)
 
     interventions: dict[str, Any] = {"not_tested": "AP needs annotations: give --dataset"}
-    classes_from = "Classes of images are those that the detector found, right or wrong."
     if args.dataset:
-        class_names = MetadataCatalog.get(args.dataset).thing_classes
-        classes_from = "Classes of images are those of their annotations."
         try:
             interventions = intervene(model, cfg, args.dataset, images)
         except UserError as error:
@@ -99,16 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             model,
             cfg,
             images,
-            class_names,
-            annotated=bool(args.dataset),
             confidence=args.confidence,
         )
-        summary, effects = summarize(survey)
         report |= {
             "wiring": cfg.MODEL.DGNET.WIRING,
             "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,
-            "classes_from": classes_from,
-            **summary,
+            **summarize(survey),
         }
     examples = []
     for image in choose_examples(report, args.examples):
@@ -117,10 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = Path(image["file"]).name
         examples.append({**image, "file": name, "picture": picture})
 
-    if routed:
-        page = render_choices(report, examples)
-    else:
-        page = render_page(report, survey, effects, examples)
+    page = render_choices(report, examples) if routed else render_page(report, survey, examples)
     with written_whole(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     if "ap" in interventions:

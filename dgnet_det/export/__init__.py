@@ -1,4 +1,4 @@
-"""Trained detectors in use: on images and videos, as exported files, and pruned."""
+"""Trained detectors in use: on images and videos, and as exported files."""
 
 from dgnet_det.export.exported import load_detector
 from dgnet_det.export.predictor import Detector, Predictor, load_predictor

@@ -99,7 +99,7 @@ class EdgeWeights(NamedTuple):
     fixed_chain: bool
 
     def absent(self) -> Tensor:
-        """The blocks all of whose inputs are closed or pruned, bool, [B, N]."""
+        """The blocks all of whose inputs are closed, bool, [B, N]."""
         absent = self.alpha.eq(0).all(dim=2)
         absent[:, 0] = absent[:, -1] = False
         return absent

@@ -1,7 +1,7 @@
 """A stage of n blocks as a complete directed acyclic graph (Eq. 3), whatever its blocks."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -20,7 +20,6 @@ from dgnet_det.graph.routing import (
     apply_threshold,
     spread,
 )
-from dgnet_det.graph.topology import Edge, routed_edges
 
 _workspace = Workspace()
 
@@ -88,12 +87,11 @@ class DynamicGraph(PlainStage):
 
     Node 0 sends the raw input along 0 → 1, since block 1 carries the stride, and its projection
     P(x) along every other edge; its router reads P(x). A node all of whose inputs are closed for a
-    sample is absent for that sample: it is not run, and it sends nothing. Edges may be pruned: the
-    graph is built without them.
+    sample is absent for that sample: it is not run, and it sends nothing.
 
     Module names are part of checkpoints: ``nodes.{1..n}``, ``routers.{i}``, ``thresholds`` (one τ
     per router, in their order), ``gammas.{i}`` (residual wiring), ``projection`` (where node 1 has
-    no shortcut projection to share), and in a pruned graph ``pruned`` (bool, [N, N]).
+    no shortcut projection to share).
     """
 
     fixed_chain: bool  # whether the edges j-1 → j are fixed at 1
@@ -106,31 +104,21 @@ class DynamicGraph(PlainStage):
         *,
         edge_weights: str,
         norm: str | Callable,
-        pruned: Collection[Edge] = (),
     ) -> None:
         """
         Args:
             blocks: the stage's blocks in order; in the paper wiring without shortcuts.
             edge_weights: ``dynamic`` or ``static``.
             norm: of the projection, as for :func:`detectron2.layers.get_norm`.
-            pruned: edges that are not there.
-
-        Raises:
-            UserError: as :func:`routed_edges`.
         """
         super().__init__(blocks)
         self.num_nodes = n = len(blocks) + 2
         self.activation = blocks[-1].activation
-        edges = routed_edges(n, pruned, fixed_chain=self.fixed_chain)
-        self.edges = _mask(edges, n)  # row j for the edges into node j
-        if pruned:
-            self.register_buffer("pruned", _mask(pruned, n))
+        step = 2 if self.fixed_chain else 1
+        # The edges that routers weigh: row j for those into node j.
+        self.edges = torch.ones(n, n, dtype=torch.bool).tril(-step)
         # For every node that has a router, the later nodes whose edges it weighs.
-        later = {i: tuple(j for j in range(n) if (i, j) in edges) for i in range(n)}
-        self.targets = {i: nodes for i, nodes in later.items() if nodes}
-        for j in range(1, n - 1):
-            if not self.fixed_chain and j not in self.targets:
-                del self.nodes[str(j)]
+        self.targets = {i: tuple(range(i + step, n)) for i in range(n - step)}
 
         self.projection = _projection(blocks[0], norm) if 0 in self.targets else None
         router = {"dynamic": Router, "static": StaticRouter}[edge_weights]
@@ -145,9 +133,7 @@ class DynamicGraph(PlainStage):
                 for i, nodes in self.targets.items()
             }
         )
-        # Where all edges are pruned, there is none to learn.
-        learns = bool(self.targets)
-        self.thresholds = nn.Parameter(torch.zeros(len(self.targets)), requires_grad=learns)
+        self.thresholds = nn.Parameter(torch.zeros(len(self.targets)))
         # Called with the :class:`EdgeWeights` of every forward pass.
         self.observers: list[Callable[[EdgeWeights], None]] = []
 
@@ -284,11 +270,3 @@ def _there(nodes: Sequence[Tensor | None], row: Tensor) -> tuple[list[Tensor], T
     there = [i for i, x in enumerate(nodes) if x is not None]
     inputs = [cast(Tensor, nodes[i]) for i in there]
     return inputs, row if len(there) == len(nodes) else row[:, there]
-
-
-def _mask(edges: Collection[Edge], num_nodes: int) -> Tensor:
-    """Edges as bool, [N, N], row j for the edges into node j."""
-    mask = torch.zeros(num_nodes, num_nodes, dtype=torch.bool)
-    for i, j in edges:
-        mask[j, i] = True
-    return mask

@@ -41,8 +41,6 @@ class PaperGraph(DynamicGraph):
             closed = row.eq(0).all(dim=1, keepdim=True)
             row = m.reopen(j, row + closed * m.strongest(j))
             return self.activation(self._output(nodes, row)), None
-        if str(j) not in self.nodes:  # pruned away
-            return None, None
         block = self.node(j)
         if not m.can_close:
             return self._f(block.branch, block.activation, nodes, row), None

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from scipy.special import expit, logit
 
 INCH = 2.4  # spacings of neighbouring nodes, the unit of what follows
 ARC, CELL = 0.3, 0.36  # height of an arc for each node that it spans, and half that of a cell
@@ -29,6 +28,15 @@ MAX_WRITTEN = 8  # nodes of a graph whose values are written into its cells
 CLOSED, ABSENT, CHAIN, FAINT = "0.72", "0.94", "0.2", "0.88"
 HALF_CIRCLE = np.linspace(0, np.pi, 41)
 ALPHA_TICKS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+
+
+def _logit(p: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # 0 and 1 are ∞, and clipped
+        return np.log(p) - np.log1p(-p)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
 
 
 class Scale(NamedTuple):
@@ -56,7 +64,7 @@ class Scale(NamedTuple):
         """The mapping from values to colours."""
         norm = Normalize(self.low, self.high)
         if self.sigmoid:
-            norm = FuncNorm((logit, expit), self.low, self.high, clip=True)
+            norm = FuncNorm((_logit, _sigmoid), self.low, self.high, clip=True)
         return ScalarMappable(norm, colormaps[self.colormap])
 
     def strength(self, values: np.ndarray) -> np.ndarray:

@@ -11,10 +11,11 @@ as long.
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from dgnet_det.export.pruning import count_branches
 from dgnet_det.modeling.backbone.drnet import branch_name
+from dgnet_det.modeling.observation import record_choices, routed_stages
 
 
 class Run(NamedTuple):
@@ -29,6 +30,25 @@ class Run(NamedTuple):
     def name(self) -> str:
         budget = "" if self.arm == "plain" else f"-{self.budget:g}"
         return f"{self.experiment}/{self.arm}{budget}-seed{self.seed}"
+
+
+@torch.no_grad()
+def count_branches(model: nn.Module, batches: Iterable[Any]) -> dict[tuple[str, int, str], int]:
+    """How many of the images in ``batches``, each as the model takes it, take a branch, by stage,
+    connection and name, of the connections that have a choice. The model is in evaluation mode."""
+    counts: dict[str, Tensor] = {}
+    with record_choices(model) as choices:
+        for batch in batches:
+            model(batch)
+            for name, of_stage in choices.items():
+                counts[name] = counts.get(name, 0) + of_stage.gate.sum(dim=0)
+    stages = routed_stages(model)
+    return {
+        (name, j, branch): int(row[stages[name].columns.index(branch)])
+        for name, rows in counts.items()
+        for j, row in zip(map(int, stages[name].routers), rows, strict=True)
+        for branch in stages[name].branches[j]
+    }
 
 
 def rarer_branches(model: nn.Module, batches: Iterable[Any]) -> list[str]:

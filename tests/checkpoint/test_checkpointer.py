@@ -158,7 +158,6 @@ def test_one_tensor_less_is_an_error(tmp_path: Path) -> None:
         (("MODEL.DGNET.EDGE_WEIGHTS", "none"), "builds a static network"),
         (("MODEL.DGNET.EDGE_WEIGHTS", "static"), "residual wiring and dynamic edge weights"),
         (("MODEL.DGNET.WIRING", "paper"), "builds a DG-Net of paper wiring"),
-        (("MODEL.DGNET.PRUNED_EDGES", "['res2.0:0-2']"), "other MODEL.DGNET.STAGES or PRUNED"),
     ],
 )
 def test_another_wiring_is_an_error(opts: tuple, message: str, tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ import convert_checkpoint
 import demo
 import export_model
 import numpy as np
-import prune_model
 import pytest
-import sweep_thresholds
 import torch
 import wiring_report
 from coco_sets import Split
@@ -25,7 +23,6 @@ from dgnet_det.analysis.benchmark import draw_edges
 from dgnet_det.analysis.counts import backbone_counts, path_counts
 from dgnet_det.config import load_cfg
 from dgnet_det.data import load_cfg_with_data
-from dgnet_det.errors import UserError
 from dgnet_det.evaluation.interventions import router_hooks
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.modeling.backbone.mobilenetv2 import InvertedResidualNode
@@ -54,28 +51,6 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Split
     return ["--config-file", CONFIG, *SMALL, *data, *weights], split
 
 
-def test_unused_branches_are_pruned(detector: tuple[list[str], Split], tmp_path: Path) -> None:
-    """The tool itself checks that features and detections are the same."""
-    words, split = detector
-    output = tmp_path / "pruned"
-    used = ["--input", str(split.path(1)), str(split.path(2))]
-    prune_model.main([*words, *used, "--output", str(output), "--json", str(tmp_path / "x.json")])
-    report = json.loads((tmp_path / "x.json").read_text())
-    cfg = load_cfg(str(output / "config.yaml"), ["MODEL.DEVICE", "cpu"])
-    assert cfg.MODEL.DRNET.PRUNED_BRANCHES == report["pruned"] != []
-    assert report["after"]["branches"] == report["before"]["branches"] - len(report["pruned"])
-    pruned = load_predictor(cfg).model
-    names = {
-        f"{name}:{j}-{branch}"
-        for name, stage in routed_stages(pruned).items()
-        for j, branches in stage.branches.items()
-        for branch in branches
-    }
-    assert not names & set(report["pruned"])
-    with pytest.raises(UserError, match="--threshold: branches have no threshold"):
-        prune_model.main([*words, *used, "--output", str(tmp_path / "y"), "--threshold", "0.5"])
-
-
 def test_the_report_shows_choices_and_their_use(
     detector: tuple[list[str], Split], tmp_path: Path
 ) -> None:
@@ -86,6 +61,16 @@ def test_the_report_shows_choices_and_their_use(
     report = json.loads(figures.read_text())
     assert page.read_text().count("data:image") == 3
     assert report["connections_that_vary"] > 0
+    # Branches that no image takes, as the key takes them.
+    unused = report["unused_branches"]
+    assert len(unused) == sum(row.count(0) for row in report["connections"].values()) > 0
+    cfg = load_cfg(CONFIG, [*SMALL, "MODEL.DRNET.PRUNED_BRANCHES", str(unused)])
+    left = [
+        len(names)
+        for s in routed_stages(build_model(cfg)).values()
+        for names in s.branches.values()
+    ]
+    assert left.count(1) >= len(unused)
     assert all(sum(row) == pytest.approx(1) for row in report["connections"].values())
     share = report["share_of_dearest"]
     assert share["min"] < share["mean"] < share["max"] <= 1
@@ -135,11 +120,6 @@ def test_exported_detectors_choose_for_each_image(
          "--input", str(split.images)]
     )  # fmt: skip
     assert "differed by up to 0\n" not in capsys.readouterr().out
-
-
-def test_thresholds_are_refused(detector: tuple[list[str], Split], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="DRNet-style network has no edges"):
-        sweep_thresholds.main([*detector[0], "--output", str(tmp_path / "x.png")])
 
 
 def test_converted_static_weights_start_as_the_static_network(tmp_path: Path) -> None:

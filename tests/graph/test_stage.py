@@ -235,20 +235,6 @@ def test_inference_mode_and_no_grad_in_one_thread() -> None:
         torch.testing.assert_close(graph(x, valid), first.clone())
 
 
-def test_output_of_a_pruned_graph_whose_last_edges_close_is_the_empty_sum() -> None:
-    """0 → 3 and 1 → 3 are pruned, so that only node 2 feeds the output, and all edges into node 2
-    close."""
-    blocks = make_blocks("basic", [8, 8, 8], 1, "paper")
-    graph = PaperGraph(blocks, edge_weights="static", norm="BN", pruned=[(0, 3), (1, 3)]).eval()
-    for router in graph.routers.values():
-        nn.init.constant_(router.bias, -3.0)
-    nn.init.constant_(graph.thresholds, 0.5)
-    x = torch.randn(2, 8, 4, 4)
-    for enabled in (False, True):
-        with torch.set_grad_enabled(enabled):
-            torch.testing.assert_close(graph(x), torch.zeros(2, 8, 4, 4))
-
-
 @pytest.mark.parametrize("wiring", ["paper", "residual"])
 def test_compiled_graph_gives_the_same_output_and_gradients(wiring: str) -> None:
     graph = make_graph("inverted", wiring, n=2)

@@ -18,7 +18,6 @@ from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.errors import UserError
-from dgnet_det.graph.topology import edge_name
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
 from dgnet_det.modeling.classifier import build_classifier
@@ -74,18 +73,6 @@ def test_costs_and_what_runs_in_any_case_are_all_that_runs() -> None:
         nobodys += projection + out_channels * side**2 + 3 * out_channels  # and node 0's router
     total = sum(float(cost.sum()) for cost in Costs.of(backbone).decided.values())
     assert total + nobodys == backbone_counts(backbone.eval(), (SIDE, SIDE)).macs
-
-
-def test_pruned_edges_cost_nothing() -> None:
-    whole = Costs.of(small_backbone(*PAPER)).decided["res3.0"]
-    edges = ("MODEL.DGNET.PRUNED_EDGES", "['res3.0:1-2', 'res4.0:0-1']")
-    pruned = Costs.of(small_backbone(*PAPER, *edges)).decided
-    # Node 2's only edge left bears all of the node; node 1's router has a row less.
-    assert pruned["res3.0"][2].tolist() == [2 * float(whole[2, 0]) - 16 * 32**2, 0, 0, 0]
-    assert pruned["res3.0"][1, 0] == whole[1, 0] - 16
-    assert torch.equal(pruned["res3.0"][3], whole[3])
-    # Without 0 → 1 node 1 is gone, and with it its edges.
-    assert pruned["res4.0"].nonzero().tolist() == [[2, 0], [3, 0], [3, 2]]
 
 
 @WIRINGS
@@ -260,16 +247,6 @@ def test_in_distributed_data_parallel(tmp_path: Path) -> None:
 def test_errors(opts: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         detector(*opts)
-
-
-def test_without_any_edge_left_there_is_nothing_to_pay_for() -> None:
-    edges = [
-        edge_name(name, (i, j))
-        for name, graph in dynamic_graphs(detector(*RESIDUAL)).items()
-        for j, i in graph.edges.nonzero().tolist()
-    ]
-    with pytest.raises(UserError, match="there are no edges to pay for"):
-        detector(*ON, *RESIDUAL, "MODEL.DGNET.PRUNED_EDGES", str(edges))
 
 
 def test_classifier_has_it_too() -> None:

@@ -115,13 +115,6 @@ def test_titles_nodes_and_absent_nodes() -> None:
     assert [line.get_markeredgecolor() == CLOSED for line in circles] == [False, False, True]
 
 
-def test_pruned_edges_are_not_drawn() -> None:
-    panel = make_panel(5, fixed_chain=True)
-    panel.edges[4, 1] = False
-    (cells,) = cells_of(draw_graphs([panel], ALPHA, ALPHA))
-    assert len(cells.get_paths()) == 5
-
-
 @pytest.mark.parametrize("sizes", [[25], [3], [5, 6, 25, 5], [3, 4, 5, 6, 5, 5, 3], [5] * 9])
 def test_layout(sizes: list[int]) -> None:
     """Rows are no wider than a page, graphs do not overlap, and all are on the paper."""

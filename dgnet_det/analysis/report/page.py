@@ -11,7 +11,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dgnet_det.analysis.report.effects import LEVEL, TESTS, Effect, varying
 from dgnet_det.analysis.report.survey import Survey
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_branches, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels
@@ -20,7 +19,6 @@ from dgnet_det.utils.pictures import figure_pixels
 def render_page(
     report: dict[str, Any],
     survey: Survey,
-    effects: dict[str, Effect],
     examples: Sequence[dict[str, Any]],
 ) -> str:
     """The HTML of a report.
@@ -28,28 +26,19 @@ def render_page(
     Args:
         report: what :func:`summarize` returned, with ``interventions`` (of
             :func:`intervene`, or why there are none as ``not_tested``), ``date``,
-            ``config_file``, ``weights``, ``wiring``, ``images_from``, ``classes_from`` and
-            ``confidence``.
+            ``config_file``, ``weights``, ``wiring``, ``images_from`` and ``confidence``.
         survey: what it is a summary of.
-        effects: what :func:`summarize` returned beside it.
         examples: entries of ``report["images"]`` with their ``distance`` and ``picture``, an image
             [H, W, 3] RGB.
     """
-    tested = [(name, *TESTS[name]) for name in effects]
     most_varied = max(report["edges"], key=lambda edge: edge["std"])
     return _render(
         "page.html",
         report=report,
-        level=LEVEL,
         most_varied={**most_varied, "name": _edge_name(most_varied)},
         largest_mean=max(abs(edge["mean"]) for edge in report["edges"]),
         mean_and_spread=draw_mean_and_spread(survey),
-        effects={
-            name: draw_effect(survey, effects[name], label, signed=name == "sizes")
-            for name, _, label in tested
-        },
         examples=examples,
-        tested=tested,
         edge_name=_edge_name,
     )
 
@@ -125,23 +114,6 @@ def draw_mean_and_spread(survey: Survey) -> Figure:
     cells = Scale(label, 0, largest / unit, "Greens")
     grey = ("closed in every image", "absent in every image")
     return draw_graphs(_panels(survey, titles, mean, std / unit), arcs, cells, grey=grey)
-
-
-def draw_effect(survey: Survey, effect: Effect, label: str, *, signed: bool) -> Figure:
-    """The size of an effect on every edge: as arcs where chance is no good explanation, in the
-    cells wherever the weight differs between images."""
-    shown = effect.shown()
-    titles = [
-        f"{name}: {int(np.nansum(matrix))} of {graph.edges.sum()} beyond chance"
-        for (name, graph), matrix in zip(survey.graphs.items(), survey.matrices(shown), strict=True)
-    ]
-    scale = Scale(label, -1, 1, "BrBG") if signed else Scale(label, 0, 1, "Greens")
-    arcs = np.where(shown, effect.size, np.nan)
-    cells = np.full(len(shown), np.nan)
-    varies = varying(survey.of_edges("weight"))
-    cells[varies] = effect.size[varies]
-    grey = ("no more than chance gives", "absent in every image")
-    return draw_graphs(_panels(survey, titles, arcs, cells), scale, scale, grey=grey)
 
 
 def _panels(

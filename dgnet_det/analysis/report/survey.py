@@ -1,37 +1,30 @@
 """What a detector's routers decide on every image of a dataset, in figures as JSON takes them and
 the page prints them."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import BoxMode
 from torch import nn
 from tqdm import tqdm
 
 from dgnet_det.analysis.counts import ImageCounter
-from dgnet_det.analysis.report.effects import (
-    TESTS,
-    Effect,
-    Untestable,
-    class_effect,
-    size_effect,
-    varying,
-)
 from dgnet_det.data import CheckedDatasetMapper
 from dgnet_det.graph.routing import EdgeWeights
-from dgnet_det.modeling.observation import record_choices, record_edge_weights
+from dgnet_det.modeling.backbone.drnet import branch_name
+from dgnet_det.modeling.observation import record_choices, record_edge_weights, routed_stages
+
+ROUNDING = 1e-6  # a weight that moves by less over the images is constant
 
 
 class Survey(NamedTuple):
     """What was seen on n images. Their E edges are those that routers weigh, graph by graph, row by
     row of its matrix."""
 
-    # Of each: "file", "height" and "width" of the file, "class" (empty if there is none),
-    # "detections" (their number), "macs" that the backbone ran and "all_open_macs".
+    # Of each: "file", "height" and "width" of the file, "detections" (their number), "macs" that
+    # the backbone ran and "all_open_macs".
     images: list[dict[str, Any]]
     graphs: dict[str, EdgeWeights]  # by name, of all images, [n, N, N] float64 on the CPU
 
@@ -57,9 +50,7 @@ def survey_images(
     model: nn.Module,
     cfg: CfgNode,
     images: Sequence[Mapping[str, Any]],
-    class_names: Sequence[str],
     *,
-    annotated: bool,
     confidence: float,
 ) -> Survey:
     """Run a detector on images, with a progress bar.
@@ -68,8 +59,6 @@ def survey_images(
         model: with edge weights, in evaluation mode.
         cfg: its config.
         images: at least one, in Detectron2's dataset format, or with a ``file_name`` alone.
-        class_names: of the annotations, or of the detections.
-        annotated: whether the class of an image is that of its annotations, not its detections.
         confidence: what the score of a detection must be above.
     """
     read, count = CheckedDatasetMapper(cfg, is_train=False), ImageCounter(model)
@@ -80,18 +69,12 @@ def survey_images(
             found = model([inputs])[0]["instances"].to("cpu")
             found = found[found.scores > confidence]
             recorded.append(dict(edge_weights))
-            if annotated:
-                areas = areas_of_annotations(image["annotations"])
-            else:
-                sizes = found.pred_boxes.area().tolist()
-                areas = list(zip(found.pred_classes.tolist(), sizes, strict=True))
             counts = count(inputs["image"])
             seen.append(
                 {
                     "file": str(image["file_name"]),
                     "height": inputs["height"],
                     "width": inputs["width"],
-                    "class": largest_class(areas, class_names),
                     "detections": len(found),
                     "macs": counts.ran.macs,
                     "all_open_macs": counts.all_open.macs,
@@ -113,44 +96,14 @@ def survey_images(
     )
 
 
-def areas_of_annotations(annotations: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """Class and area of every box, crowds left out."""
-    boxes = [
-        (a["category_id"], BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS))
-        for a in annotations
-        if not a.get("iscrowd")
-    ]
-    return [(label, box[2] * box[3]) for label, box in boxes]
+def varying(weight: np.ndarray) -> np.ndarray:
+    """The places of the edges whose weight, [n, E], is not the same in all images."""
+    return np.flatnonzero(np.ptp(weight, axis=0) > ROUNDING)
 
 
-def largest_class(areas: Iterable[tuple[int, float]], names: Sequence[str]) -> str:
-    """The name of the class whose boxes have the largest area in all; empty if there is none."""
-    totals: Counter[int] = Counter()
-    for label, area in areas:
-        totals[label] += area  # type: ignore[assignment]
-    return names[max(totals, key=lambda label: totals[label])] if totals else ""
-
-
-def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
-    """The figures of a survey, and its effects by name: those of :data:`TESTS` for which the images
-    allow the question."""
+def summarize(survey: Survey) -> dict[str, Any]:
+    """The figures of a survey."""
     weight, is_open = survey.of_edges("weight"), survey.of_edges("alpha") != 0
-    labels = [image["class"] for image in survey.images]
-    areas = [image["height"] * image["width"] for image in survey.images]
-    tests: dict[str, Callable[[], Effect]] = {
-        "classes": lambda: class_effect(weight, labels),
-        "sizes": lambda: size_effect(weight, areas),
-    }
-    effects: dict[str, Effect] = {}
-    findings: dict[str, dict[str, Any]] = {}
-    for name, test in tests.items():
-        try:
-            effect = effects[name] = test()
-            told_apart = int(effect.shown().sum())
-            findings[name] = {"edges_told_apart": told_apart, "num_images": effect.num_images}
-        except Untestable as error:
-            findings[name] = {"not_tested": str(error)}
-    findings["classes"]["images"] = dict(Counter(label for label in labels if label).most_common())
     macs, all_open = (
         np.array([image[key] for image in survey.images]) for key in ("macs", "all_open_macs")
     )
@@ -163,10 +116,8 @@ def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
     for e, (name, i, j, output) in enumerate(places):
         edges.append({"graph": name, "from": i, "to": j, "to_output": j == output})
         edges[-1] |= {**_spread(weight[:, e]), "open": float(is_open[:, e].mean())}
-        for key, effect in effects.items():
-            edges[-1][key] = {TESTS[key][0]: float(effect.size[e]), "p": float(effect.p[e])}
     of_images = {"open_edges": is_open.mean(axis=1), "distance": distances(weight)}
-    report = {
+    return {
         "num_images": len(survey.images),
         "num_edges": len(edges),
         "edges_that_vary": len(varying(weight)),
@@ -174,14 +125,12 @@ def summarize(survey: Survey) -> tuple[dict[str, Any], dict[str, Effect]]:
         "macs": _spread(macs),
         "all_open_macs": _spread(all_open),
         "share_of_all_open": _spread(macs / all_open),
-        **findings,
         "edges": edges,
         "images": [
             {**image, **{key: float(values[k]) for key, values in of_images.items()}}
             for k, image in enumerate(survey.images)
         ],
     }
-    return report, effects
 
 
 def distances(weight: np.ndarray) -> np.ndarray:
@@ -209,11 +158,21 @@ def survey_choices(
             seen[-1]["dearest_macs"] = dearest.macs
             gates.append(torch.cat([of_stage.gate[0] for of_stage in choices.values()]).cpu())
     frequency = torch.stack(gates).double().mean(dim=0)
+    stages = routed_stages(model)
+    rows = iter(frequency)
+    unused = [
+        branch_name(name, j, branch)
+        for name, one in choices.items()
+        for j in one.connections
+        for branch, share in zip(one.branches, next(rows).tolist(), strict=True)
+        if branch in stages[name].branches[j] and not share
+    ]
     names = [f"{name}, {j}" for name, one in choices.items() for j in one.connections]
     return {
         "num_images": len(seen),
         "branches": list(next(iter(choices.values())).branches),
         "connections": dict(zip(names, frequency.tolist(), strict=True)),
+        "unused_branches": unused,
         "connections_that_vary": int(frequency.lt(1).logical_and(frequency.gt(0)).any(dim=1).sum()),
         "share_of_dearest": _spread(
             np.array([image["macs"] / image["dearest_macs"] for image in seen])

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from dgnet_det.errors import UserError, check_choice
 from dgnet_det.graph.routing import valid_sizes
 from dgnet_det.graph.stage import Block, DynamicGraph, PlainStage
-from dgnet_det.graph.topology import KEY, parse_edges
 from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
 from dgnet_det.modeling.backbone.families import family_of
 from dgnet_det.modeling.backbone.matching import load_static_names
@@ -69,7 +68,7 @@ class DGNet(Backbone):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Where torch lets a module load in its own way, before its children: here static names
         become this project's."""
-        load_static_names(self, state_dict, prefix, error_msgs=args[-1])
+        load_static_names(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stages(self) -> dict[str, PlainStage]:
@@ -116,7 +115,6 @@ def make_dgnet(
     out_features: Sequence[str],
     edge_weights: str = "dynamic",
     graph_stages: Sequence[str] = ("res2", "res3", "res4", "res5"),
-    pruned_edges: Sequence[str] = (),
     freeze_at: int = 0,
     in_channels: int = 3,
     **network: Any,
@@ -124,7 +122,7 @@ def make_dgnet(
     """A :class:`DGNet` without a config.
 
     Args:
-        family, wiring, edge_weights, pruned_edges: as the keys of ``MODEL.DGNET``.
+        family, wiring, edge_weights: as the keys of ``MODEL.DGNET``.
         graph_stages: as ``MODEL.DGNET.STAGES``.
         norm: of all layers, as for :func:`detectron2.layers.get_norm`.
         out_features, freeze_at: as for :class:`DGNet`.
@@ -148,13 +146,9 @@ def make_dgnet(
     )
     stages = build_stages(
         levels,
-        lambda blocks, pruned: graph_of(
-            blocks, edge_weights=edge_weights, norm=norm, pruned=pruned
-        ),
+        lambda blocks, _: graph_of(blocks, edge_weights=edge_weights, norm=norm),
         chosen=() if plain else graph_stages,
         all_of_them="" if graph_of.fixed_chain else all_of_them,
-        pruned=parse_edges(pruned_edges),
-        key=KEY,
     )
     return DGNet(stem, stages, out_features=out_features, freeze_at=freeze_at)
 
@@ -165,8 +159,8 @@ def build_stages(
     *,
     chosen: Sequence[str],
     all_of_them: str,
-    pruned: Mapping[str, Collection],
-    key: str,
+    pruned: Mapping[str, Collection] = {},
+    key: str = "",
 ) -> list[list[PlainStage]]:
     """The stages of res2, res3, …, from the blocks of each.
 
@@ -220,7 +214,6 @@ def build_dgnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
         out_features=resnets.OUT_FEATURES,
         edge_weights=dgnet.EDGE_WEIGHTS,
         graph_stages=dgnet.STAGES,
-        pruned_edges=dgnet.PRUNED_EDGES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_channels=input_shape.channels,
         **network,

@@ -1,5 +1,8 @@
 """The backbone whose stages route between branches, and its builders."""
 
+import re
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
@@ -7,7 +10,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from dgnet_det.drnet.branches import check_branches
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
-from dgnet_det.graph.topology import parse_pruned
 from dgnet_det.modeling.backbone.dgnet import DGNet, build_stages, fpn
 from dgnet_det.modeling.backbone.families import family_of
 
@@ -17,6 +19,23 @@ KEY = "MODEL.DRNET.PRUNED_BRANCHES"
 def branch_name(stage: str, connection: int, name: str) -> str:
     """``res4.0:2-identity``, as in ``MODEL.DRNET.PRUNED_BRANCHES``."""
     return f"{stage}:{connection}-{name}"
+
+
+def parse_branches(names: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
+    """Connections and branches by stage, ``{"res4.0": [(2, "identity")]}``, of names as
+    :func:`branch_name` makes them.
+
+    Raises:
+        UserError: a name of another form.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        match = re.fullmatch(r"(res\d\.\d+):(\d+)-(\w+)", str(name))
+        if match is None:
+            form = "stage:connection-branch, such as 'res4.0:2-identity'"
+            raise UserError(f"{KEY} {name!r}: give {form}, as tools/wiring_report.py names them")
+        found.setdefault(match[1], []).append((int(match[2]), match[3]))
+    return found
 
 
 @BACKBONE_REGISTRY.register()
@@ -42,12 +61,7 @@ def build_drnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
         ),
         chosen=cfg.MODEL.DGNET.STAGES,
         all_of_them="cells are routed in all stages" if cells else "",
-        pruned=parse_pruned(
-            KEY,
-            drnet.PRUNED_BRANCHES,
-            r"\w+",
-            "stage:connection-branch, such as 'res4.0:2-identity'",
-        ),
+        pruned=parse_branches(drnet.PRUNED_BRANCHES),
         key=KEY,
     )
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT

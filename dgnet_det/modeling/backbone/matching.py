@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from dgnet_det.errors import UserError, first_few
-from dgnet_det.graph.topology import KEY
 from dgnet_det.modeling.backbone.families import FAMILIES
 from dgnet_det.modeling.backbone.naming import (
     GRAPH_TENSOR,
@@ -42,8 +40,6 @@ class Match:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     unfit: dict[str, Tensor] = field(default_factory=dict)  # unexpected, or of another shape
     missing: list[str] = field(default_factory=list)
-    # A line for each graph that is pruned of other edges than ours.
-    pruned_otherwise: list[str] = field(default_factory=list)
     # In the backbone, and not to be expected in the checkpoint: they keep their values.
     untrained: list[str] = field(default_factory=list)
     # The classifier's head, under the names in this project's classifier.
@@ -58,7 +54,7 @@ class Match:
     def fits(self) -> bool:
         """Whether every tensor of the backbone that the source should hold is there, and no
         other."""
-        return not (self.missing or self.unfit or self.pruned_otherwise)
+        return not (self.missing or self.unfit)
 
     @property
     def kind(self) -> Kind:
@@ -96,8 +92,6 @@ class Match:
                 f"it is a {self.source.family.name}, the config builds a {family.name}; change"
                 " MODEL.DGNET.FAMILY"
             )
-        if self.pruned_otherwise:
-            return "; ".join(self.pruned_otherwise)
         if theirs.wiring == "static" and ours.wiring == "paper":
             return (
                 "the paper wiring cannot start from a static network; set MODEL.DGNET.WIRING to"
@@ -117,8 +111,8 @@ class Match:
                 " MODEL.DGNET.STAGES"
             )
         return (
-            f"another depth, width or norm (check {family.keys}), other MODEL.DGNET.STAGES or"
-            " PRUNED_EDGES, or part of a checkpoint"
+            f"another depth, width or norm (check {family.keys}), other MODEL.DGNET.STAGES, or part"
+            " of a checkpoint"
         )
 
 
@@ -175,11 +169,6 @@ def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: s
                 (match.unknown if inside else match.others)[name] = tensor
         elif target.split(".")[0] not in parts:
             match.left_out.append(name)
-        elif target.endswith(".pruned") and _masks_differ(tensor, match.backbone.get(target)):
-            match.pruned_otherwise.append(
-                f"{target.removesuffix('.pruned')}: the checkpoint is pruned of other edges than"
-                f" the config; set {KEY} as in the config.yaml beside it"
-            )
         elif target in match.backbone and tensor.shape == match.backbone[target].shape:
             match.tensors[target] = tensor
         elif not target.endswith(COUNTER):
@@ -190,20 +179,12 @@ def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: s
     for name in [name for name in match.backbone if name not in found]:
         graph = GRAPH_TENSOR.match(name)
         is_new = graph is not None and starts_static and graph[1] not in graphs
-        # Older checkpoints do not hold what they are pruned of.
-        optional = is_new or name.endswith((COUNTER, ".pruned"))
+        optional = is_new or name.endswith(COUNTER)
         (match.untrained if optional else match.missing).append(name)
     return match
 
 
-def _masks_differ(theirs: Tensor, ours: Tensor | None) -> bool:
-    """Whether two masks of pruned edges differ; None is that of a graph that is not pruned."""
-    return bool(theirs.any()) if ours is None else not torch.equal(theirs, ours.cpu())
-
-
-def load_static_names(
-    backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, error_msgs: list[str]
-) -> None:
+def load_static_names(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Rename in place what ``state_dict`` holds for a :class:`DGNet` under another library's names,
     before torch loads it.
 
@@ -212,8 +193,7 @@ def load_static_names(
     its cause is logged. torch shows a module only the names at its own prefix: the file of a bare
     backbone is loaded into the backbone alone, or by :class:`DGNetCheckpointer`.
 
-    The arguments are those of ``nn.Module._load_from_state_dict``; ``load_state_dict`` raises
-    ``error_msgs``. Pruned edges that differ go there.
+    The arguments are those of ``nn.Module._load_from_state_dict``.
     """
     logger = logging.getLogger(__name__)
     tensors = {name: x for name, x in state_dict.items() if name.startswith(prefix)}
@@ -233,7 +213,6 @@ def load_static_names(
     ours = match.tensors | match.unfit | {name: match.backbone[name] for name in match.untrained}
     state_dict.update({prefix + name: tensor for name, tensor in ours.items()})
     state_dict.update(match.others | match.unknown)
-    error_msgs += match.pruned_otherwise
     source = f"{match.kind} in the format {match.source.format.name}"
     if not match.fits:
         logger.warning("%s %s", source, match.misfit())

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from dgnet_det.graph.stage import Network
 
 # Tensors that a graph has beside the nodes; the group is the graph. A static network has none.
-GRAPH_TENSOR = re.compile(r"(res\d\.\d+)\.(?:routers|thresholds|gammas|projection|pruned)\b")
+GRAPH_TENSOR = re.compile(r"(res\d\.\d+)\.(?:routers|thresholds|gammas|projection)\b")
 
 
 class Blocks(NamedTuple):
@@ -87,8 +87,8 @@ def kind_of(names: Iterable[str]) -> Kind:
 
 
 def own_format(tensor: str) -> Format:
-    """:class:`DGNet`'s own names, for a family whose nodes hold ``tensor``. Any node may be pruned,
-    but hardly all."""
+    """:class:`DGNet`'s own names, for a family whose nodes hold ``tensor``. A node may be
+    missing, where branches are pruned."""
     return Format(
         "dgnet_det",
         r"res\d\.\d+\.nodes\.\d+\." + re.escape(tensor),

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from detectors import SMALL, config, route_at_random
 from narrow import NARROW
@@ -79,7 +78,6 @@ class Made(NamedTuple):
     json: dict[str, Any]
     weights: str
     images: Path
-    labels: list[str]
 
 
 def options(weights: str, dataset: Path) -> list[str]:
@@ -106,13 +104,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     torch.save({"model": model.state_dict(), "class_names": NAMES}, weights)
 
     rng = np.random.default_rng(0)
-    items, labels = [], []
+    items = []
     for k in range(NUM_IMAGES):
         height, width = (int(side) for side in rng.integers(70, 130, 2))
         photo = (data.rocket(), data.coffee())[k % 2][20 * k :, 30 * k :][:height, :width]
         # The class of the one large box, not of the two small ones.
         large, small = k % 2, 1 - k % 2
-        labels.append(NAMES[large])
         objects = [(large, [5.0, 5, 50, 40]), (small, [1.0, 1, 9, 9]), (small, [2.0, 2, 9, 9])]
         items.append((f"{k}.png", Image.fromarray(photo), objects))
     write_split(folder, "val", NAMES, {}, items)
@@ -122,7 +119,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     main([*arguments, "--json", str(folder / "r.json"), *options(weights, dataset)])
     page = (folder / "r.html").read_text(encoding="utf-8")
     report = json.loads((folder / "r.json").read_text())
-    return Made(page, report, weights, folder / "val", labels)
+    return Made(page, report, weights, folder / "val")
 
 
 @pytest.fixture(scope="module")
@@ -157,28 +154,6 @@ def test_mean_and_spread_of_every_edge(made: Made, wirings: dict[str, np.ndarray
         assert edge["to_output"] == (edge["to"] == sizes[edge["graph"]] - 1)
     assert made.json["num_edges"] == len(edges)
     assert made.json["edges_that_vary"] == sum(e["max"] - e["min"] > 1e-6 for e in edges)
-
-
-def test_effects_of_classes_and_sizes(made: Made, wirings: dict[str, np.ndarray]) -> None:
-    report = made.json
-    assert [image["class"] for image in report["images"]] == made.labels
-    assert report["classes"]["images"] == {name: NUM_IMAGES // 2 for name in NAMES}
-    areas = [image["height"] * image["width"] for image in report["images"]]
-    dark = np.array([label == NAMES[0] for label in made.labels])
-    for edge in report["edges"]:
-        weight = wirings[edge["graph"]][0, :, edge["to"], edge["from"]]
-        if np.ptp(weight) > 1e-4:
-            ranks = scipy.stats.rankdata(weight)
-            f = scipy.stats.f_oneway(ranks[dark], ranks[~dark]).statistic
-            share = 1.0 if np.isinf(f) else f / (f + 10)
-            assert edge["classes"]["eta_squared"] == pytest.approx(share, rel=1e-3)
-            rho = scipy.stats.spearmanr(weight, areas).statistic
-            assert edge["sizes"]["rho"] == pytest.approx(rho, abs=0.02)
-    for name in ("classes", "sizes"):
-        shown = sum(edge[name]["p"] <= 0.05 for edge in report["edges"])
-        assert report[name]["edges_told_apart"] == shown
-    # A dark sky and a lit table: the routers see that.
-    assert report["classes"]["edges_told_apart"] > 0
 
 
 def test_multiply_adds_of_every_image(made: Made, wirings: dict[str, np.ndarray]) -> None:
@@ -216,17 +191,13 @@ def number(value: float) -> str:
 def test_the_page_says_what_the_json_says(made: Made) -> None:
     page, report = Page(made.html), made.json
     edges = page.tables[-1]
-    assert edges[0] == ["edge", "mean", "std", "min", "max", "open", "η²", "p", "ρ", "p"]
+    assert edges[0] == ["edge", "mean", "std", "min", "max", "open"]
     for row, edge in zip(edges[1:], report["edges"], strict=True):
         to = "out" if edge["to_output"] else edge["to"]
         assert row == [
             f"{edge['graph']}: {edge['from'] or 'in'} → {to}",
             *(number(edge[key]) for key in ("mean", "std", "min", "max")),
             f"{100 * edge['open']:.3g}\u00a0%",
-            number(edge["classes"]["eta_squared"]),
-            number(edge["classes"]["p"]),
-            number(edge["sizes"]["rho"]),
-            number(edge["sizes"]["p"]),
         ]
     interventions = report["interventions"]
     rows = page.tables[0][1:]
@@ -240,8 +211,6 @@ def test_the_page_says_what_the_json_says(made: Made) -> None:
     total = report["num_edges"]
     for part in (
         f"{report['edges_that_vary']} of {total}edges weigh differently",
-        f"{report['classes']['edges_told_apart']} of {total}edges tell classes apart",
-        f"{report['sizes']['edges_told_apart']} of {total}edges tell image sizes apart",
         f"On average {report['macs']['mean'] / 1e9:.3g} ± {report['macs']['std'] / 1e9:.3g} G",
         f"{NUM_IMAGES} images of",
     ):
@@ -252,8 +221,8 @@ def test_the_page_needs_nothing_else(made: Made) -> None:
     page = Page(made.html)
     sources = [value for _, name, value in page.attributes if name in ("src", "href", "srcset")]
     assert not re.search(r"url\(|@import|<script|<link|<iframe", made.html)
-    # Mean and spread, two effects and three examples.
-    assert len(sources) == 6
+    # Mean and spread, and three examples.
+    assert len(sources) == 4
     for source in sources:
         kind, content = re.fullmatch(r"data:image/(png|jpeg);base64,(.+)", source).groups()  # type: ignore
         with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
@@ -261,14 +230,14 @@ def test_the_page_needs_nothing_else(made: Made) -> None:
             assert picture.width > 500
             assert np.asarray(picture).std() > 5
     descriptions = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
-    assert len(descriptions) == 6
+    assert len(descriptions) == 4
     assert all(descriptions)
 
 
 def make_survey(weight: np.ndarray) -> Survey:
     """Of a graph of two blocks in the paper wiring, six edges."""
     edges = torch.ones(4, 4, dtype=torch.bool).tril(-1)
-    image = {"height": 8, "width": 8, "class": "a", "detections": 0, "macs": 90}
+    image = {"height": 8, "width": 8, "detections": 0, "macs": 90}
     images = [{"file": f"{k}.png", **image, "all_open_macs": 100} for k in range(len(weight))]
     alpha = torch.zeros(len(weight), 4, 4, dtype=torch.float64)
     alpha[:, edges] = torch.tensor(weight)
@@ -277,7 +246,7 @@ def make_survey(weight: np.ndarray) -> Survey:
 
 def test_a_survey_in_figures_by_hand() -> None:
     weight = np.array([[0.2, 0, 0.5, 0.5, 0.5, 1], [0.4, 0, 0.5, 0.5, 0, 1]])
-    report, effects = summarize(make_survey(weight))
+    report = summarize(make_survey(weight))
     first = report["edges"][0]
     assert (first["from"], first["to"], first["to_output"]) == (0, 1, False)
     assert first["mean"] == pytest.approx(0.3)
@@ -288,9 +257,6 @@ def test_a_survey_in_figures_by_hand() -> None:
     assert report["edges_that_vary"] == 2
     assert report["open_edges"]["mean"] == pytest.approx((5 + 4) / 12)
     assert report["share_of_all_open"] == {"mean": 0.9, "std": 0, "min": 0.9, "max": 0.9}
-    assert effects == {}
-    assert report["classes"]["not_tested"] == "no class has 5 images or more"
-    assert report["sizes"]["not_tested"] == "2 images are too few: 8 are needed"
 
 
 def test_distance_from_the_mean_wiring_by_hand() -> None:
@@ -303,7 +269,7 @@ def test_distance_from_the_mean_wiring_by_hand() -> None:
     assert distances(np.ones((3, 6))).tolist() == [0, 0, 0]
 
 
-def test_a_folder_takes_its_classes_from_the_detections(made: Made, tmp_path: Path) -> None:
+def test_a_folder_of_images(made: Made, tmp_path: Path) -> None:
     output = tmp_path / "r.html"
     arguments = ["--config-file", config("faster"), "--input"]
     arguments += [str(made.images / f"{k}.png") for k in range(3)]
@@ -311,11 +277,8 @@ def test_a_folder_takes_its_classes_from_the_detections(made: Made, tmp_path: Pa
     main([*arguments, "--confidence", "0.1", *SMALL_R_18, "MODEL.WEIGHTS", made.weights])
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["num_images"] == 3
-    assert {image["class"] for image in report["images"]} <= {*NAMES, ""}
-    assert any(image["class"] for image in report["images"])
     text = " ".join(Page(output.read_text(encoding="utf-8")).text.split())
-    assert "Not tested: 3 images are too few: 8 are needed." in text
-    assert "Classes of images are those that the detector found, right or wrong." in text
+    assert "Not tested: AP needs annotations: give --dataset" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json"]
 
 
@@ -329,8 +292,6 @@ def test_untrained_routers(made: Made, tmp_path: Path) -> None:
     for part in (
         "none: untrained",
         "All images are wired alike: no weight depends on the image.",
-        "0 of 12edges tell image sizes apart",
-        "Not tested: no class has 5 images or more.",
     ):
         assert part in text
 

@@ -21,7 +21,6 @@ from static_networks import (
     assert_equal_features,
     config,
     detectron2_resnet,
-    randomised,
     saved,
 )
 from torch import Tensor, nn
@@ -192,34 +191,6 @@ def test_a_misfit_is_logged_in_one_line_and_left_to_torch(caplog: pytest.LogCapt
     with pytest.raises(RuntimeError, match="Missing key"):
         MOBILENET.dgnet().load_state_dict(tensors)
     assert "change MODEL.DGNET.FAMILY" in caplog.messages[-1]
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"), [(["res2.0:0-2"], ["res2.0:0-3"]), (["res3.0:0-2"], []), ([], [])]
-)
-def test_pruned_edges_are_compared(theirs: list[str], ours: list[str]) -> None:
-    source = RESNET18.dgnet(pruned_edges=theirs)
-    target = RESNET18.dgnet(pruned_edges=ours)
-    if theirs == ours:
-        target.load_state_dict(source.state_dict())
-        return
-    graph = theirs[0].split(":")[0]
-    message = f"{graph}: the checkpoint is pruned of other edges than the config; set MODEL.DGNET"
-    for strict in (True, False):
-        with pytest.raises(RuntimeError, match=message):
-            target.load_state_dict(source.state_dict(), strict=strict)
-    assert message in match_backbone(source.state_dict(), target).misfit()
-
-
-def test_a_checkpoint_from_before_pruned_edges_were_saved() -> None:
-    source, target = (RESNET18.dgnet(pruned_edges=["res2.0:0-3"]) for _ in range(2))
-    randomised(source)
-    state = source.state_dict()
-    assert state.pop("res2.0.pruned").any()
-    target.load_state_dict(state)
-    x = image()
-    with torch.no_grad():
-        assert_equal_features(target(x), source(x))
 
 
 def test_a_stage_that_was_plain_starts_as_a_graph() -> None:
