@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from dgnet_det.errors import UserError
+from dgnet_det.errors import UserError, check_choice
 
 # Where each meta-architecture keeps its number of classes. Others' is not checked.
 NUM_CLASSES_KEYS = {
     "GeneralizedRCNN": "ROI_HEADS",
-    "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
 }
+CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}  # of an image in each INPUT.FORMAT
 
 
 def add_dgnet_config(cfg: CfgNode) -> None:
@@ -127,10 +128,46 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if len(opts) % 2:
         raise UserError(f"{opts[-1]}: an override needs a value: give KEY VALUE pairs")
     _merge(cfg, dict(zip(opts[::2], opts[1::2], strict=True)))
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+    if re.fullmatch(r"cuda(:\d+)?", cfg.MODEL.DEVICE) and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    check_supported(cfg)
     cfg.freeze()
     return cfg
+
+
+def check_supported(cfg: CfgNode) -> None:
+    """Refuse what could be trained, perhaps, and then not be evaluated, shown or exported.
+
+    Raises:
+        UserError: such a device, image format or meta-architecture.
+    """
+    # Not at the top: a tool that reads no model need not import all of them.
+    from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN, RetinaNet
+
+    device = re.fullmatch(r"cpu|cuda(?::(\d+))?", cfg.MODEL.DEVICE)
+    if device is None:
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r}: choose cpu, cuda or cuda:NUMBER")
+    if int(device[1] or 0) >= max(torch.cuda.device_count(), 1):
+        count = torch.cuda.device_count()
+        raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: this machine has {count} GPUs")
+    check_choice("INPUT.FORMAT", cfg.INPUT.FORMAT, CHANNELS)
+    allowed = {3, CHANNELS[cfg.INPUT.FORMAT]}
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(cfg.MODEL[key]) not in allowed:
+            numbers = " or ".join(map(str, sorted(allowed)))
+            raise UserError(
+                f"MODEL.{key} {cfg.MODEL[key]}: give {numbers} numbers, for INPUT.FORMAT"
+                f" {cfg.INPUT.FORMAT}"
+            )
+    name = cfg.MODEL.META_ARCHITECTURE
+    kind = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
+    if not issubclass(kind, (GeneralizedRCNN, RetinaNet)) or issubclass(kind, PanopticFPN):
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE {name}: choose GeneralizedRCNN or RetinaNet: no other is"
+            " evaluated, shown and exported here"
+        )
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise UserError("MODEL.LOAD_PROPOSALS: images in use have no proposals: set it to False")
 
 
 def score_threshold(value: float, option: str) -> list[str]:

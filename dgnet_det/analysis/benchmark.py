@@ -225,7 +225,9 @@ def make_step(contestant: Contestant, workload: Workload) -> Callable[[], object
     else:
         _damp_blocks(model)
         draw_edges(model, workload.batch, closed=contestant.closed, skipped=contestant.skipped)
-    images = torch.rand(workload.batch, 3, workload.height, workload.width) * 255
+    images = (
+        torch.rand(workload.batch, len(cfg.MODEL.PIXEL_MEAN), workload.height, workload.width) * 255
+    )
     inputs: Any = [_annotated(image) for image in images]
     part: Any = model
     if workload.part == "backbone":

@@ -49,7 +49,7 @@ def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
     dearest branches. Nothing is computed, as in :func:`symbolic_counts`."""
     if paths := path_counts(backbone, size):
         return paths["dearest"]
-    counts = symbolic_counts(backbone, 3, size)[""]
+    counts = symbolic_counts(backbone, backbone.stem.in_channels, size)[""]
     return counts.plus_macs(weighted_sums(backbone, size, _all_edges(backbone)))
 
 
@@ -58,7 +58,7 @@ def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
     ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
     if not any(stage.routers for stage in routed_stages(backbone).values()):
         return {}
-    found = symbolic_counts(backbone, 3, size)
+    found = symbolic_counts(backbone, backbone.stem.in_channels, size)
     paths = {name: np.zeros(len(Counts._fields)) for name in ("cheapest", "mean", "dearest")}
     whole = np.array(found[""])
     for branches in branch_counts(backbone, found).values():
@@ -85,7 +85,9 @@ def model_counts(model: nn.Module, size: tuple[int, int]) -> dict[str, Counts]:
     """
     backbone = dgnet_of(model)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    image = torch.randint(
+        0, 256, (backbone.stem.in_channels, *size), dtype=torch.uint8, generator=generator
+    )
     device = next(model.parameters()).device
     inputs = image[None].to(device) if isinstance(model, DGNetClassifier) else [{"image": image}]
     padded: list[tuple[int, int]] = []
@@ -114,7 +116,7 @@ class ImageCounter:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> ImageCounts:
-        """Counts on one image, [3, H, W], pixels 0..255 in the model's channel order."""
+        """Counts on one image, [C, H, W], pixels 0..255 in the model's channel order."""
         backbone = dgnet_of(self.model)
         batch = self.model.preprocess_image([{"image": image}]).tensor  # type: ignore[operator]
         size = batch.shape[2], batch.shape[3]

@@ -7,13 +7,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
+from PIL import Image
 from torch import Tensor, nn
 
 from dgnet_det.checkpoint import DGNetCheckpointer, class_names_in
+from dgnet_det.config import CHANNELS
 from dgnet_det.data.own import class_names, dataset_class_names, set_num_classes
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
@@ -42,7 +45,7 @@ class Description(NamedTuple):
     """What one must know to use a detector. An exported file holds it as JSON."""
 
     class_names: list[str]
-    input_format: str  # "RGB" or "BGR"
+    input_format: str  # "RGB", "BGR", or "L", grey
     # An image is resized, bilinearly with antialiasing as Pillow does it, until its shorter side
     # has min_size pixels, or until its longer side has max_size where that is less. 0: not at all.
     min_size: int
@@ -55,7 +58,8 @@ class Description(NamedTuple):
         names = ["boxes", "scores", "classes"]
         names += ["masks"] if cfg.MODEL.MASK_ON else []
         names += ["heatmaps"] if cfg.MODEL.KEYPOINT_ON else []
-        tensors = {"image": f"uint8 [3, height, width], {cfg.INPUT.FORMAT}, resized"}
+        channels = CHANNELS[cfg.INPUT.FORMAT]
+        tensors = {"image": f"uint8 [{channels}, height, width], {cfg.INPUT.FORMAT}, resized"}
         tensors |= {name: TENSORS[name][1] for name in names}
         sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         return cls(class_names, cfg.INPUT.FORMAT, *sizes, tensors)
@@ -65,7 +69,7 @@ class Detector:
     """Finds objects in one image, a numpy array.
 
     Attributes:
-        inference: from a prepared image, uint8 [3, H, W], as :meth:`prepare` makes it, to its
+        inference: from a prepared image, uint8 [C, H, W], as :meth:`prepare` makes it, to its
             objects, in its pixels, before Detectron2's postprocessing: masks are grids over their
             boxes, [N, 1, S, S].
         description: how images are prepared for it, and its classes.
@@ -82,9 +86,14 @@ class Detector:
         return self.description.class_names
 
     def prepare(self, image: np.ndarray, image_format: str = "BGR") -> Tensor:
-        """The image as ``inference`` takes it: resized, in ``INPUT.FORMAT``, uint8 [3, H, W].
+        """The image as ``inference`` takes it: resized, in ``INPUT.FORMAT``, uint8 [C, H, W].
         Arguments and errors are those of a call."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if not isinstance(image, np.ndarray):
+            raise UserError(
+                f"an image of type {type(image).__name__}: give an array, such as"
+                " dgnet_det.data.read_image(path, 'BGR') returns"
+            )
+        if image.ndim != 3 or image.shape[2] != 3 or not image.size or image.dtype != np.uint8:
             raise UserError(
                 f"an image of shape {list(image.shape)}, {image.dtype}: give [height, width, 3],"
                 " uint8"
@@ -92,7 +101,8 @@ class Detector:
         if image_format not in ("BGR", "RGB"):
             raise UserError(f"image_format {image_format!r}: choose BGR or RGB")
         if image_format != self.description.input_format:
-            image = image[:, :, ::-1]
+            rgb = image if image_format == "RGB" else image[:, :, ::-1]
+            image = convert_PIL_to_numpy(Image.fromarray(rgb), self.description.input_format)
         resized = self._resize.get_transform(image).apply_image(image)
         return torch.tensor(resized.transpose(2, 0, 1).copy())
 

@@ -7,7 +7,7 @@ import detectron2.modeling
 from detectron2.config import CfgNode
 from torch import nn
 
-from dgnet_det.config import one_line
+from dgnet_det.config import check_supported, one_line
 from dgnet_det.errors import UserError
 
 
@@ -27,7 +27,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """:func:`detectron2.modeling.build_model`.
 
     Raises:
-        UserError: the config describes no model.
+        UserError: the config describes no model, or as :func:`check_supported`.
     """
+    check_supported(cfg)
     with config_errors_in_one_line():
         return detectron2.modeling.build_model(cfg)

@@ -42,7 +42,7 @@ class Costs(NamedTuple):
         }
         if of_graphs:
             return cls(of_graphs, 0.0, 0.0, sum(float(cost.sum()) for cost in of_graphs.values()))
-        found = symbolic_counts(backbone, 3, (SIDE, SIDE))
+        found = symbolic_counts(backbone, backbone.stem.in_channels, (SIDE, SIDE))
         rows: dict[str, list[list[int]]] = {}
         nobodys = cheapest = dearest = found[""].macs
         for (name, _), branches in branch_counts(backbone, found).items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,9 +67,13 @@ def test_channels_are_taken_in_the_order_that_is_named(image: np.ndarray) -> Non
         (np.zeros((8, 8), np.uint8), r"shape \[8, 8\], uint8: give \[height, width, 3\]"),
         (np.zeros((8, 8, 4), np.uint8), r"shape \[8, 8, 4\]"),
         (np.zeros((8, 8, 3), np.float32), "float32: give"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \[0, 8, 3\]"),
+        (None, "an image of type NoneType: give an array"),
+        ("photo.jpg", "an image of type str: give an array, such as dgnet_det.data.read_image"),
+        (Image.new("RGB", (8, 8)), "an image of type Image: give an array"),
     ],
 )
-def test_arrays_that_are_no_image(broken: np.ndarray, message: str) -> None:
+def test_what_is_no_image(broken: Any, message: str) -> None:
     detector = faster()
     with pytest.raises(UserError, match=message):
         detector(broken)
