@@ -3,8 +3,9 @@
 
 Reads the annotations and decodes every image. Prints errors (training or evaluation would fail, or
 learn or tell something wrong), warnings (they may be meant) and statistics, and compares the boxes
-with the anchors of a config, and masks and keypoints with what its model wants. Ends with exit code
-1 if there is an error. tools/train_net.py runs the part that opens no images by itself.
+with the anchors of a config, and masks and keypoints with what its model wants. Ends with the
+command that trains on the data, or, if there is an error, with exit code 1. tools/train_net.py runs
+the part that opens no images by itself.
 
 Examples:
     tools/check_dataset.py mine/train.json mine/images
@@ -13,13 +14,17 @@ Examples:
         --config-file configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml
 """
 
+import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import arguments
 
-CONFIG = Path(__file__).parent.parent / "configs/COCO-Detection/Base-RCNN-DG-FPN.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs/COCO-Detection"
+CONFIG = CONFIGS / "Base-RCNN-DG-FPN.yaml"
+TO_TRAIN = CONFIGS / "faster_rcnn_DG_R_50_residual_FPN_1x.yaml"  # where none is given
 MOST_CLASSES = 30  # in a printed table; the JSON has all
 MOST_CASES = 3  # of a kind, beside the first
 
@@ -92,6 +97,16 @@ def print_anchors(anchors: dict[str, Any], config_file: str) -> None:
         print(f"To use the suggested ones:\n  {anchors['suggested']['override']}")
 
 
+def training_command(args: argparse.Namespace) -> str:
+    """The command that trains on the data with the config and keys that they were checked with."""
+    config = str(TO_TRAIN) if args.config_file == str(CONFIG) else args.config_file
+    words = ["tools/train_net.py", "--config-file", config, *args.opts]
+    for split, files in (("TRAIN", (args.dataset, args.images)), ("VAL", args.val or ())):
+        for key, file in zip(("JSON", "IMAGES"), files, strict=False):
+            words += [f"DATASETS.{split}_{key}", file]
+    return shlex.join(words)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.ConfigParser(
         __doc__,
@@ -115,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.errors import UserError
     from dgnet_det.utils.files import write_json
 
-    cfg = load_cfg(args.config_file, args.opts)
+    # Training takes the format of masks that the data need, unless it is told.
+    cfg = load_cfg(args.config_file, ["INPUT.MASK_FORMAT", "bitmask", *args.opts])
     report = inspect(cfg, (args.dataset, args.images), args.val)
     print_findings(report)
     if report["datasets"]:
@@ -130,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if errors := report["errors"]:
         more = f"; {len(errors) - 1} more kinds of errors above" if len(errors) > 1 else ""
         raise UserError(errors[0]["line"] + more)
+    if not args.val:
+        words = ["tools/import_dataset.py", args.dataset, "NEW_FOLDER", "--images", args.images]
+        print(f"To validate as well, split it first: {shlex.join([*words, '--val-share', '0.2'])}")
+    print(f"Next: {training_command(args)}")
 
 
 if __name__ == "__main__":

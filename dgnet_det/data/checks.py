@@ -107,9 +107,9 @@ def _check_pair(train: str, ours: Content, test: str, theirs: Content, findings:
         of_file.warning("shared-image", problem, path)
 
 
-class Split(NamedTuple):
-    """A dataset that was looked at: its file and image folder, what is sound of the file, and the
-    images that decode, by file name."""
+class Inspected(NamedTuple):
+    """A dataset whose images were read: its JSON file and image folder, what is sound of the file,
+    and the images that decode, by file name."""
 
     json_file: str
     image_root: str
@@ -165,7 +165,7 @@ def _look(
     *,
     trained: bool,
     evaluated: bool,
-) -> Split | None:
+) -> Inspected | None:
     """All checks of one dataset; None if its file cannot be read."""
     of_file = findings.of_file(json_file)
     try:
@@ -177,10 +177,10 @@ def _look(
         return None
     present = check_presence(content.images.values(), image_root, of_file)
     files = check_files(present, image_root, of_file)
-    return Split(json_file, image_root, content, files)
+    return Inspected(json_file, image_root, content, files)
 
 
-def _check_training(split: Split, anchors: dict[str, Any] | None, findings: Findings) -> None:
+def _check_training(split: Inspected, anchors: dict[str, Any] | None, findings: Findings) -> None:
     """Warn where anchors meet few boxes, and where classes have few."""
     if anchors and anchors["config"]["meet"] < ENOUGH_MET:
         better = anchors["suggested"]
@@ -196,7 +196,7 @@ def _check_training(split: Split, anchors: dict[str, Any] | None, findings: Find
             findings.warning("few-boxes", problem, name)
 
 
-def describe(split: Split, splits: Sequence[Split]) -> dict[str, Any]:
+def describe(split: Inspected, splits: Sequence[Inspected]) -> dict[str, Any]:
     """Statistics of a dataset, boxes marked as crowds left out. Images of its folder that none of
     ``splits`` lists are counted."""
     content = split.content.usable()

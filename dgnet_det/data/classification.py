@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import datasets, transforms
 
 from dgnet_det.config import one_line
-from dgnet_det.data.images import opened
+from dgnet_det.data.images import load_image
 from dgnet_det.errors import UserError, check_choice, first_few
 
 
@@ -83,8 +83,7 @@ def _image_folder(root: Path, split: str) -> datasets.ImageFolder:
 
 
 def _read_image(path: str) -> Image.Image:
-    with opened(path) as image:
-        return image.convert("RGB")
+    return load_image(path).convert("RGB")
 
 
 def mix_seeds(*seeds: int) -> int:

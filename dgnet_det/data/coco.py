@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -21,26 +24,27 @@ from pydantic import (
 from dgnet_det.errors import UserError
 
 IMPORT = "tools/import_dataset.py converts other formats"
+IMPORT_MENDS = "a copy by tools/import_dataset.py"
 
 
-class Entry(BaseModel):
-    """An entry of one of the file's lists: of 'images', 'categories' or 'annotations'."""
+class Strict(BaseModel):
+    """What a COCO JSON file must hold somewhere, with the types that JSON has."""
 
     model_config = ConfigDict(strict=True)
 
 
-class Runs(Entry):
+class RunLengths(Strict):
     """A mask in run-length encoding."""
 
     size: Annotated[list[int], Len(2, 2)]
     counts: list[int] | str
 
 
-# The description of a form is what a value that is not of it is told not to be.
+# Each description ends the sentence "KEY VALUE is not …", or "has no KEY: give …".
 Id = Annotated[int, Field(description="a whole number, without quotes")]
 Pixels = Annotated[FiniteFloat, Gt(0), MultipleOf(1), Field(description="a whole number of pixels")]
 Name = Annotated[str, StringConstraints(pattern=r"\S"), Field(description="a text")]
-Box = Annotated[
+BBox = Annotated[
     list[FiniteFloat],
     Len(4, 4),
     Field(description="[x, y, width, height] of four finite numbers"),
@@ -50,37 +54,39 @@ IsCrowd = Annotated[Literal[0, 1], Field(description="0, or 1 for a crowd, as ev
 Ignore = Annotated[Literal[0], Field(description="0, as Detectron2 needs: set iscrowd to 1")]
 Polygons = list[list[FiniteFloat]]
 MASK = "polygons [[x, y, x, y, …], …] or {'size': [height, width], 'counts': …}"
+A_MASK = Field(description=f"a mask: {MASK}")
 
 
-class Image(Entry):
+class ImageEntry(Strict):
     id: Id
     file_name: Name
     width: Pixels
     height: Pixels
 
 
-class Category(Entry):
+class CategoryEntry(Strict):
     id: Id
     name: Name
 
 
-class Annotation(Entry):
+class AnnotationEntry(Strict):
     id: Id
     image_id: Id
     category_id: Id
-    bbox: Box
+    bbox: BBox
     area: Area = 0
     iscrowd: IsCrowd = 0
     ignore: Ignore = 0
-    segmentation: Annotated[Polygons | Runs | None, Field(description=f"a mask: {MASK}")] = None
+    segmentation: Annotated[Polygons | RunLengths | None, A_MASK] = None
 
 
-def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[Annotation]:
-    """The form of a crowd's or another's annotation that a config's model and evaluation need."""
+def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[AnnotationEntry]:
+    """What an annotation, of a ``crowd`` or of one object, must hold for a config's model, and for
+    evaluation if it is ``evaluated``."""
     needed: dict[str, Any] = {"area": Area, "iscrowd": IsCrowd} if evaluated else {}
     if cfg.MODEL.MASK_ON and (evaluated or not crowd):
         words = Field(description=f"a mask, as MODEL.MASK_ON wants: {MASK}")
-        needed["segmentation"] = Annotated[Annotated[Polygons, Len(1)] | Runs, words]
+        needed["segmentation"] = Annotated[Annotated[Polygons, Len(1)] | RunLengths, words]
     if cfg.MODEL.KEYPOINT_ON and not crowd:
         count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
         numbers = f"{3 * count} numbers: x, y and visibility of NUM_KEYPOINTS {count} each"
@@ -88,11 +94,11 @@ def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[Annotat
         form = Annotated[list[FiniteFloat], Len(3 * count, 3 * count), words]
         needed |= {"keypoints": form, "num_keypoints": Id}
     fields: dict[str, Any] = {name: (form, ...) for name, form in needed.items()}
-    return create_model("NeededAnnotation", __base__=Annotation, **fields)
+    return create_model("NeededAnnotation", __base__=AnnotationEntry, **fields)
 
 
 def form_problem(model: type[BaseModel], entry: Any) -> tuple[str, str] | None:
-    """The field of an entry that is not of its form, and what is wrong with it."""
+    """The first field of an entry that is not as ``model`` says, and what is wrong with it."""
     try:
         model.model_validate(entry)
     except ValidationError as error:
@@ -155,6 +161,67 @@ def category_names(path: str) -> list[str]:
     """
     categories = read_coco(path)["categories"]
     for category in categories:
-        if problem := form_problem(Category, category):
+        if problem := form_problem(CategoryEntry, category):
             raise UserError(f"{path}: a category of 'categories': {problem[1]}")
     return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+
+
+def root_categories(
+    categories: Sequence[dict[str, Any]], used: Collection[Any]
+) -> list[dict[str, Any]]:
+    """The categories without objects that stand above the others, as Roboflow writes the project's
+    name before the classes. ``used`` has the ids of those with objects."""
+    parents = {category.get("supercategory") for category in categories}
+    return [
+        category
+        for category in categories
+        if category["id"] not in used
+        and category["name"] in parents
+        and category.get("supercategory") in (None, "", "none")
+    ]
+
+
+def rotation(annotation: dict[str, Any]) -> float:
+    """The degrees by which the box of an annotation is to be turned around its centre, as CVAT and
+    Datumaro write them."""
+    attributes = annotation.get("attributes")
+    for place in (annotation, attributes if isinstance(attributes, dict) else {}):
+        with suppress(TypeError, ValueError):
+            if degrees := float(place.get("rotation", 0)):
+                return degrees
+    return 0.0
+
+
+# A side in a keypoint's name: left or right, or an L or R where a word begins or ends.
+LEFT = re.compile("(?i:left|(?<![a-z])l|l(?![a-z]))|(?<=[a-z])L|l(?=[A-Z])")
+ONE_SIDED = re.compile(
+    "(?i:left|right|(?<![a-z])[lr](?![a-z]))|(?<![A-Za-z])[LR](?=[A-Z][a-z])|(?<=[a-z])[LR](?![a-z])"
+)
+
+ALONE = (
+    "keypoints {}: of one side by their names, without a partner on the other: in mirrored images,"
+    " half of those of training, they would be on the wrong side; name them left_… and right_…"
+)
+
+
+def keypoint_pairs(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The keypoints of the left with those of the right, which change places in mirrored images,
+    and the names that speak of one side but have no partner.
+
+    ``left_eye``, ``Left Eye``, ``EYE_LEFT``, ``LeftEye``, ``l_eye``, ``eyeL`` and ``leye`` are all
+    understood.
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\W_]", "", name).lower()
+
+    by_plain = {plain(name): name for name in names}
+    pairs = []
+    for name in names:
+        for side in LEFT.finditer(name):
+            right = "right" if len(side[0]) > 1 else "r"
+            partner = by_plain.get(plain(name[: side.start()] + right + name[side.end() :]))
+            if partner is not None and (name, partner) not in pairs:
+                pairs.append((name, partner))
+    paired = {name for pair in pairs for name in pair}
+    return pairs, [name for name in names if name not in paired and ONE_SIDED.search(name)]

@@ -12,7 +12,18 @@ import numpy as np
 from detectron2.config import CfgNode
 from pydantic import BaseModel
 
-from dgnet_det.data.coco import Category, Image, annotation_model, form_problem, read_coco
+from dgnet_det.data.coco import (
+    ALONE,
+    IMPORT_MENDS,
+    CategoryEntry,
+    ImageEntry,
+    annotation_model,
+    form_problem,
+    keypoint_pairs,
+    read_coco,
+    root_categories,
+    rotation,
+)
 from dgnet_det.data.findings import Findings
 
 # Pixels by which a box may reach over its image's edge, as labelling tools round.
@@ -61,9 +72,22 @@ def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bo
         return models[isinstance(entry, dict) and entry.get("iscrowd") == 1]
 
     coco = read_coco(findings.file)
-    images = _by_id("image", coco["images"], lambda _: Image, findings)
-    categories = _by_id("category", coco["categories"], lambda _: Category, findings)
-    _check_names(images, categories, findings)
+    images = _by_id("image", coco["images"], lambda _: ImageEntry, findings)
+    categories = _by_id("category", coco["categories"], lambda _: CategoryEntry, findings)
+    used = {entry.get("category_id") for entry in coco["annotations"] if isinstance(entry, dict)}
+    roots = root_categories(list(categories.values()), used)
+    _check_names(images, [c for c in categories.values() if c not in roots], findings)
+    for root in roots:
+        problem = (
+            f"category {root['name']!r}, id {root['id']}, is the supercategory of others, without"
+            " a box, as Roboflow writes it: it becomes a class of the model;"
+            f" {IMPORT_MENDS} leaves it out"
+        )
+        findings.warning("root-category", problem, root["name"])
+    if cfg.MODEL.KEYPOINT_ON:
+        named = next((c["keypoints"] for c in categories.values() if c.get("keypoints")), ())
+        if alone := keypoint_pairs(list(map(str, named)))[1]:
+            findings.warning("keypoint-sides", ALONE.format(", ".join(alone)))
     if trained and not coco["annotations"]:
         findings.error("no-annotations", "no annotations to train on")
     listed = {
@@ -81,14 +105,17 @@ def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bo
         if annotation["image_id"] in images and annotation["category_id"] in categories:
             annotations.append(annotation)
             _check_mask(cfg, annotation, images[annotation["image_id"]], trained, findings)
-    if evaluated and any(annotation["id"] == 0 for annotation in annotations):
-        problem = "annotation id 0: COCO's evaluation counts what matches it as false: start from 1"
-        findings.warning("annotation-id-0", problem, 0)
+            if rotation(annotation) % 180:
+                problem = (
+                    f"annotation {identity}: its bbox is to be turned by its rotation of"
+                    f" {rotation(annotation):g}°: {IMPORT_MENDS} has the upright box around it"
+                )
+                findings.error("bbox-rotation", problem, identity)
     names = {identity: categories[identity]["name"] for identity in sorted(categories)}
     content = Content(images, names, annotations)
     if annotations:
         _check_boxes(content, findings)
-        _check_use(content, findings, trained)
+        _check_use(cfg, content, findings, trained)
     return content
 
 
@@ -120,13 +147,14 @@ def _by_id(
         # Detectron2 refuses these too, but for the old COCO minival, which is known to have some.
         if entry["id"] in sound and "minival" not in findings.file:
             twice = f"{noun} {name}: another one has id {entry['id']} too"
+            twice += f": {IMPORT_MENDS} has new ids" if noun == "annotation" else ""
             findings.error(f"duplicate-{noun}-id", twice, name)
         sound[entry["id"]] = entry
     return sound
 
 
 def _check_names(
-    images: dict[int, dict[str, Any]], categories: dict[int, dict[str, Any]], findings: Findings
+    images: dict[int, dict[str, Any]], categories: list[dict[str, Any]], findings: Findings
 ) -> None:
     """Check names of images' files and of categories."""
     for name, count in Counter(image["file_name"] for image in images.values()).items():
@@ -134,7 +162,7 @@ def _check_names(
             findings.warning("duplicate-file-name", f"{name} is listed twice: under one id", name)
         if os.path.isabs(name):
             findings.warning("absolute-file-name", f"{name} is absolute: make it relative", name)
-    for name, count in Counter(category["name"] for category in categories.values()).items():
+    for name, count in Counter(category["name"] for category in categories).items():
         if count > 1:
             findings.error("category-names", f"two categories are called {name!r}", name)
 
@@ -146,12 +174,15 @@ def _check_mask(
     trained: bool,
     findings: Findings,
 ) -> None:
-    """Check what the form does not tell."""
+    """Check what its model does not: corners, and the size of run-length encodings."""
     mask, size = annotation.get("segmentation"), (image["width"], image["height"])
     where = f"annotation {annotation['id']}"
     if isinstance(mask, list):
-        if mask and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask):
-            problem = f"{where}: no polygon of three corners: training leaves it out"
+        if lacks_corners(annotation):
+            problem = (
+                f"{where}: its 'segmentation' has no polygon of three corners: training leaves it"
+                f" out, box and all; {IMPORT_MENDS} has its box alone"
+            )
             findings.warning("mask-corners", problem, annotation["id"])
     elif mask is None or not cfg.MODEL.MASK_ON:
         return
@@ -161,6 +192,17 @@ def _check_mask(
     elif trained and cfg.INPUT.MASK_FORMAT == "polygon" and not annotation.get("iscrowd"):
         problem = f"{where}: its mask is no polygon: set INPUT.MASK_FORMAT bitmask"
         findings.error("mask-format", problem, annotation["id"])
+
+
+def lacks_corners(annotation: dict[str, Any]) -> bool:
+    """Whether Detectron2 leaves an object out of training, since its polygons have too few corners
+    or an odd number of coordinates."""
+    mask = annotation.get("segmentation")
+    return (
+        isinstance(mask, list)
+        and bool(mask)
+        and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask)
+    )
 
 
 def fills(mask: dict[str, Any]) -> bool:
@@ -238,15 +280,27 @@ def _text(box: np.ndarray) -> str:
     return f"[{', '.join(f'{value:g}' for value in box)}]"
 
 
-def _check_use(content: Content, findings: Findings, trained: bool) -> None:
-    """Check what training would make of it: images and classes without boxes, boxes given twice."""
-    objects = content.usable().class_and_image()
+def _check_use(cfg: CfgNode, content: Content, findings: Findings, trained: bool) -> None:
+    """Check what training or evaluation does with images and classes without boxes, and with boxes
+    that are given twice."""
+    usable = content.usable()
+    if trained:
+        sound = [a for a in usable.annotations if not lacks_corners(a)]
+        usable = usable._replace(annotations=sound)
+    objects = usable.class_and_image()
     if trained and not objects:
-        findings.error("no-annotations", "every box has iscrowd 1: nothing to train on")
+        problem = "every object has iscrowd 1"
+        if any(map(lacks_corners, content.annotations)):
+            problem += f" or lacks polygons of three corners: {IMPORT_MENDS} has boxes alone"
+        findings.error("no-annotations", f"nothing to train on: {problem}")
     classes, images = ({each[k] for each in objects} for k in (0, 1))
+    use = "each detection in it counts as false"
+    if trained:
+        use = "training leaves it out"
+        if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            use = "training takes it as one without objects, by FILTER_EMPTY_ANNOTATIONS False"
     for identity, image in content.images.items():
         if objects and identity not in images:
-            use = "training leaves it out" if trained else "each detection in it counts as false"
             name = image["file_name"]
             findings.warning("empty-image", f"image {name} has no box: {use}", name)
     for name in content.names.values():

@@ -8,12 +8,13 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from dgnet_det.data.coco_checks import FRACTION_LIMIT
-from dgnet_det.data.images import reading
+from dgnet_det.errors import UserError
 
 # Names of a CSV file's columns, by what is in them. A file without a header has HEADERLESS.
 CSV_COLUMNS = {
@@ -244,3 +245,16 @@ def _turned(sides: Iterable[Any], degrees: str) -> Iterator[float]:
     corners = [complex(x, y) for x in (left, right) for y in (top, bottom)]
     turned = [(corner - centre) * turn + centre for corner in corners]
     yield from _around((corner.real, corner.imag) for corner in turned)
+
+
+@contextmanager
+def reading(path: Path, problem: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: {problem}: {reason}") from error

@@ -2,28 +2,32 @@
 
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
+from dgnet_det.data.coco import IMPORT_MENDS
+from dgnet_det.data.depth import advice
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.images import (
     ANIMATION,
+    decode,
     is_animation,
+    is_deep,
+    opened,
     orientation,
-    reading,
+    stored_size,
     upright_size,
-    wide_pixels,
 )
 from dgnet_det.errors import UserError
 
 LEARNED_BY_HEART = "AP would be that of images learned by heart; take it out of one of the two"
-TURNED = ": its EXIF tag turns it by 90°; save it upright, and see that its boxes fit then"
 # Pixels that Pillow converts to RGB, but not to what a person sees or means.
 ODD_MODES = {
     "CMYK": "CMYK colours, as for print: they differ on conversion to RGB",
@@ -35,20 +39,17 @@ ODD_MODES = {
 
 
 class ImageFile(NamedTuple):
-    """An image file that decodes: what is not right with it, by the kind of finding, its width and
-    height as stored and as Detectron2 reads it, pixels, and a digest of its bytes."""
+    """What was found in an image file that decodes."""
 
-    odd: dict[str, str]
-    size: tuple[int, int]
-    upright_size: tuple[int, int]
-    digest: str
+    odd: dict[str, str]  # by the kind of finding, what is not right with it
+    deep: bool  # more than 8 bits
+    stored_size: tuple[int, int]  # width and height, pixels
+    upright_size: tuple[int, int]  # as it is read
+    digest: str  # of its bytes
 
 
 def check_presence(
-    images: Collection[dict[str, Any]],
-    image_root: str,
-    findings: Findings,
-    mend: str = "give the folder that the file names start from",
+    images: Collection[dict[str, Any]], image_root: str, findings: Findings, mend: str = ""
 ) -> list[dict[str, Any]]:
     """Check that the files of sound entries of 'images' exist, by one listing of each folder that
     they are in, and return those whose file exists. ``findings`` are those of the JSON file."""
@@ -57,7 +58,12 @@ def check_presence(
     def listing(folder: str) -> set[str]:
         return set(PathManager.ls(folder)) if PathManager.isdir(folder) else set()
 
-    by_stem = {Path(name).stem.lower(): name for name in listing(image_root)}
+    def plain(name: str) -> str:
+        """The name without folders and ending, in small letters and one Unicode form."""
+        stem = Path(re.split(r"[\\/]", name)[-1]).stem
+        return unicodedata.normalize("NFC", stem).lower()
+
+    there = {plain(name): name for name in listing(image_root)}
     present = []
     for image in images:
         where = os.path.join(image_root, image["file_name"])
@@ -65,10 +71,11 @@ def check_presence(
         if name in listing(folder):
             present.append(image)
             continue
-        near = by_stem.get(Path(name.rsplit("\\")[-1]).stem.lower())
-        hint = f"the folder has {near}: correct file_name" if near else mend
-        if "\\" in name:
-            hint = "file_name has backslashes: write slashes"
+        hint = mend or "give the folder that the file names start from"
+        if near := there.get(plain(image["file_name"])):
+            same = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", name)
+            form = " in another Unicode form" if same and near != name else ""
+            hint = f"the folder has {near}{form}: {IMPORT_MENDS} finds it by this name"
         problem = f"no such image, listed in {findings.file}: {hint}"
         findings.error("missing-image", problem, image["file_name"], where)
     return present
@@ -79,29 +86,34 @@ def check_files(
 ) -> dict[str, ImageFile]:
     """Decode the files that :func:`check_presence` returned and check what is in them. Those that
     decode, by file name. Shows its progress."""
-    paths = [os.path.join(image_root, image["file_name"]) for image in images]
+    paths = {image["file_name"]: os.path.join(image_root, image["file_name"]) for image in images}
     files: dict[str, ImageFile] = {}
     first_with: dict[str, str] = {}
-    read = thread_map(read_image_file, paths, desc="images", unit="image")
-    for image, path, file in zip(images, paths, read, strict=True):
+    read = thread_map(read_image_file, paths.values(), desc="images", unit="image")
+    found = dict(zip(paths, read, strict=True))
+    for image in images:
         name = image["file_name"]
+        path, file = paths[name], found[name]
         if isinstance(file, UserError):
             findings.error("undecodable-image", file, name)
             continue
         files[name] = file
         for kind, problem in file.odd.items():
-            report = findings.error if kind == "image-16-bit" else findings.warning
-            report(kind, problem, name, path)
+            findings.warning(kind, problem, name, path)
         stated = width, height = image["width"], image["height"]
         if stated != file.upright_size:
             w, h = file.upright_size
-            problem = f"{w} × {h} pixels, but width and height say {width} × {height}"
-            findings.error(
-                "image-size", problem + (TURNED if stated == file.size else ""), name, path
-            )
+            turned = " before its EXIF tag turns it" if stated == file.stored_size else ""
+            problem = f"{w} × {h} pixels, but width and height say {width} × {height}{turned}"
+            mend = f"{IMPORT_MENDS} turns or scales its boxes to fit"
+            findings.error("image-size", f"{problem}: {mend}", name, path)
         twin = first_with.setdefault(file.digest, name)
         if twin != name:
             findings.warning("duplicate-image", f"the same file as {twin}", name, path)
+    if deep := {name: paths[name] for name, file in files.items() if file.deep}:
+        problem = advice(deep.values(), image_root)
+        for name, path in deep.items():
+            findings.error("image-16-bit", problem, name, path)
     return files
 
 
@@ -109,21 +121,21 @@ def read_image_file(path: str) -> ImageFile | UserError:
     """Decode an image file; what is wrong with it where that fails."""
     odd: dict[str, str] = {}
     try:
-        with reading(path), PathManager.open(path, "rb") as file, Image.open(file) as image:
+        with opened(path, deep=True) as image:
+            deep = is_deep(image)  # before its EXIF tags are read, which decodes some PNGs
             if orientation(image) != 1:
                 odd["image-turned"] = "its EXIF tag turns it: see that boxes fit the turned image"
-            if problem := wide_pixels(image):
-                odd["image-16-bit"] = problem
             if image.mode in ODD_MODES:
                 odd[f"image-mode-{image.mode}"] = ODD_MODES[image.mode]
             if is_animation(image):
                 odd["image-animation"] = ANIMATION
-            size, upright = image.size, upright_size(image)
-            image.load()
-            file.seek(0)
-            return ImageFile(odd, size, upright, hashlib.sha256(file.read()).hexdigest())
+            stored, upright = stored_size(image), upright_size(image)
+            decode(image, path)
     except UserError as error:
         return error
+    with PathManager.open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    return ImageFile(odd, deep, stored, upright, digest)
 
 
 def compare_images(

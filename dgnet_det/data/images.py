@@ -1,15 +1,18 @@
 """Images given by the user: which files, and their pixels."""
 
+import copy
 import glob
 import logging
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, DatasetMapper, detection_utils
+import torch
+from detectron2.data import DatasetCatalog, DatasetMapper, detection_utils, transforms
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import ExifTags, Image
@@ -17,6 +20,20 @@ from PIL import ExifTags, Image
 from dgnet_det.errors import UserError
 
 ANIMATION = "holds several pictures: only the first is read"
+DEEP = (
+    "pixels of more than 8 bits: convert all images to 8 bits by one scale;"
+    " tools/check_dataset.py prints the command"
+)
+# How to turn an image upright, by its EXIF tag.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def is_image(path: Path) -> bool:
@@ -67,63 +84,132 @@ def spread_images(dataset: str, num: int) -> list[dict[str, Any]]:
 
 
 def read_image(path: str | os.PathLike[str], image_format: str) -> np.ndarray:
-    """The pixels of an image, [H, W, C] uint8, upright by its EXIF tag, in a format that
-    ``INPUT.FORMAT`` takes, such as ``BGR``; of an animation, its first picture, which is logged.
+    """The pixels of an image, [H, W, C] uint8, as :func:`load_image` loads it, in a format that
+    ``INPUT.FORMAT`` takes, such as ``BGR``."""
+    return detection_utils.convert_PIL_to_numpy(load_image(path), image_format)
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image and turn it upright by its EXIF tag. Of an animation the first picture is
+    taken, which is logged once.
 
     Raises:
-        UserError: as :func:`opened`.
+        UserError: as :func:`opened`, or the file does not decode.
     """
-    with opened(path):
-        return detection_utils.read_image(os.fspath(path), format=image_format)
+    with opened(path) as image:
+        if is_animation(image):
+            log_first_n(logging.WARNING, f"{path}: {ANIMATION}", key="message", name=__name__)
+        decode(image, path)
+        return upright(image)
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """An image, not decoded yet. That an animation's first picture alone is read, is logged once.
+def opened(path: str | os.PathLike[str], *, deep: bool = False) -> Iterator[Image.Image]:
+    """Open an image without decoding it.
 
     Raises:
-        UserError: there is no such file, it is no image, it does not decode in the body, or
-            :func:`wide_pixels`.
+        UserError: there is no such file, it is no image, it is too large, or, unless ``deep``, it
+            has more than 8 bits, and would become nearly black or be cut off at 255.
     """
-    with reading(path), PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
-        if problem := wide_pixels(image):
-            raise UserError(f"{path}: {problem}")
-        if is_animation(image):
-            log_first_n(logging.WARNING, f"{path}: {ANIMATION}", key="message", name=__name__)
-        yield image
+    try:
+        file = PathManager.open(os.fspath(path), "rb")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    with file:
+        with _pillow_errors(path):
+            image = Image.open(file)
+        if not deep and is_deep(image):
+            raise UserError(f"{path}: {DEEP}")
+        with image:
+            yield image
+
+
+def decode(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Decode an opened image, with a :class:`UserError` that names its file where that fails."""
+    with _pillow_errors(path):
+        image.load()
+
+
+@contextmanager
+def _pillow_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise what Pillow raises of a bad file, half a dozen kinds, as a :class:`UserError`."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise UserError(
+            f"{path}: more than the {limit} million pixels that are read as one image: cut it into"
+            " tiles, and its boxes with it"
+        ) from error
+    except Exception as error:
+        reason = re.sub(" <.*?>", "", " ".join(str(error).split()))
+        raise UserError(f"{path}: the image does not decode: {reason}") from error
 
 
 class CheckedDatasetMapper(DatasetMapper):
-    """Detectron2's mapper, for training and testing, with a :class:`UserError` that names the file
-    where :func:`read_image` would raise it, or an image is not of its annotation's size."""
+    """Detectron2's mapper, for training and testing, which reads images by :func:`read_image`."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """As :meth:`DatasetMapper.__call__`."""
-        path = dataset_dict["file_name"]
-        with opened(path):
-            pass  # its header is right
+        """As :meth:`DatasetMapper.__call__`.
+
+        Raises:
+            UserError: as :func:`load_image`, or the image is not of the size in its annotation.
+        """
+        mapped = copy.deepcopy(dataset_dict)
+        path = mapped["file_name"]
+        image = read_image(path, self.image_format)
         try:
-            return super().__call__(dataset_dict)
+            detection_utils.check_image_size(mapped, image)
         except detection_utils.SizeMismatchError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: not of the size in its annotation: {reason}") from error
-        except Exception:
-            read_image(path, self.image_format)  # tells whether it is the image's fault
-            raise
+        regions = None
+        if "sem_seg_file_name" in mapped:
+            regions = read_image(mapped.pop("sem_seg_file_name"), "L").squeeze(2)
+        augmented = transforms.AugInput(image, sem_seg=regions)
+        transform = self.augmentations(augmented)
+        size = augmented.image.shape[:2]
+        pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        mapped["image"] = torch.as_tensor(pixels)
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(
+                mapped, size, transform, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            mapped.pop("annotations", None)
+            return mapped
+        if regions is not None:
+            mapped["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype("long"))
+        if "annotations" in mapped:
+            self._transform_annotations(mapped, transform, size)
+        return mapped
 
 
-def wide_pixels(image: Image.Image) -> str:
-    """What is wrong with integers of more than 8 bits and floats; empty for other pixels.
-
-    They would be cut off at 255, and no scale suits all: a microscope's 12 bits in a range of 16
-    would become nearly black. Of colours of 16 bits each, Pillow takes the upper 8.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return ""
-    return (
-        f"pixels of more than 8 bits (Pillow's mode {image.mode}): convert all images to 8 bits by"
-        " one scale: (pixels - low) * 255 / (high - low), with the same low and high for all"
-    )
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has floats, or integers of more than 8 bits, in its
+    file. Of several such channels Pillow keeps the upper 8 bits without a word."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))  # type: ignore[attr-defined]
+        return max(bits) > 8
+    if image.format == "JPEG2000":
+        file = image.fp  # type: ignore[attr-defined]
+        place = file.tell()
+        file.seek(0)
+        head = file.read(1 << 20)
+        file.seek(place)
+        start = head.find(b"\xff\x4f\xff\x51")  # of the codestream
+        return head[start + 42] & 127 > 7  # bits - 1 of the first channel
+    for codec, _, _, found in getattr(image, "tile", ()):
+        options = found if isinstance(found, tuple) else (found,)
+        if re.search(";16[BLN]", str(options[0])) or codec == "SGI16":
+            return True
+        if codec.startswith("ppm") and options[1] > 255:
+            return True
+    return False
 
 
 def is_animation(image: Image.Image) -> bool:
@@ -132,26 +218,29 @@ def is_animation(image: Image.Image) -> bool:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF tag that says how to turn an image: 1 is upright."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    """The EXIF tag that says how to turn an opened image: 1 is upright, as with broken tags."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # half a dozen kinds, of an image that may decode all the same
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded image, turned as its EXIF tag says. Pillow turns TIFFs as it decodes them, and
+    takes the tag away."""
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image before it is turned."""
+    if image.format == "TIFF":  # whose ``size`` Pillow turns, in some versions
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+    return image.size
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an image, turned as its EXIF tag says: as Detectron2 reads it."""
-    return image.size[::-1] if orientation(image) in (5, 6, 7, 8) else image.size
-
-
-@contextmanager
-def reading(
-    path: str | os.PathLike[str], problem: str = "the image does not decode"
-) -> Iterator[None]:
-    """Make a :class:`UserError` that names the file of whatever another library raises."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except Exception as error:  # Pillow raises half a dozen kinds
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: {problem}: {reason}") from error
+    """Width and height of an opened image, turned as its EXIF tag says: as it is read."""
+    width, height = stored_size(image)
+    return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)

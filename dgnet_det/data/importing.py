@@ -14,8 +14,16 @@ import yaml
 from tqdm import tqdm
 
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.formats import READERS, Box, Entry, has_box_columns, read_annotations, read_text
-from dgnet_det.data.images import is_image, opened, reading, upright_size
+from dgnet_det.data.formats import (
+    READERS,
+    Box,
+    Entry,
+    has_box_columns,
+    read_annotations,
+    read_text,
+    reading,
+)
+from dgnet_det.data.images import is_image, opened, upright_size
 from dgnet_det.errors import UserError, first_few
 from dgnet_det.utils.files import files_written_whole
 

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from dgnet_det.config import NUM_CLASSES_KEYS, load_cfg
-from dgnet_det.data.coco import category_names, read_coco
+from dgnet_det.data.coco import ALONE, category_names, keypoint_pairs, read_coco
 from dgnet_det.errors import UserError
 
 NUM_COCO_KEYPOINTS = 17  # for which COCO gives the spreads that its metric uses
@@ -22,8 +22,9 @@ def load_cfg_with_data(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     ``DATASETS.TRAIN`` and ``DATASETS.TEST`` become theirs (empty for a split that is not named),
     and every meta-architecture's number of classes, and of keypoints, that of the training set, or
-    of the validation set where that is the only one named. A file that is not there, as where a
-    trained detector is deployed, leaves these numbers as they were.
+    of the validation set where that is the only one named. ``INPUT.MASK_FORMAT`` becomes
+    ``bitmask`` where it has run-length encodings. A file that is not there, as where a trained
+    detector is deployed, leaves these as they were.
 
     Raises:
         UserError: as :func:`load_cfg`; a JSON file is named without its image folder, or the other
@@ -51,7 +52,7 @@ def load_cfg_with_data(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _follow(cfg: CfgNode, json_file: str, given: dict[str, str]) -> None:
-    """Set the numbers of classes and of keypoints to a file's."""
+    """Set the numbers of classes and of keypoints, and the format of masks, to a file's."""
     count = len(category_names(json_file))
     counts = {f"MODEL.{group}.NUM_CLASSES": count for group in set(NUM_CLASSES_KEYS.values())}
     if cfg.MODEL.KEYPOINT_ON:
@@ -72,6 +73,9 @@ def _follow(cfg: CfgNode, json_file: str, given: dict[str, str]) -> None:
                 " decide"
             )
         cfg.merge_from_list([key, count])
+    masks = (a.get("segmentation") for a in read_coco(json_file)["annotations"] if type(a) is dict)
+    if "INPUT.MASK_FORMAT" not in given and any(type(mask) is dict for mask in masks):
+        cfg.INPUT.MASK_FORMAT = "bitmask"  # run-length encodings, which are no polygons
 
 
 def register_own_datasets(cfg: CfgNode) -> None:
@@ -102,8 +106,8 @@ def _own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
 
 
 def _register_keypoints(json_file: str) -> None:
-    """Tell Detectron2's catalog the keypoints of a file. In mirrored images, each whose name has
-    "left" in it changes places with the one that has "right" instead."""
+    """Tell Detectron2's catalog the keypoints of a file, and which change places in mirrored
+    images."""
     found = [c["keypoints"] for c in read_coco(json_file)["categories"] if c.get("keypoints")]
     if not found or any(names != found[0] for names in found):
         raise UserError(
@@ -111,12 +115,14 @@ def _register_keypoints(json_file: str) -> None:
             " 'keypoints' of its categories"
         )
     names = list(map(str, found[0]))
-    swapped = {name: name.replace("left", "right") for name in names if "left" in name}
-    flip_map = [pair for pair in swapped.items() if pair[1] in names]
+    flip_map, alone = keypoint_pairs(names)
     MetadataCatalog.get(json_file).set(keypoint_names=names, keypoint_flip_map=flip_map)
     swaps = ", ".join(f"{a} and {b}" for a, b in flip_map) or "none"
     message = "%s: keypoints %s; in mirrored images these change places: %s"
-    logging.getLogger(__name__).info(message, json_file, ", ".join(names), swaps)
+    log = logging.getLogger(__name__)
+    log.info(message, json_file, ", ".join(names), swaps)
+    if alone:
+        log.warning(f"{json_file}: {ALONE.format(', '.join(alone))}")
 
 
 def dataset_class_names(datasets: Sequence[str]) -> list[str]:

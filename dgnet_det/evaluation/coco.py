@@ -57,6 +57,13 @@ class Evaluator(COCOEvaluator):
         self.dataset_name = dataset_name
         self.keypoint_sigmas = keypoint_sigmas
         self.truth: COCO = self._coco_api
+        annotations = self.truth.dataset.get("annotations", [])
+        if any(annotation["id"] == 0 for annotation in annotations):
+            # COCO's evaluation takes the id 0 of a matched object for no match.
+            for number, annotation in enumerate(annotations, 1):
+                annotation["id"] = number
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.truth.createIndex()
         self.found: list[dict[str, Any]] = []
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:

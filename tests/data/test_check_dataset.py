@@ -1,47 +1,18 @@
 """tools/check_dataset.py: what it says of each kind of bad dataset, and of good ones."""
 
-import json
 import math
-import runpy
 import shlex
 import shutil
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from checked_sets import TOOL, change, found, inspect
 from coco_sets import BOXES, HEIGHT, WIDTH, Splits
-from detectron2.data.detection_utils import read_image
-from PIL import Image
-from pycocotools import mask as mask_tools
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from configs import ROOT
-from dgnet_det.data.image_checks import read_image_file
 from dgnet_det.errors import UserError
-
-TOOL = runpy.run_path(str(ROOT / "tools/check_dataset.py"))
-Spoil = Callable[[Splits], object]
-
-
-def inspect(splits: Splits, *arguments: str) -> dict[str, Any]:
-    """The tool's JSON. Its exit must be as the JSON says, and nothing else be left behind."""
-    out = splits.root / "out" / "report.json"
-    sets = [[str(split.json), str(split.images)] for split in (splits.train, splits.val)]
-    failed = None
-    try:
-        TOOL["main"]([*sets[0], "--val", *sets[1], "--json", str(out), *arguments])
-    except UserError as error:
-        failed = str(error)
-    report = json.loads(out.read_text())
-    assert bool(report["errors"]) is (failed is not None)
-    if failed:
-        assert failed.startswith(report["errors"][0]["line"])
-    assert [path.name for path in out.parent.iterdir()] == ["report.json"]
-    return report
 
 
 def test_good_dataset(splits: Splits, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,282 +32,247 @@ def test_good_dataset(splits: Splits, capsys: pytest.CaptureFixture[str]) -> Non
     assert "24 (100.0%) in 8 images" in printed
 
 
-# Each takes the training set apart in its own way. Of the JSON:
-
-
-def edited(change: Callable[[dict[str, Any]], object], *names: str) -> Spoil:
-    """The content of JSON files, by default of the training set's, is changed."""
-
-    def spoil(splits: Splits) -> None:
-        for split in [getattr(splits, name) for name in names or ["train"]]:
-            change(split.coco)
-            split.write()
-
-    return spoil
-
-
-def entry(group: str, number: int, split: str = "train", **values: Any) -> Spoil:
-    """An entry's values become others; those that are ``...`` are taken out."""
-
-    def change(coco: dict[str, Any]) -> None:
-        changed = {**coco[group][number - 1], **values}
-        coco[group][number - 1] = {k: v for k, v in changed.items() if v is not ...}
-
-    return edited(change, split)
-
-
-annotation = partial(entry, "annotations", 5)
-image = partial(entry, "images", 2)
-
-
-def coco(**values: Any) -> Spoil:
-    return edited(lambda coco: coco.update(values))
-
-
-def all_boxes(convert: Callable[..., list[float]]) -> Spoil:
-    return edited(lambda coco: [a.update(bbox=convert(*a["bbox"])) for a in coco["annotations"]])
-
-
-def text(content: str) -> Spoil:
-    return lambda splits: splits.train.json.write_text(content, encoding="utf-8")
-
-
-def no_boxes_in(*images: int) -> Spoil:
-    """Images 1 and so on, which have three boxes each."""
-    return edited(lambda coco: coco.update(annotations=[
-        a for a in coco["annotations"] if a["image_id"] not in images]))  # fmt: skip
-
-
-only_crowds = edited(lambda coco: [each.update(iscrowd=1) for each in coco["annotations"]])
-unused_class = edited(
-    lambda coco: coco["categories"].append({"id": 4, "name": "ball"}), "train", "val"
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ('{"images": [', "no valid JSON: "),
+        ("<annotation/>", "tools/import_dataset.py converts"),
+        ("\ufeff{}", "starts with a byte-order mark: save it"),
+        ('[{"image_id": 1, "score": 0.5}]', "detections, with scores"),
+        ('{"images": [1], "categories": [1], "annotations": {}}', "'annotations' is no list"),
+        ('{"images": [], "categories": [1]}', "no list 'images', or an empty one"),
+    ],
 )
+def test_files_that_are_no_coco(splits: Splits, content: str, part: str) -> None:
+    splits.train.json.write_text(content, encoding="utf-8")
+    assert part in found(inspect(splits), "errors", "unreadable")
 
 
-def val_classes(*names: str) -> Spoil:
-    """Both sets have two classes; those of the validation set are ``names``."""
-
-    def spoil(splits: Splits) -> None:
-        for split, two in (("train", ("kite", "ball")), ("val", names)):
-            categories = [{"id": 3 + k, "name": name} for k, name in enumerate(two)]
-            edited(lambda coco, new=categories: coco.update(categories=new), split)(splits)
-            entry("annotations", 1, split, category_id=4)(splits)
-
-    return spoil
-
-
-# … and of the images:
-
-
-def saved(
-    make: Callable[[Image.Image], Image.Image], suffix: str = ".jpg", **options: Any
-) -> Spoil:
-    """Image 2 as ``make`` makes it, in a file format."""
-
-    def spoil(splits: Splits) -> None:
-        path = splits.train.path(2)
-        with Image.open(path) as picture:
-            made = make(picture)
-        path.unlink()
-        made.save(path.with_suffix(suffix), **options)
-        image(file_name=path.with_suffix(suffix).name)(splits)
-
-    return spoil
-
-
-EXIF = Image.Exif()
-EXIF[0x112] = 6  # to be turned by 90°
-turned = saved(lambda picture: picture.copy(), exif=EXIF)
-
-
-def copied(source: str, target: str) -> Spoil:
-    """Image 2 of the split ``target`` becomes a copy of image 1 of ``source``."""
-    return lambda splits: shutil.copy(
-        getattr(splits, source).path(1), getattr(splits, target).path(2)
-    )
-
-
-def namesakes(splits: Splits) -> None:
-    splits.val.path(2).rename(splits.val.images / "train1.jpg")
-    entry("images", 2, "val", file_name="train1.jpg")(splits)
-
-
-def truncated(splits: Splits) -> None:
-    path = splits.train.path(2)
-    path.write_bytes(path.read_bytes()[:700])
-
-
-def sixteen_bits(picture: Image.Image) -> Image.Image:
-    return Image.fromarray(np.asarray(picture.convert("L"), np.uint16) * 256)
-
-
-ERRORS = {
-    # id: (spoil, kind, part of the line)
-    "no json": (lambda s: s.train.json.unlink(), "unreadable", "no such annotation file"),
-    "no folder": (
-        lambda s: s.train.images.rename(s.root / "away"), "unreadable", "no such image folder"
-    ),
-    "broken json": (text('{"images": ['), "unreadable", "no valid JSON: "),
-    "another format": (text("<annotation/>"), "unreadable", "tools/import_dataset.py converts"),
-    "byte-order mark": (text("\ufeff{}"), "unreadable", "starts with a byte-order mark: save it"),
-    "results": (text('[{"image_id": 1, "score": 0.5}]'), "unreadable", "detections, with scores"),
-    "annotations": (coco(annotations={}), "unreadable", "'annotations' is no list"),
-    "no images": (coco(images=[]), "unreadable", "no list 'images', or an empty one"),
-    "no object": (coco(images=["a.jpg"]), "image-form", "image number 1: 'a.jpg' is no object"),
-    "image size": (image(width="96"), "image-width", "width '96' is not a whole number of pixels"),
-    "image id": (image(id=1), "duplicate-image-id", "train2.jpg: another one has id 1"),
-    "text as image id": (image(id="2"), "image-id", "train2.jpg: id '2' is not a whole number, w"),
-    "no annotations": (coco(annotations=[]), "no-annotations", "no annotations to train on"),
-    "only crowds": (only_crowds, "no-annotations", "every box has iscrowd 1"),
-    "annotation id": (annotation(id=1), "duplicate-annotation-id", "annotation 1: another one has"),
-    "image_id": (annotation(image_id=99), "unknown-image_id", "image_id 99 is not in 'images'"),
-    "category_id": (annotation(category_id=9), "unknown-category_id", "category_id 9 is not in"),
-    "category id": (
-        coco(categories=[{"id": 3, "name": "kite"}, {"id": 3, "name": "ball"}]),
-        "duplicate-category-id", "category ball: another one has id 3",
-    ),
-    "category name": (
-        coco(categories=[{"id": 3, "name": "kite"}, {"id": 4, "name": "kite"}]),
-        "category-names", "two categories are called 'kite'",
-    ),
-    "three numbers": (
-        annotation(bbox=[1, 2, 3]), "annotation-bbox", "annotation 5: bbox [1, 2, 3] is not [x, y,"
-    ),
-    "flat mask": (annotation(segmentation=[4.0, 6.0]), "annotation-segmentation", "not a mask: p"),
-    "ignore": (annotation(ignore=1), "annotation-ignore", "ignore 1 is not 0, as Detectron2"),
-    "evaluation": (
-        entry("annotations", 2, "val", area=...), "annotation-area", "2: has no 'area': give a num"
-    ),
-    "negative": (annotation(bbox=[30, 30, -9, 5]), "bbox-negative", "annotation 5: bbox [30, 30,"),
-    "outside": (annotation(bbox=[97, 3, 5, 5]), "bbox-outside", "outside its image of 96 × 72"),
-    "corners": (
-        all_boxes(lambda x, y, w, h: [x, y, x + w, y + h]),
-        "bbox-format", "8 of 24 boxes reach out of their image as [x, y, width, height], such as"
-        " [50, 40, 90, 70], and all fit as [x1, y1, x2, y2]",
-    ),
-    "centres": (
-        all_boxes(lambda x, y, w, h: [x + w / 2, y + h / 2, w, h]),
-        "bbox-format", "all fit as [centre x, centre y, width, height]",
-    ),
-    "fractions": (
-        all_boxes(lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]),
-        "bbox-normalised", "all boxes are fractions of their image",
-    ),
-    "missing image": (
-        lambda s: s.train.path(2).unlink(), "missing-image", "train/train2.jpg: no such image"
-    ),
-    "folder in name": (image(file_name="d/train2.jpg"), "missing-image", "folder has train2.jpg"),
-    "backslashes": (image(file_name="d\\x.jpg"), "missing-image", "file_name has backslashes"),
-    "truncated": (truncated, "undecodable-image", "does not decode: image file is truncated"),
-    "other size": (
-        saved(lambda picture: picture.resize((48, 36))),
-        "image-size", "train2.jpg: 48 × 36 pixels, but width and height say 96 × 72",
-    ),
-    "turned": (turned, "image-size", "its EXIF tag turns it by 90°; save it upright"),
-    "16 bits": (saved(sixteen_bits, ".png"), "image-16-bit", "convert all images to 8 bits by one"),
-    "classes differ": (
-        val_classes("kite", "bird"), "categories-differ", "class 2 by id is bird, there ball"
-    ),
-    "class order": (
-        val_classes("ball", "kite"), "categories-differ", "class 1 by id is ball, there kite"
-    ),
-    "in both": (copied("train", "val"), "shared-image", "val2.jpg is the same image as train1.jpg"),
-}  # fmt: skip
-
-WARNINGS = {
-    "no box": (no_boxes_in(2, 3), "empty-image", "train2.jpg has no box: training leaves it out"),
-    "no area": (annotation(bbox=[3, 3, 0, 9]), "bbox-no-area", "bbox [3, 3, 0, 9] has no area"),
-    "over the edge": (annotation(bbox=[90, 3, 9, 9]), "bbox-over-edge", "reaches over its image"),
-    "line": (annotation(segmentation=[[1.0, 2, 3, 4]]), "mask-corners", "no polygon of three"),
-    "twice": (annotation(bbox=BOXES[0]), "duplicate-box", "annotation 5: its image has the same"),
-    "listed twice": (image(file_name="train1.jpg"), "duplicate-file-name", "jpg is listed twice"),
-    "same file": (copied("train", "train"), "duplicate-image", "the same file as train1.jpg"),
-    "class without boxes": (unused_class, "empty-class", "category 'ball' has no box"),
-    "few boxes": (no_boxes_in(1, 2), "few-boxes", "category 'kite' has 18 boxes to learn from"),
-    "turned size": (
-        lambda s: (turned(s), image(width=HEIGHT, height=WIDTH)(s)),
-        "image-turned", "its EXIF tag turns it",
-    ),
-    "palette": (saved(lambda p: p.convert("P"), ".png"), "image-mode-P", "a palette"),
-    "animation": (
-        saved(lambda p: p.copy(), ".gif", save_all=True, append_images=[Image.new("L", (96, 72))]),
-        "image-animation", "holds several pictures: only the first is read",
-    ),
-    "same name": (namesakes, "shared-name", "train1.jpg has the name of train1.jpg of"),
-}  # fmt: skip
+def test_missing_file_or_folder(splits: Splits) -> None:
+    splits.train.images.rename(splits.root / "away")
+    assert "no such image folder" in found(inspect(splits), "errors", "unreadable")
+    splits.train.json.unlink()
+    (splits.root / "away").rename(splits.train.images)
+    assert "no such annotation file" in found(inspect(splits), "errors", "unreadable")
 
 
 @pytest.mark.parametrize(
-    ("severity", "spoil", "kind", "part"),
-    [("errors", *case) for case in ERRORS.values()]
-    + [("warnings", *case) for case in WARNINGS.values()],
-    ids=[*ERRORS, *WARNINGS],
+    ("values", "kind", "part"),
+    [
+        ({"id": 1}, "duplicate-annotation-id", "annotation 1: another one has id 1 too: a copy by"),
+        ({"image_id": 99}, "unknown-image_id", "image_id 99 is not in 'images'"),
+        ({"category_id": 9}, "unknown-category_id", "category_id 9 is not in 'categories'"),
+        ({"bbox": [1, 2, 3]}, "annotation-bbox", "annotation 5: bbox [1, 2, 3] is not [x, y, wi"),
+        ({"bbox": [30, 30, -9, 5]}, "bbox-negative", "annotation 5: bbox [30, 30, -9, 5] has a n"),
+        ({"bbox": [97, 3, 5, 5]}, "bbox-outside", "lies outside its image of 96 × 72"),
+        ({"segmentation": [4.0, 6.0]}, "annotation-segmentation", "is not a mask: polygons"),
+        ({"ignore": 1}, "annotation-ignore", "ignore 1 is not 0, as Detectron2 needs"),
+        ({"attributes": {"rotation": 90.0}}, "bbox-rotation", "by its rotation of 90°: a copy by"),
+        ({"rotation": "30"}, "bbox-rotation", "by its rotation of 30°"),
+    ],
 )
-def test_bad_dataset(splits: Splits, severity: str, spoil: Spoil, kind: str, part: str) -> None:
-    spoil(splits)
+def test_bad_annotation(splits: Splits, values: dict[str, Any], kind: str, part: str) -> None:
+    change(splits, "annotations", 5, **values)
+    assert part in found(inspect(splits), "errors", kind)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "part"),
+    [
+        ({"bbox": [3, 3, 0, 9]}, "bbox-no-area", "bbox [3, 3, 0, 9] has no area"),
+        ({"bbox": [90, 3, 9, 9]}, "bbox-over-edge", "reaches over its image of 96 × 72"),
+        ({"segmentation": [[1.0, 2, 3, 4]]}, "mask-corners", "training leaves it out, box and all"),
+        ({"bbox": BOXES[0]}, "duplicate-box", "annotation 5: its image has the same box"),
+    ],
+)
+def test_odd_annotation(splits: Splits, values: dict[str, Any], kind: str, part: str) -> None:
+    change(splits, "annotations", 5, **values)
+    assert part in found(inspect(splits), "warnings", kind)
+
+
+@pytest.mark.parametrize("degrees", [0, 180.0, "0", None, "left"])
+def test_rotation_that_keeps_the_box(splits: Splits, degrees: Any) -> None:
+    change(splits, "annotations", 5, attributes={"rotation": degrees, "occluded": False})
+    assert inspect(splits)["errors"] == []
+
+
+def test_evaluation_needs_areas(splits: Splits) -> None:
+    del splits.val.coco["annotations"][1]["area"]
+    splits.val.write()
+    assert "2: has no 'area': give a number" in found(inspect(splits), "errors", "annotation-area")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "part"),
+    [
+        ({"width": "96"}, "image-width", "width '96' is not a whole number of pixels"),
+        ({"id": "2"}, "image-id", "train2.jpg: id '2' is not a whole number, without quotes"),
+        ({"file_name": "gone.jpg"}, "missing-image", "give the folder that the file names start"),
+        ({"file_name": "d/train2.jpg"}, "missing-image", "folder has train2.jpg: a copy by tools"),
+        ({"file_name": "d\\TRAIN2.jpg"}, "missing-image", "folder has train2.jpg: a copy by"),
+        (
+            {"width": 192, "height": 144},
+            "image-size",
+            "96 × 72 pixels, but width and height say",
+        ),
+    ],
+)
+def test_bad_image_entry(splits: Splits, values: dict[str, Any], kind: str, part: str) -> None:
+    change(splits, "images", 2, **values)
+    assert part in found(inspect(splits), "errors", kind)
+
+
+def test_image_ids_given_twice(splits: Splits) -> None:
+    change(splits, "images", 2, id=1)
+    kinds = [finding["kind"] for finding in inspect(splits)["errors"]]
+    assert kinds == ["duplicate-image-id", "unknown-image_id"]
+
+
+def test_image_that_is_no_object(splits: Splits) -> None:
+    splits.train.coco["images"][1] = "a.jpg"
+    splits.train.write()
+    first = inspect(splits)["errors"][0]
+    assert "image number 2: 'a.jpg' is no object" in first["line"]
+
+
+def test_image_listed_twice(splits: Splits) -> None:
+    change(splits, "images", 2, file_name="train1.jpg")
+    assert "jpg is listed twice" in found(inspect(splits), "warnings", "duplicate-file-name")
+
+
+def test_names_in_two_unicode_forms(splits: Splits) -> None:
+    splits.train.path(2).rename(splits.train.images / "Cafe\u0301.jpg")
+    change(splits, "images", 2, file_name="Caf\u00e9.jpg")
+    line = found(inspect(splits), "errors", "missing-image")
+    assert "in another Unicode form: a copy by tools/import_dataset.py finds it" in line
+
+
+def test_nothing_to_train_on(splits: Splits) -> None:
+    for each in splits.train.coco["annotations"]:
+        each["segmentation"] = [[4, 6, 34, 26]]
+    splits.train.write()
+    (error,) = inspect(splits)["errors"]
+    assert "or lacks polygons of three corners: a copy by tools/import" in error["line"]
+    for each in splits.train.coco["annotations"]:
+        each |= {"iscrowd": 1, "segmentation": []}
+    splits.train.write()
+    assert "every object has iscrowd 1" in found(inspect(splits), "errors", "no-annotations")
+    splits.train.coco["annotations"] = []
+    splits.train.write()
+    assert "no annotations to train on" in found(inspect(splits), "errors", "no-annotations")
+
+
+@pytest.mark.parametrize(
+    ("convert", "kind", "part"),
+    [
+        (
+            lambda x, y, w, h: [x, y, x + w, y + h], "bbox-format",
+            "8 of 24 boxes reach out of their image as [x, y, width, height], such as"
+            " [50, 40, 90, 70], and all fit as [x1, y1, x2, y2]",
+        ),
+        (
+            lambda x, y, w, h: [x + w / 2, y + h / 2, w, h], "bbox-format",
+            "all fit as [centre x, centre y, width, height]",
+        ),
+        (
+            lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT], "bbox-normalised",
+            "all boxes are fractions of their image",
+        ),
+    ],
+    ids=["corners", "centres", "fractions"],
+)  # fmt: skip
+def test_boxes_in_another_format(
+    splits: Splits, convert: Callable[..., list[float]], kind: str, part: str
+) -> None:
+    for each in splits.train.coco["annotations"]:
+        each["bbox"] = convert(*each["bbox"])
+    splits.train.write()
+    assert part in found(inspect(splits), "errors", kind)
+
+
+def test_two_categories_of_one_id_or_name(splits: Splits) -> None:
+    for second, kind, part in (
+        ({"id": 3, "name": "ball"}, "duplicate-category-id", "category ball: another one has id 3"),
+        ({"id": 4, "name": "kite"}, "category-names", "two categories are called 'kite'"),
+    ):
+        splits.train.coco["categories"] = [{"id": 3, "name": "kite"}, second]
+        splits.train.write()
+        assert part in found(inspect(splits), "errors", kind)
+
+
+@pytest.mark.parametrize("root", ["kite", "flying-things"])
+def test_roboflows_root_category(splits: Splits, root: str) -> None:
+    for split in (splits.train, splits.val):
+        split.coco["categories"][0]["supercategory"] = root
+        split.coco["categories"].insert(0, {"id": 0, "name": root, "supercategory": "none"})
+        split.write()
     report = inspect(splits)
-    found = {finding["kind"]: finding["line"] for finding in report[severity]}
-    assert kind in found
-    line = found[kind]
-    assert part in line
-    assert "\n" not in line
-    assert line.startswith(str(splits.root))
-    if severity == "warnings":
-        assert not report["errors"]
-    elif "no object" not in line and kind != "duplicate-image-id":  # whose boxes have no image
-        assert len(report["errors"]) == 1
+    assert report["errors"] == []
+    (line,) = {w["line"].split(": ", 1)[1] for w in report["warnings"] if "root" in w["kind"]}
+    assert f"{root!r}, id 0, is the supercategory of others, without a box, as Roboflow" in line
+
+
+def test_class_without_boxes(splits: Splits) -> None:
+    for split in (splits.train, splits.val):
+        split.coco["categories"].append({"id": 4, "name": "ball", "supercategory": "toys"})
+        split.write()
+    report = inspect(splits)
+    assert [w["kind"] for w in report["warnings"]] == ["empty-class", "empty-class"]
+    assert "category 'ball' has no box" in report["warnings"][0]["line"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "part"),
+    [
+        (("kite", "bird"), "class 2 by id is bird, there ball"),
+        (("ball", "kite"), "class 1 by id is ball, there kite"),
+    ],
+)
+def test_classes_that_differ(splits: Splits, classes: Sequence[str], part: str) -> None:
+    for split, two in ((splits.train, ("kite", "ball")), (splits.val, classes)):
+        split.coco["categories"] = [{"id": 3 + k, "name": name} for k, name in enumerate(two)]
+        split.coco["annotations"][0]["category_id"] = 4
+        split.write()
+    report = inspect(splits)
+    report["errors"] = report["errors"][:1]
+    assert part in found(report, "errors", "categories-differ")
+
+
+def test_images_and_classes_with_few_boxes(splits: Splits) -> None:
+    annotations = splits.train.coco["annotations"]
+    splits.train.coco["annotations"] = [a for a in annotations if a["image_id"] not in (2, 3)]
+    splits.train.write()
+    empty, few = inspect(splits)["warnings"]
+    assert "image train2.jpg has no box: training leaves it out (and 1 more)" in empty["line"]
+    assert "category 'kite' has 18 boxes to learn from" in few["line"]
+    empty, _ = inspect(splits, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False")["warnings"]
+    assert "training takes it as one without objects" in empty["line"]
+
+
+def test_images_that_do_not_decode_are_shared_or_copied(splits: Splits) -> None:
+    path = splits.train.path(2)
+    content = path.read_bytes()
+    path.write_bytes(content[:700])
+    line = found(inspect(splits), "errors", "undecodable-image")
+    assert "train2.jpg: the image does not decode: image file is truncated" in line
+    shutil.copy(splits.train.path(1), path)
+    line = found(inspect(splits), "warnings", "duplicate-image")
+    assert "the same file as train1.jpg" in line
+    path.write_bytes(content)
+    shutil.copy(splits.train.path(1), splits.val.path(2))
+    line = found(inspect(splits), "errors", "shared-image")
+    assert "val2.jpg is the same image as train1.jpg" in line
+
+
+def test_images_of_one_name_in_both_sets(splits: Splits) -> None:
+    splits.val.path(2).rename(splits.val.images / "train1.jpg")
+    splits.val.coco["images"][1]["file_name"] = "train1.jpg"
+    splits.val.write()
+    line = found(inspect(splits), "warnings", "shared-name")
+    assert "train1.jpg has the name of train1.jpg of" in line
 
 
 MASK = str(ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_DG_R_50_residual_FPN_1x.yaml")
-TRIANGLE = [[4.0, 6.0, 34.0, 6.0, 34.0, 26.0]]
-
-
-def runs(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
-    """A random mask in COCO's compressed runs, by its own tools."""
-    mask = np.random.default_rng(0).integers(0, 2, (height, width), dtype=np.uint8)
-    mask[:, 20:80] = 1  # a long run
-    return {
-        "size": [height, width],
-        "counts": mask_tools.encode(np.asfortranarray(mask))["counts"].decode(),
-    }
-
-
-@pytest.mark.parametrize(
-    ("mask", "severity", "part"),
-    [
-        (TRIANGLE, None, ""),
-        (runs(), None, ""),
-        ({"size": [HEIGHT, WIDTH], "counts": [70, HEIGHT * WIDTH - 70]}, None, ""),
-        (..., "errors", "annotation 5: has no 'segmentation': give a mask, as MODEL.MASK_ON wants"),
-        ([], "errors", "segmentation [] is not a mask"),
-        ("garbage", "errors", "segmentation 'garbage' is not a mask"),
-        ({"size": [HEIGHT, WIDTH], "counts": "garbage"}, "errors", "its mask does not fill the"),
-        ({"size": [HEIGHT, WIDTH], "counts": "0000"}, "errors", "does not fill the image of 96 ×"),
-        ({"size": [HEIGHT, WIDTH], "counts": "é"}, "errors", "does not fill the image of 96 × 72"),
-        ({"size": [HEIGHT, WIDTH], "counts": [70, 10]}, "errors", "its mask does not fill the im"),
-        ({"size": [HEIGHT], "counts": [70]}, "errors", "is not a mask, as MODEL.MASK_ON wants"),
-        (runs(WIDTH, HEIGHT), "errors", "its mask does not fill the image of 96 × 72"),
-        ([[1.0, 2.0, 3.0, 4.0]], "warnings", "no polygon of three corners"),
-    ],
-)
-def test_masks(splits: Splits, mask: Any, severity: str | None, part: str) -> None:
-    for split in (splits.train, splits.val):
-        for each in split.coco["annotations"]:
-            each["segmentation"] = TRIANGLE
-        split.write()
-    annotation(segmentation=mask)(splits)
-    report = inspect(splits, "--config-file", MASK, "INPUT.MASK_FORMAT", "bitmask")
-    lines = {key: [finding["line"] for finding in report[key]] for key in ("errors", "warnings")}
-    if severity is None:
-        assert lines == {"errors": [], "warnings": []}
-    else:
-        (line,) = lines[severity]
-        assert part in line
-    if isinstance(mask, dict) and severity is None:
-        (finding,) = inspect(splits, "--config-file", MASK)["errors"]
-        assert (
-            "annotation 5: its mask is no polygon: set INPUT.MASK_FORMAT bitmask" in finding["line"]
-        )
 
 
 def test_errors_of_a_kind_are_counted(splits: Splits, capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,7 +287,7 @@ def test_errors_of_a_kind_are_counted(splits: Splits, capsys: pytest.CaptureFixt
 def test_without_validation_set_the_file_is_for_both(
     splits: Splits, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    annotation(area=...)(splits)
+    change(splits, "annotations", 5, area=...)
     assert inspect(splits)["errors"] == []  # training needs no areas
     with pytest.raises(UserError, match="annotation 5: has no 'area'"):
         TOOL["main"]([str(splits.train.json), str(splits.train.images)])
@@ -364,33 +300,38 @@ def test_images_that_are_not_listed(splits: Splits) -> None:
     assert [data["images_not_listed"] for data in inspect(splits)["datasets"]] == [1, 0]
 
 
-def test_annotation_id_0(splits: Splits) -> None:
-    """COCO's evaluation really counts the detection as false, which is why there is a warning."""
-    for each in splits.val.coco["annotations"]:
-        each["id"] -= 1
-    splits.val.write()
-    (warning,) = inspect(splits)["warnings"]
-    assert warning["kind"] == "annotation-id-0"
-    found = []
-    for first in (0, 1):
-        for k, each in enumerate(splits.val.coco["annotations"]):
-            each["id"] = first + k
-        splits.val.write()
-        truth = COCO(str(splits.val.json))
-        results = truth.loadRes([dict(a, score=1.0) for a in splits.val.coco["annotations"]])
-        evaluation = COCOeval(truth, results, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-        found.append(evaluation.stats[0])
-    assert found[1] == pytest.approx(1)
-    assert found[0] < 0.99
+def test_the_next_command(splits: Splits, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the data, and the config and keys that they were checked with."""
+    config = MASK.replace("InstanceSegmentation/mask", "Detection/faster")
+    words = ["--config-file", config, "SOLVER.IMS_PER_BATCH", "4"]
+    inspect(splits, *words)
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == f"Next: {shlex.join(['tools/train_net.py', *words, *splits.overrides])}"
+    TOOL["main"]([str(splits.train.json), str(splits.train.images)])
+    split, last = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert f"tools/import_dataset.py {splits.train.json} NEW_FOLDER --images" in split
+    assert "faster_rcnn_DG_R_50_residual_FPN_1x.yaml DATASETS.TRAIN_JSON" in last
+
+
+def test_one_sided_keypoints(splits: Splits) -> None:
+    for each in splits.train.coco["annotations"]:
+        each |= {"keypoints": [5, 5, 2] * 2, "num_keypoints": 2}
+    splits.train.coco["categories"][0]["keypoints"] = ["left_eye", "right_ear"]
+    splits.train.write()
+    config = str(ROOT / "configs/COCO-Keypoints/keypoint_rcnn_DG_R_50_residual_FPN_1x.yaml")
+    warnings = inspect(
+        splits, "--config-file", config, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "2"
+    )["warnings"]
+    (line,) = [w["line"] for w in warnings if w["kind"] == "keypoint-sides"]
+    assert "keypoints left_eye, right_ear: of one side by their names" in line
 
 
 def test_suggested_anchors(splits: Splits) -> None:
     """Boxes of one small size, twice as high as wide, in images that are not resized."""
     rng = np.random.default_rng(0)
-    all_boxes(lambda *_: [*rng.uniform(0, 50, 2).tolist(), 6.0, 12.0])(splits)
+    for each in splits.train.coco["annotations"]:
+        each["bbox"] = [*rng.uniform(0, 50, 2).tolist(), 6.0, 12.0]
+    splits.train.write()
     override = ["INPUT.MIN_SIZE_TRAIN", "(0,)"]
     report = inspect(splits, *override)
     fits = report["anchors"]
@@ -406,16 +347,3 @@ def test_suggested_anchors(splits: Splits) -> None:
     again = inspect(splits, *override, *shlex.split(suggested["override"]))
     assert again["anchors"]["config"]["meet"] == suggested["meet"]
     assert again["warnings"] == []
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_upright_size(tmp_path: Path, orientation: int) -> None:
-    """Width and height after turning, as Detectron2 reads the file."""
-    path = tmp_path / "a.jpg"
-    picture = Image.new("RGB", (6, 4))
-    exif = picture.getexif()
-    exif[0x112] = orientation
-    picture.save(path, exif=exif)
-    file = read_image_file(str(path))
-    assert not isinstance(file, UserError)
-    assert file.upright_size == read_image(str(path)).shape[1::-1]

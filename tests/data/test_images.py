@@ -1,8 +1,10 @@
 """Which files the user's paths stand for, and their pixels."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from coco_sets import Splits
@@ -11,6 +13,8 @@ from PIL import Image
 
 from configs import ROOT
 from dgnet_det.data import find_images, load_cfg_with_data, read_image, spread_images
+from dgnet_det.data.depth import advice, convert, value_range
+from dgnet_det.data.images import opened, stored_size, upright_size
 from dgnet_det.errors import UserError
 
 
@@ -66,12 +70,101 @@ def test_read_image(tmp_path: Path) -> None:
         read_image(tmp_path / "2.png", "RGB")
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
-def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path, kind: type) -> None:
+# Of the pixels as they are stored, [H, W, C], those that an EXIF tag asks for.
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: p[::-1].swapaxes(0, 1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: p[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])
+@pytest.mark.parametrize("tag", UPRIGHT)
+def test_every_format_is_turned_once(tmp_path: Path, ending: str, tag: int) -> None:
+    stored = np.zeros((24, 40, 3), np.uint8)
+    stored[:8, :16] = (200, 40, 90)
+    exif = Image.Exif()
+    exif[0x112] = tag
+    path = tmp_path / f"a.{ending}"
+    lossless = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
+    Image.fromarray(stored).save(path, exif=exif, **lossless.get(ending, {}))
+    expected = UPRIGHT[tag](stored)
+    found = read_image(path, "RGB")
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 8  # JPEG's rounding
+    with opened(path) as image:
+        assert stored_size(image) == (40, 24)
+        assert upright_size(image) == expected.shape[1::-1]
+
+
+def test_broken_exif_is_upright(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff")
+    assert read_image(tmp_path / "a.jpg", "RGB").shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["1.png", "3.png", "4.png", "1.tif", "3.tif", "4.tif", "1.pgm", "3.ppm", "3.jp2"]
+)
+def test_more_than_8_bits(tmp_path: Path, name: str) -> None:
+    """By the file's own depth: of several channels Pillow keeps the upper 8 bits."""
+    rng = np.random.default_rng(0)
+    shape = (200, 300, int(name[0]))
+    cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, shape, dtype=np.uint8))
+    assert read_image(tmp_path / name, "RGB").shape == (200, 300, 3)
+    cv2.imwrite(str(tmp_path / name), rng.integers(0, 4095, shape, dtype=np.uint16))
+    with pytest.raises(UserError, match=rf"{name}: pixels of more than 8 bits: convert all"):
+        read_image(tmp_path / name, "RGB")
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_wide_numbers_are_refused(tmp_path: Path, kind: type) -> None:
     path = tmp_path / "a.tif"
     Image.fromarray(np.full((3, 4), 900, kind)).save(path)
-    with pytest.raises(UserError, match=r"a\.tif: pixels of more than 8 bits \(.*: convert all"):
+    with pytest.raises(UserError, match=r"a\.tif: pixels of more than 8 bits: convert all"):
         read_image(path, "RGB")
+
+
+def test_conversion_to_8_bits(tmp_path: Path) -> None:
+    """Under the same names, by one scale, upright, in colours' order; images of 8 bits stay."""
+    folder, output = tmp_path / "images", tmp_path / "images_8bit"
+    (folder / "deeper").mkdir(parents=True)
+    pixels = np.zeros((20, 30, 3), np.uint16)
+    pixels[:10] = (235, 47, 5000)  # red, green, blue
+    cv2.imwrite(str(folder / "a.png"), pixels[:, :, ::-1])
+    gray = np.linspace(0, 235, 600).reshape(20, 30).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(gray).save(folder / "deeper/b.tif", exif=exif)
+    Image.new("RGB", (4, 3), (9, 8, 7)).save(folder / "c.png")
+    assert value_range(str(folder / "deeper/b.tif")).tolist() == [0, 235, 0, 234]
+    said = advice([str(folder / "a.png"), str(folder / "deeper/b.tif")], str(folder))
+    assert "values from 0 to 5000, without the outermost" in said
+    assert f"convert('{folder}', '{output}', 0, 5000)" in said
+    convert(str(folder), str(output), 0, 235)
+    assert read_image(output / "a.png", "RGB")[0, 0].tolist() == [255, 51, 255]
+    expected = (gray[::-1].T / 235 * 255).round()
+    found = read_image(output / "deeper/b.tif", "L")[:, :, 0].astype(float)
+    assert np.abs(found - expected).max() <= 1  # rounded at halves
+    assert read_image(output / "c.png", "RGB")[0, 0].tolist() == [9, 8, 7]
+
+
+def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (200, 150)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(UserError, match=r"a\.png: more than the .* pixels .*: cut it into tiles"):
+        read_image(tmp_path / "a.png", "L")
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
+    """A mistake in the code is not told as one of the image."""
+    Image.new("L", (4, 3)).save(tmp_path / "a.png")
+    with pytest.raises(ZeroDivisionError), opened(tmp_path / "a.png"):
+        _ = 1 / 0
 
 
 def test_an_animation_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from configs import ROOT
 from dgnet_det.data import check_datasets, load_cfg_with_data
+from dgnet_det.data.coco import keypoint_pairs
 from dgnet_det.data.own import class_names, dataset_class_names, register_own_datasets
 from dgnet_det.errors import UserError
 
@@ -168,6 +169,50 @@ def test_keypoints_are_registered(tmp_path: Path) -> None:
     metadata = MetadataCatalog.get(check_poses(tmp_path, POSES, *SIGMAS))
     assert metadata.keypoint_names == ["beak", "left_wing", "right_wing"]
     assert metadata.keypoint_flip_map == [("left_wing", "right_wing")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Left Eye", "Right Eye"], ["LEFT_EYE", "RIGHT_EYE"], ["LeftEye", "RightEye"],
+        ["eye_left", "eye_right"], ["eyeleft", "eyeright"], ["Eye (left)", "Eye (right)"],
+        ["upper-left-lip", "upper-right-lip"], ["l_eye", "r_eye"], ["L_eye", "R_eye"],
+        ["eye_l", "eye_r"], ["EYE L", "EYE R"], ["eye.L", "eye.R"], ["eyeL", "eyeR"],
+        ["LEye", "REye"], ["lEye", "rEye"], ["leye", "reye"], ["hand_l_1", "hand_r_1"],
+        ["LF_hoof", "RF_hoof"], ["hoof_LF", "hoof_RF"], ["lt_eye", "rt_eye"],
+        ["left_eye", "Right-Eye"], ["L", "R"],
+    ],
+)  # fmt: skip
+def test_sides_of_keypoints(names: list[str]) -> None:
+    middle = ["nose", "tail", "elbow", "root", "lip", "center", "upright"]
+    pairs, _ = keypoint_pairs([*middle, *names[::-1]])
+    assert pairs == [tuple(names)]
+
+
+@pytest.mark.parametrize(
+    ("names", "alone"),
+    [
+        (["left_eye", "right_ear"], ["left_eye", "right_ear"]),
+        (["LEye", "nose"], ["LEye"]),
+        (["EyeLeft", "eye_r"], ["EyeLeft", "eye_r"]),
+        (["top", "tail", "shoulder", "elbow", "rear"], []),
+    ],
+)
+def test_keypoints_of_one_side(names: list[str], alone: list[str]) -> None:
+    assert keypoint_pairs(names) == ([], alone)
+
+
+def test_masks_that_are_no_polygons(tmp_path: Path) -> None:
+    """They need INPUT.MASK_FORMAT bitmask, which follows from the data, but for what is given."""
+    config = str(ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_DG_R_50_residual_FPN_1x.yaml")
+    opts = dataset(tmp_path, "TRAIN", FRUIT)
+    assert load_cfg_with_data(config, opts).INPUT.MASK_FORMAT == "polygon"
+    coco = json.loads(Path(opts[1]).read_text())
+    coco["annotations"][0]["segmentation"] = {"size": [8, 9], "counts": [0, 72]}
+    Path(opts[1]).write_text(json.dumps(coco))
+    assert load_cfg_with_data(config, opts).INPUT.MASK_FORMAT == "bitmask"
+    given = ["INPUT.MASK_FORMAT", "polygon"]
+    assert load_cfg_with_data(config, [*opts, *given]).INPUT.MASK_FORMAT == "polygon"
 
 
 @pytest.mark.parametrize(

@@ -180,3 +180,14 @@ def test_nothing_found_or_nothing_to_find(
     assert ResampledAP(to_coco(truth), [], ids)(np.ones(IMAGES)) == 0
     no_objects = to_coco({**truth, "annotations": []})
     assert np.isnan(ResampledAP(no_objects, [dict(r) for r in found], ids)(np.ones(IMAGES)))
+
+
+def test_annotations_numbered_from_0(tmp_path: Path, register: Register) -> None:
+    """COCO's evaluation takes the match with an object of id 0 for none."""
+    truth, _ = random_coco(np.random.default_rng(0), images=3, categories=1)
+    for k, annotation in enumerate(truth["annotations"]):
+        annotation |= {"id": k, "iscrowd": 0}
+    (tmp_path / "a.json").write_text(json.dumps(truth))
+    evaluator = Evaluator(register(tmp_path / "a.json"))
+    perfect = [{**annotation, "score": 0.9} for annotation in truth["annotations"]]
+    assert metrics(evaluator, perfect)["bbox"]["AP"] == pytest.approx(100)
