@@ -19,7 +19,8 @@ OUTERMOST = 0.1  # per cent of an image's values at either end, which a scale ma
 
 
 def deep_pixels(path: str) -> np.ndarray:
-    """All bits of an image without transparency, [H, W] or [H, W, 3] as RGB, not turned."""
+    """All bits of an image without transparency, [H, W] or [H, W, 3] as RGB; only TIFFs are
+    turned by their tag."""
     with PathManager.open(path, "rb") as file:
         pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:  # of a kind that Pillow alone reads, with one channel
@@ -59,7 +60,9 @@ def convert(folder: str, output: str, low: float, high: float) -> None:
             target = fresh / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             with opened(path, deep=True) as image:
-                deep, turn = is_deep(image), TURNS.get(orientation(image))
+                deep = is_deep(image)
+                # TIFFs are turned by whoever decodes them.
+                turn = None if image.format == "TIFF" else TURNS.get(orientation(image))
             if not deep:
                 shutil.copyfile(path, target)
                 continue

@@ -129,7 +129,9 @@ def test_wide_numbers_are_refused(tmp_path: Path, kind: type) -> None:
         read_image(path, "RGB")
 
 
-def test_conversion_to_8_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tag", UPRIGHT)
+@pytest.mark.parametrize("ending", ["tif", "png"])
+def test_conversion_to_8_bits(tmp_path: Path, tag: int, ending: str) -> None:
     """Under the same names, by one scale, upright, in colours' order; images of 8 bits stay."""
     folder, output = tmp_path / "images", tmp_path / "images_8bit"
     (folder / "deeper").mkdir(parents=True)
@@ -138,17 +140,17 @@ def test_conversion_to_8_bits(tmp_path: Path) -> None:
     cv2.imwrite(str(folder / "a.png"), pixels[:, :, ::-1])
     gray = np.linspace(0, 235, 600).reshape(20, 30).astype(np.uint16)
     exif = Image.Exif()
-    exif[0x112] = 6
-    Image.fromarray(gray).save(folder / "deeper/b.tif", exif=exif)
+    exif[0x112] = tag
+    Image.fromarray(gray).save(folder / f"deeper/b.{ending}", exif=exif)
     Image.new("RGB", (4, 3), (9, 8, 7)).save(folder / "c.png")
-    assert value_range(str(folder / "deeper/b.tif")).tolist() == [0, 235, 0, 234]
-    said = advice([str(folder / "a.png"), str(folder / "deeper/b.tif")], str(folder))
+    assert value_range(str(folder / f"deeper/b.{ending}")).tolist() == [0, 235, 0, 234]
+    said = advice([str(folder / "a.png"), str(folder / f"deeper/b.{ending}")], str(folder))
     assert "values from 0 to 5000, without the outermost" in said
     assert f"convert('{folder}', '{output}', 0, 5000)" in said
     convert(str(folder), str(output), 0, 235)
     assert read_image(output / "a.png", "RGB")[0, 0].tolist() == [255, 51, 255]
-    expected = (gray[::-1].T / 235 * 255).round()
-    found = read_image(output / "deeper/b.tif", "L")[:, :, 0].astype(float)
+    expected = UPRIGHT[tag](gray) / 235 * 255
+    found = read_image(output / f"deeper/b.{ending}", "L")[:, :, 0].astype(float)
     assert np.abs(found - expected).max() <= 1  # rounded at halves
     assert read_image(output / "c.png", "RGB")[0, 0].tolist() == [9, 8, 7]
 
