@@ -115,15 +115,21 @@ def cut_tiles(width: int, height: int, boxes: np.ndarray, split: str) -> list[Ti
     """
     val_top = height - height // 4
     top, bottom = (0, val_top - GAP) if split == "train" else (val_top, height)
+    return [
+        Tile(x, y, boxes_within(boxes, x, y, TILE))
+        for y in tile_starts(top, bottom, split)
+        for x in tile_starts(0, width, split)
+    ]
+
+
+def boxes_within(boxes: np.ndarray, x: int, y: int, size: int) -> np.ndarray:
+    """The boxes, [K, 4] as xmin, ymin, xmax, ymax, of which ``MIN_REMAINING`` at least lies in the
+    square tile at x, y: clipped to it, as x, y, width and height in its pixels."""
+    low = (boxes[:, :2] - (x, y)).clip(0, size)
+    extent = (boxes[:, 2:] - (x, y)).clip(0, size) - low
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    tiles = []
-    for y in tile_starts(top, bottom, split):
-        for x in tile_starts(0, width, split):
-            low = (boxes[:, :2] - (x, y)).clip(0, TILE)
-            size = (boxes[:, 2:] - (x, y)).clip(0, TILE) - low
-            kept = size.prod(axis=1) >= MIN_REMAINING * area
-            tiles.append(Tile(x, y, np.concatenate([low[kept], size[kept]], axis=1)))
-    return tiles
+    kept = extent.prod(axis=1) >= MIN_REMAINING * area
+    return np.concatenate([low[kept], extent[kept]], axis=1)
 
 
 def write_tree_crowns(
