@@ -1,59 +1,31 @@
-"""The study's page: a table for each experiment, and a plot."""
+"""The study's page: the picture of gain against diversity, and a table for each set of images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 from tabulate import tabulate
 
 from dgnet_det.utils.files import written_whole
+from studies import mixed_kinds
 from studies.experiments import EXPERIMENTS
 
-PAGE = """\
-# The study: is dynamic wiring of use?
-
-Arms see the same images in the same order, and each differs in one thing from the arm that it is
-compared with. On {date} this page was written by
-
-    {command}
-
-{findings}
-
-{sections}
-
-## How to read the tables
-
-- AP, AP50, AP75: per cent on the test images, mean ± standard deviation over the seeds. The last
-  checkpoint counts; none is selected by its result.
-- *Mult.-adds*: what the backbone does for a test image, closed edges left out; mean of 20 images.
-- *Difference of AP*: paired by seed, with its 95 % confidence interval (Student's t), **bold**
-  where it leaves out 0. Of the {num_intervals} on this page {num_by_chance:.1f} can be expected to
-  do so by chance alone; with few seeds they are wide, and a small effect would not show.
-- *Spread of α*: the standard deviation of an edge's weight over the test images, mean and largest
-  of all edges. Routers that never learned have a spread, too.
-- *Own − mean*, *own − another's*: the AP that is lost where every image gets the mean of all
-  images' edge weights, or those of another image. The network uses what its routers decide in so
-  far as these are above 0. *Top-1*: the same for the classifier that the detector comes from.
-- A seed sets what is random at the start, the order of the images and their augmentation.
-- Environment: {environments}.
-
-The paper's own ablation (its Table 6, ImageNet top-1 of ResNet-50 / ResNet-101, as printed there):
-no further edges 76.70 / 78.29, one learned weight per edge 77.00 / 78.64, weights for each image
-78.00 / 79.68. Networks, images and schedules are far smaller here: nothing on this page confirms or
-refutes those figures.
-"""
-PLOT = """\
-![Differences of AP](images/study.png)
-
-Dots are seeds, bars the 95 % confidence intervals of their mean."""
-HEADERS = (
-    "arm", "seeds", "AP", "AP50", "AP75", "mult.-adds, M", "difference of AP", "spread of α",
-    "own − mean", "own − another's", "top-1: own − mean", "own − another's",
-)  # fmt: skip
+TEXT = Path(__file__).parent / "page.md"
+NOT_RUN = "–"
+# What takes the place of an image's own edge weights, by its name in the results.
+INSTEAD = {
+    "domain_mean": "its domain's mean",
+    "mean": "the mean of all",
+    "same_domain": "another's of its domain",
+    "other_domain": "one of another domain",
+}
+# The arm that each arm is compared with beside plain.
+TWIN = {"dynamic": "static", "residual-dynamic": "residual-static"}
+LEFT_OUT = 100  # the seed of the choices that were made before the study
 Runs = dict[int, dict[str, Any]]  # of an arm, by seed
 
 
@@ -93,104 +65,192 @@ def write_report(folder: Path, study: dict[str, Any]) -> None:
 
 def render(study: dict[str, Any]) -> str:
     """The page, in Markdown."""
-    findings, sections, num_intervals = [], [], 0
-    for key, arms in _by_arm(study).items():
-        experiment, rows = EXPERIMENTS[key], []
-        for arm, runs in arms.items():
-            name, against = experiment.arms[arm].name, experiment.arms[experiment.arms[arm].against]
-            values = _differences(key, arm, arms)
-            difference = f"{Interval.of(values)} to *{against.name}*" if values else "–"
-            num_intervals += bool(values)
-            if values and Interval.of(values).leaves_out_0:
-                findings.append(f"- {experiment.title}: *{name}*, {difference}.")
-            rows.append([name, len(runs), *_cells(list(runs.values()), difference)])
-        table = tabulate(rows, HEADERS, tablefmt="pipe", disable_numparse=True)
-        sections.append(f"## {experiment.title}\n\n{fill(experiment.method, 100)}\n\n{table}")
-    runs_of_all = study["runs"]
-    if not_run := _not_run(study):
-        sections.append("\n".join(["Not run yet:\n", *not_run]))
-    if any(run["scale"] != "full" for run in runs_of_all):
-        findings = ["**A trial of the command. Its figures mean nothing.**"]
-    elif num_intervals:
-        findings = ["Differences whose intervals leave out 0:\n", *(findings or ["- none."])]
-    return PAGE.format(
+    sets = by_set(study)
+    environments = [run["environment"] for run in study["runs"]]
+    return TEXT.read_text(encoding="utf-8").format(
         command=study["command"],
         date=study["date"],
-        findings="\n".join(findings),
-        sections="\n\n".join([*sections, PLOT] if runs_of_all else sections),
-        num_intervals=num_intervals,
-        num_by_chance=0.05 * num_intervals,
-        environments="; ".join(dict.fromkeys(run["environment"] for run in runs_of_all)) or "–",
+        outcome=outcome(sets),
+        domains="\n\n".join(_domains_section(key, arms) for key, arms in sets.items()),
+        choices=_choices(study),
+        kinds=_kinds_table([run for run in study["runs"] if run["experiment"] == "kinds"]),
+        environments="; ".join(
+            dict.fromkeys(
+                f"{e['CPU']}, Python {e['Python']}, PyTorch {e['PyTorch']}" for e in environments
+            )
+        )
+        or NOT_RUN,
     )
 
 
-def draw(study: dict[str, Any]) -> Figure:
-    """The differences of AP, one panel for each experiment."""
-    by_arm = _by_arm(study)
-    figure = Figure(figsize=(8, 1 + 0.4 * sum(map(len, by_arm.values()))), layout="constrained")
-    heights = [len(arms) for arms in by_arm.values()]
-    panels = figure.subplots(len(by_arm), squeeze=False, height_ratios=heights)[:, 0]
-    for panel, (key, arms) in zip(panels, by_arm.items(), strict=True):
-        experiment = EXPERIMENTS[key]
-        labels: list[str] = []
-        panel.axvline(0, color="0.6", linewidth=1)
-        for arm in arms:
-            if values := _differences(key, arm, arms):
-                mean, half = Interval.of(values)
-                row = len(labels)
-                panel.errorbar(mean, row, xerr=np.nan_to_num(half), fmt="D", color="C0", capsize=3)
-                panel.plot(values, [row] * len(values), ".", color="C0", alpha=0.5)
-                against = experiment.arms[experiment.arms[arm].against].name
-                labels.append(f"{experiment.arms[arm].name}\nto {against}")
-        panel.set_yticks(range(len(labels)), labels, fontsize=7)
-        panel.set_ylim(len(labels) - 0.5, -0.5)
-        panel.set_title(experiment.title, fontsize=9)
-        panel.set_xlabel("difference of AP, points")
-    return figure
-
-
-def _by_arm(study: dict[str, Any]) -> dict[str, dict[str, Runs]]:
-    """What was run by experiment and arm, in the order of ``EXPERIMENTS``."""
-    found: dict[str, dict[str, Runs]] = {}
-    for key, experiment in EXPERIMENTS.items():
-        for arm in experiment.arms:
-            runs = [r for r in study["runs"] if (r["experiment"], r["arm"]) == (key, arm)]
-            if runs:
-                found.setdefault(key, {})[arm] = {run["seed"]: run for run in runs}
+def by_set(study: dict[str, Any]) -> dict[tuple[int, int], dict[str, Runs]]:
+    """The runs of ``domains`` by number of domains and epochs, most first, and by arm."""
+    runs = [r for r in study["runs"] if r["experiment"] == "domains" and r["seed"] != LEFT_OUT]
+    keys = sorted({(run["num_domains"], run["epochs"]) for run in runs}, reverse=True)
+    found: dict[tuple[int, int], dict[str, Runs]] = {}
+    for key in keys:
+        for arm in EXPERIMENTS["domains"]:
+            of_arm = {
+                run["seed"]: run
+                for run in runs
+                if run["arm"] == arm and (run["num_domains"], run["epochs"]) == key
+            }
+            if of_arm:
+                found.setdefault(key, {})[arm] = of_arm
     return found
 
 
-def _not_run(study: dict[str, Any]) -> list[str]:
-    """The arms without a run, a line for each experiment that has any."""
-    run = {(r["experiment"], r["arm"]) for r in study["runs"]}
-    names = {
-        experiment.title: [arm.name for k, arm in experiment.arms.items() if (key, k) not in run]
-        for key, experiment in EXPERIMENTS.items()
-    }
-    return [f"- {title}: *{'*, *'.join(missing)}*" for title, missing in names.items() if missing]
+def differences(arms: dict[str, Runs], arm: str, other: str) -> list[float]:
+    """Top-1 of an arm less that of another, of the seeds that both have."""
+    runs, others = arms.get(arm, {}), arms.get(other, {})
+    return [runs[seed]["top1"] - others[seed]["top1"] for seed in sorted(runs.keys() & others)]
 
 
-def _differences(key: str, arm: str, arms: dict[str, Runs]) -> list[float]:
-    """The differences of an arm's AP to that of the arm it goes against, for the seeds that both
-    have."""
-    against = EXPERIMENTS[key].arms[arm].against
-    runs, others = arms[arm], arms.get(against, {}) if against != arm else {}
-    return [runs[seed]["AP"] - others[seed]["AP"] for seed in sorted(runs.keys() & others.keys())]
+def outcome(sets: dict[tuple[int, int], dict[str, Runs]]) -> str:
+    """What came out, one sentence: of the most domains, and there of the length with the most
+    seeds."""
+    if not sets:
+        return "Nothing has been run yet."
+    most = max(domains for domains, _ in sets)
+    _, key = max((len(arms.get("dynamic", {})), k) for k, arms in sets.items() if k[0] == most)
+    arms, parts = sets[key], []
+    for arm, other, text in (
+        ("dynamic", "static", "dynamic edge weights score {} points of top-1 to static ones"),
+        ("dynamic", "plain", "{} to the plain network"),
+        ("structure", "plain", "the same graph without routers (α ≡ 1) {} to the plain network"),
+        ("se", "plain", "squeeze-and-excitation, the yardstick, {}"),
+    ):
+        if values := differences(arms, arm, other):
+            seeds = f"{len(values)} seed" + "s" * (len(values) > 1)
+            parts.append(text.format(f"{Interval.of(values)} ({seeds})"))
+    start = f"With {key[0]} domains, after {key[1]} epochs, "
+    return start + "; ".join(parts) + "." if parts else "No two arms can be compared yet."
 
 
-def _cells(runs: list[dict[str, Any]], difference: str) -> list[str]:
-    def over_seeds(name: str) -> list[float]:
-        return [run[name] for run in runs if name in run]
+def _domains_section(key: tuple[int, int], arms: dict[str, Runs]) -> str:
+    domains, epochs = key
+    rows = []
+    for arm, runs in arms.items():
+        plain = differences(arms, arm, "plain") if arm != "plain" else []
+        twin = differences(arms, arm, TWIN[arm]) if arm in TWIN else []
+        cells = [_interval(plain), _interval(twin), _spread(runs.values())]
+        for kind in INSTEAD:
+            cells.append(_interval(_values(runs.values(), f"own_minus_{kind}")))
+        score = _score(_values(runs.values(), "top1"))
+        rows.append([EXPERIMENTS["domains"][arm], len(runs), score, *cells])
+    headers = (
+        "arm", "seeds", "top-1", "to plain", "to static", "spread of α: between, within domains",
+        *(f"own − {name}" for name in INSTEAD.values()),
+    )  # fmt: skip
+    title = f"### {domains} domain{'s' * (domains > 1)}, {epochs} epochs"
+    return f"{title}\n\n{tabulate(rows, headers, tablefmt='pipe', disable_numparse=True)}"
 
-    cells = []
-    for name in ("AP", "AP50", "AP75"):
-        deviation = f" ± {np.std(over_seeds(name), ddof=1):.2f}" if len(runs) > 1 else ""
-        cells.append(f"{np.mean(over_seeds(name)):.2f}{deviation}")
-    cells.append(f"{np.mean(over_seeds('macs')) / 1e6:.1f}")
-    spread, largest = over_seeds("alpha_std"), over_seeds("alpha_std_max")
-    cells += [difference, f"{np.mean(spread):.3f}, {np.mean(largest):.3f}" if spread else "–"]
-    for kind in ("own_minus", "top1_own_minus"):
-        for name in ("mean", "other"):
-            values = over_seeds(f"{kind}_{name}")
-            cells.append(str(Interval.of(values)) if values else "–")
-    return cells
+
+def _choices(study: dict[str, Any]) -> str:
+    """The runs of the seed that is left out."""
+    rows = [
+        [
+            EXPERIMENTS["domains"][run["arm"]], f"{run['top1']:.2f}", _spread([run]),
+            *(f"{run[f'own_minus_{kind}']:+.2f}" for kind in INSTEAD),
+        ]
+        for arm in EXPERIMENTS["domains"]
+        for run in study["runs"]
+        if run["experiment"] == "domains" and run["seed"] == LEFT_OUT and run["arm"] == arm
+    ]  # fmt: skip
+    headers = ("arm", "top-1", "spread of α", *(f"own − {name}" for name in INSTEAD.values()))
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True) if rows else NOT_RUN
+
+
+def _kinds_table(runs: list[dict[str, Any]]) -> str:
+    rows = []
+    for arm, name in EXPERIMENTS["kinds"].items():
+        of_arm = [run for run in runs if run["arm"] == arm]
+        if not of_arm:
+            rows.append([name, 0, *[NOT_RUN] * (3 + len(mixed_kinds.KINDS))])
+            continue
+        kinds = [[run["AP_by_kind"][kind] for run in of_arm] for kind in mixed_kinds.KINDS]
+        used = [[r["own_minus"][k]["value"] for r in of_arm if "own_minus" in r] for k in ("mean", "other")]
+        rows.append(
+            [name, len(of_arm), _score(_values(of_arm, "AP")), *map(_score, kinds), *map(_interval, used)]
+        )
+    headers = ("arm", "seeds", "AP", *mixed_kinds.KINDS, "own − mean", "own − another's")
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+
+
+def draw(study: dict[str, Any]) -> Figure:
+    """Gain against the number of domains, a line for each length; beside it what is lost with
+    other edge weights."""
+    sets = by_set(study)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    gain, lost = figure.subplots(1, 2)
+    lengths = sorted({epochs for _, epochs in sets})
+    for color, other in (("C0", "static"), ("C1", "plain")):
+        for marker, style, epochs in zip("oDs^", ("-", "--", ":", "-."), lengths, strict=False):
+            points = {
+                domains: values
+                for (domains, e), arms in sorted(sets.items())
+                if e == epochs and (values := differences(arms, "dynamic", other))
+            }
+            label = f"dynamic − {other}, {epochs} epochs"
+            if points:
+                _draw_line(gain, points, color, marker, style, label)
+    gain.axhline(0, color="0.6", linewidth=1)
+    gain.set(xscale="log", xlabel="number of domains", ylabel="difference of top-1, points")
+    gain.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    gain.minorticks_off()
+    gain.set_title("Gain against diversity", fontsize=10)
+    gain.legend(fontsize=7)
+    _draw_lost(lost, sets)
+    return figure
+
+
+def _draw_line(
+    axes: Axes, points: dict[int, list[float]], color: str, marker: str, style: str, label: str
+) -> None:
+    shift = 1.03 if color == "C1" else 0.97  # so that bars do not hide each other
+    x = np.array(list(points)) * shift
+    intervals = [Interval.of(values) for values in points.values()]
+    # With two seeds the interval is 13 standard errors wide to each side: it would hide the rest.
+    half = [i.half if len(v) > 2 else 0 for i, v in zip(intervals, points.values(), strict=True)]
+    axes.errorbar(
+        x, [i.mean for i in intervals], yerr=half, color=color, marker=marker, linestyle=style,
+        capsize=3, label=label,
+    )  # fmt: skip
+    for place, values in zip(x, points.values(), strict=True):
+        axes.plot([place] * len(values), values, ".", color=color, alpha=0.4)
+
+
+def _draw_lost(axes: Axes, sets: dict[tuple[int, int], dict[str, Runs]]) -> None:
+    shown = {key: arms["dynamic"].values() for key, arms in sets.items() if "dynamic" in arms}
+    keys = sorted(shown, key=lambda key: (key[1], key[0]))
+    for k, (kind, name) in enumerate(INSTEAD.items()):
+        values = [_values(shown[key], f"own_minus_{kind}") for key in keys]
+        heights = [np.mean(v) if v else 0 for v in values]
+        axes.bar(np.arange(len(keys)) + 0.2 * k - 0.3, heights, 0.2, label=name)
+    labels = [f"{domains} domain{'s' * (domains > 1)}\n{epochs} epochs" for domains, epochs in keys]
+    axes.set_xticks(range(len(keys)), labels, fontsize=7)
+    axes.set_ylabel("own − other weights: top-1, points")
+    axes.set_title("Dynamic: what other edge weights cost", fontsize=10)
+    axes.legend(fontsize=7)
+
+
+def _values(runs: Iterable[dict[str, Any]], name: str) -> list[float]:
+    return [run[name] for run in runs if name in run]
+
+
+def _score(values: Sequence[float]) -> str:
+    deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{deviation}"
+
+
+def _interval(values: Sequence[float]) -> str:
+    return str(Interval.of(values)) if values else NOT_RUN
+
+
+def _spread(runs: Iterable[dict[str, Any]]) -> str:
+    """Of networks whose edge weights differ between images."""
+    kept = [run for run in runs if "own_minus_mean" in run]
+    if not kept:
+        return NOT_RUN
+    means = [np.mean(_values(kept, f"alpha_std{part}")) for part in ("", "_between", "_within")]
+    return "{:.3f}: {:.3f}, {:.3f}".format(*means)

@@ -1,18 +1,17 @@
-"""Run the study: is dynamic wiring of use, on a scale that two cores can do?
+"""Run the study: does dynamic wiring gain where images differ?
 
 Each arm of studies/experiments.py is trained with each seed, in a process of one thread. Writes
 study.md, study.json and images/study.png. Finished runs are kept, also those that the study.json
-at hand holds, and all of them are on the page; interrupted ones go on where they stopped; a run
-whose config has changed begins anew. After a change of the code, remove --output and study.json.
-`--scale tiny` shows that everything works; its figures mean nothing.
+at hand holds, and all of them are on the page. After a change of the code, remove --output and
+study.json.
 
 Examples:
     python -m studies.run_study --report docs
-    python -m studies.run_study --experiments scenes --arms plain paper-dynamic --seeds 2
+    python -m studies.run_study --experiments domains --arms plain static dynamic \\
+        --domains 8 --epochs 20 --seeds 0 1 2 3 4
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -26,43 +25,21 @@ from typing import Any
 import arguments
 
 from studies import ROOT
-from studies.experiments import EXPERIMENTS, SCALES, Run
+from studies.experiments import EPOCHS, EXPERIMENTS, Run
 from studies.runs import RESULT, add_options, take_over
 
-
-def folder_of(run: Run, output: Path) -> Path:
-    """Where a run's files are: runs whose configs differ have different folders. What a config
-    leaves as it is by default does not count, so that a new key changes no folder."""
-    from dgnet_det.config import get_cfg, leaves, load_cfg
-
-    text, default = json.dumps(SCALES[run.scale].num_scenes), dict(leaves(get_cfg()))
-    for command in filter(None, (run.classifier(), run.detector())):
-        for key, value in leaves(load_cfg(command[1], command[2:])):
-            if value != default[key] and key != "MODEL.DEVICE":
-                text += f"{key} {value!r}\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return output.resolve() / run.experiment / f"{run.arm}-seed{run.seed}-{digest}"
+ARMS = ("plain", "se", "structure", "static", "dynamic", "residual-static", "residual-dynamic")
+DOMAINS = (8, 4, 2, 1)
 
 
-def finished(output: Path) -> list[dict[str, Any]]:
-    """The results of all runs whose configs are today's, those of other commands too."""
-    results = []
-    for path in sorted(output.glob(f"*/*/{RESULT}")):
-        result = json.loads(path.read_text()) | {"folder": path.parent.name}
-        experiment = EXPERIMENTS.get(result["experiment"])
-        run = Run(*(result[name] for name in Run._fields))
-        if (
-            experiment
-            and run.arm in experiment.arms
-            and folder_of(run, output).name == path.parent.name
-        ):
-            results.append(result)
-    return results
+def run_of(result: dict[str, Any]) -> Run:
+    """The run of what it wrote."""
+    return Run(*(result[name] for name in Run._fields))
 
 
-def perform_all(runs: dict[Run, Path], jobs: int) -> list[Path]:
+def perform_all(runs: Sequence[Run], output: Path, jobs: int) -> list[Path]:
     """Run what is not finished, ``jobs`` at a time; the logs of the runs that failed."""
-    pending = [run for run, folder in runs.items() if not (folder / RESULT).exists()]
+    pending = [run for run in runs if not (output / run.name / RESULT).exists()]
     print(f"{len(runs) - len(pending)} of {len(runs)} runs are finished", flush=True)
     running: dict[Run, subprocess.Popen] = {}
     failed, done, total = [], 0, len(pending)
@@ -71,10 +48,11 @@ def perform_all(runs: dict[Run, Path], jobs: int) -> list[Path]:
         while pending or running:
             while pending and len(running) < jobs:
                 run = pending.pop(0)
-                runs[run].mkdir(parents=True, exist_ok=True)
-                with (runs[run] / "log.txt").open("a") as log:
+                folder = output / run.name
+                folder.mkdir(parents=True, exist_ok=True)
+                with (folder / "log.txt").open("a") as log:
                     running[run] = subprocess.Popen(
-                        [sys.executable, "-m", "studies.one_run", *map(str, run), str(runs[run])],
+                        [sys.executable, "-m", "studies.one_run", *map(str, run), str(folder)],
                         env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT,
                     )  # fmt: skip
             time.sleep(0.2)
@@ -82,10 +60,9 @@ def perform_all(runs: dict[Run, Path], jobs: int) -> list[Path]:
                 if process.poll() is not None:
                     del running[run]
                     done += 1
-                    name = f"{run.experiment}, {run.arm}, seed {run.seed}"
-                    print(f"[{done}/{total}] {name}{': failed' * bool(process.returncode)}")
+                    print(f"[{done}/{total}] {run.name}{': failed' * bool(process.returncode)}")
                     if process.returncode:
-                        failed.append(runs[run] / "log.txt")
+                        failed.append(output / run.name / "log.txt")
     finally:
         for process in running.values():
             process.terminate()
@@ -100,46 +77,48 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser, EXPERIMENTS, "output/study")
-    arms = sorted({arm for experiment in EXPERIMENTS.values() for arm in experiment.arms})
+    arms = list(dict.fromkeys(arm for names in EXPERIMENTS.values() for arm in names))
+    default = [*ARMS, "none"]
     parser.add_argument(
-        "--arms", nargs="+", choices=arms, default=arms, metavar="NAME",
-        help=f"of {', '.join(arms)} (default: all)",
+        "--arms", nargs="+", choices=arms, default=default, metavar="NAME",
+        help=f"of {', '.join(arms)} (default: {' '.join(default)})",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument("--scale", choices=SCALES, default="full", help="default: %(default)s")
+    for name, values in (("domains", DOMAINS), ("epochs", EPOCHS), ("seeds", range(5))):
+        text = " ".join(map(str, values))
+        parser.add_argument(
+            f"--{name}", nargs="+", type=int, default=list(values), metavar="N",
+            help=f"default: {text}",
+        )  # fmt: skip
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), metavar="N",
         help="runs at a time (default: the number of cores)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    if args.seeds < 1 or args.jobs < 1:
-        parser.error("--seeds and --jobs: at least 1")
 
+    from dgnet_det.data.classification import fashion_mnist
     from dgnet_det.errors import UserError
     from dgnet_det.utils.files import write_json
+    from studies import mixed_kinds
     from studies.report import write_report
-    from studies.scenes import write_composed_scenes
-    from studies.tree_crowns import FOLDER, find_photographs, write_tree_crowns
 
-    if "tree_crowns" in args.experiments and not FOLDER.exists():
-        write_tree_crowns(FOLDER, find_photographs())
-    if "scenes" in args.experiments:
-        write_composed_scenes(Path("datasets/composed_scenes"), SCALES[args.scale].num_scenes)
-    runs = [
-        Run(experiment, arm, seed, args.scale)
-        for seed in range(args.seeds)
-        for experiment in args.experiments
-        for arm in EXPERIMENTS[experiment].arms
-        if arm in args.arms
-    ]
-    report = args.report or args.output
-    take_over(report / "study.json", lambda run: args.output / run["experiment"] / run["folder"])
-    failed = perform_all({run: folder_of(run, args.output) for run in runs}, args.jobs)
+    fashion_mnist("train")  # downloads it once
+    if "kinds" in args.experiments and not mixed_kinds.FOLDER.exists():
+        mixed_kinds.write_mixed_kinds(mixed_kinds.FOLDER, mixed_kinds.NUM_TILES)
+    runs = []
+    for seed in args.seeds:
+        for experiment in args.experiments:
+            sizes = [(d, e) for e in args.epochs for d in args.domains]
+            for arm in (arm for arm in args.arms if arm in EXPERIMENTS[experiment]):
+                for size in sizes if experiment == "domains" else [(0, 0)]:
+                    runs.append(Run(experiment, arm, seed, *size))
+    report, output = args.report or args.output, args.output.resolve()
+    take_over(report / "study.json", lambda result: output / run_of(result).name)
+    failed = perform_all(runs, output, args.jobs)
     words = shlex.join(sys.argv[1:] if argv is None else argv)
     study = {
         "command": f"python -m studies.run_study {words}".strip(),
         "date": time.strftime("%Y-%m-%d"),
-        "runs": finished(args.output),
+        "runs": [json.loads(path.read_text()) for path in sorted(output.glob(f"*/*/{RESULT}"))],
     }
     write_json(report / "study.json", study)
     write_report(report, study)

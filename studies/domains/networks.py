@@ -1,29 +1,34 @@
 """The networks that are compared: a narrow ResNet-18 in several wirings."""
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
 from dgnet_det.graph.stage import DynamicGraph
-from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
-from dgnet_det.modeling.backbone import dgnet
+from dgnet_det.modeling.backbone.dgnet import make_dgnet
 from dgnet_det.modeling.classifier import ClassifierHead, DGNetClassifier
 
 WIDTH = 16
+GREY = [90.0]  # near mean and deviation of the pixels
 
 
 class Arm(NamedTuple):
-    """A network, and how its routers learn."""
+    """A network, and what is changed in its routers."""
 
     name: str  # on the page
     wiring: str
     edge_weights: str
-    start: float = 0.0  # of α; 0: the package's
+    start: float = 0.5  # of σ in the routers
     router_lr: float = 1.0  # as a multiple of the other parameters'
-    gain: float = 1.0  # of what routers return, also at the start: α = gain · σ
+    gain: float = 1.0  # α = gain · σ
     sharpness: float = 1.0  # 1 / T in σ(W · GAP(x) / T + b)
-    normalised: bool | None = None  # whether routers read a normalised average; None: the package's
+    is_normalised: bool = False  # whether routers read a normalised average, as in `residual`
+
+
+def _dynamic(what: str, **changes: float) -> Arm:
+    return Arm(f"paper, dynamic, {what}", "paper", "dynamic", **changes)
 
 
 ARMS = {
@@ -34,61 +39,55 @@ ARMS = {
     "dynamic": Arm("paper, dynamic", "paper", "dynamic"),
     "residual-static": Arm("residual, static", "residual", "static"),
     "residual-dynamic": Arm("residual, dynamic", "residual", "dynamic"),
+    "start-0.5": _dynamic("α starts at 0.5"),
+    "start-0.73": _dynamic("α starts at 0.73", start=0.73),
+    "start-0.88": _dynamic("α starts at 0.88", start=0.88),
+    "start-0.98": _dynamic("α starts at 0.98", start=0.98),
+    "lr-3": _dynamic("routers learn 3 times as fast", router_lr=3.0),
+    "lr-10": _dynamic("routers learn 10 times as fast", router_lr=10.0),
+    "doubled": _dynamic("α = 2σ", gain=2.0),
+    "sharp-4": _dynamic("temperature 1/4", sharpness=4.0),
+    "normalised": _dynamic("normalised averages", is_normalised=True),
 }
-for _start in (0.5, 0.73, 0.88, 0.98):
-    ARMS[f"start-{_start}"] = Arm(f"paper, dynamic, α starts at {_start}", "paper", "dynamic", _start)
-for _factor in (3, 10):
-    ARMS[f"lr-{_factor}"] = Arm(f"paper, dynamic, routers learn {_factor} times as fast", "paper", "dynamic", router_lr=_factor)
-ARMS["doubled"] = Arm("paper, dynamic, α = 2σ", "paper", "dynamic", 0.5, gain=2.0)
-ARMS["sharp-4"] = Arm("paper, dynamic, temperature 1/4", "paper", "dynamic", sharpness=4.0)
-ARMS["sharp-0.25"] = Arm("paper, dynamic, temperature 4", "paper", "dynamic", sharpness=0.25)
-ARMS["normalised"] = Arm("paper, dynamic, normalised averages", "paper", "dynamic", normalised=True)
 
 
-def build(key: str, num_classes: int, start: float) -> DGNetClassifier:
+def build(key: str, num_classes: int) -> DGNetClassifier:
     """The classifier of an arm, for grey images."""
     arm = ARMS[key]
-    base = {"paper": PaperGraph, "residual": ResidualGraph}[arm.wiring]
-
-    class Graph(base):  # type: ignore[valid-type, misc]
-        router_start = arm.start or start
-        normalised_routers = base.normalised_routers if arm.normalised is None else arm.normalised
-
-    dgnet.WIRINGS["study"] = Graph
-    try:
-        backbone = dgnet.make_dgnet(
-            "resnet", wiring=arm.wiring if arm.edge_weights == "none" else "study", norm="BN", out_features=["res5"],
-            edge_weights=arm.edge_weights, in_channels=1, depth=18,
-            stem_out_channels=WIDTH, res2_out_channels=WIDTH,
-        )  # fmt: skip
-    finally:
-        del dgnet.WIRINGS["study"]
+    backbone = make_dgnet(
+        "resnet", wiring=arm.wiring, edge_weights=arm.edge_weights, norm="BN",
+        out_features=["res5"], in_channels=1, depth=18,
+        stem_out_channels=WIDTH, res2_out_channels=WIDTH,
+    )  # fmt: skip
     for stage in backbone.stages().values():
         if key == "se":
             for block in stage.nodes.values():
-                excitation = SqueezeExcitation(block.out_channels, block.out_channels // 4)
-                block.conv2 = nn.Sequential(block.conv2, excitation)
-        if isinstance(stage, DynamicGraph):
-            _change_routers(stage, key, arm)
+                channels = block.out_channels
+                block.conv2 = nn.Sequential(
+                    block.conv2, SqueezeExcitation(channels, channels // 4)
+                )
+        if key == "structure":
+            for bias in stage.routers.parameters():
+                nn.init.constant_(bias, 40.0)  # whose sigmoid is 1 in float32
+            stage.routers.requires_grad_(False)
+            stage.thresholds.requires_grad_(False)
+        elif isinstance(stage, DynamicGraph) and arm.edge_weights == "dynamic":
+            for router in stage.routers.values():
+                _change(router, arm)
     head = ClassifierHead(backbone.output_shape()["res5"].channels, num_classes)
-    return DGNetClassifier(backbone, head, pixel_mean=[90.0], pixel_std=[90.0])
+    return DGNetClassifier(backbone, head, pixel_mean=GREY, pixel_std=GREY)
 
 
-def _change_routers(stage: DynamicGraph, key: str, arm: Arm) -> None:
-    if key == "structure":
-        for bias in stage.routers.parameters():
-            nn.init.constant_(bias, 40.0)  # whose sigmoid is 1 in float32
-        stage.routers.requires_grad_(False)
-        stage.thresholds.requires_grad_(False)
-
+def _change(router: nn.Module, arm: Arm) -> None:
     def multiply(router: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return arm.gain * output
 
     def sharpen(linear: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (arm.sharpness * inputs[0],)
 
-    for router in stage.routers.values():
-        if arm.gain != 1:
-            router.register_forward_hook(multiply)
-        if arm.sharpness != 1:
-            router.linear.register_forward_pre_hook(sharpen)
+    nn.init.constant_(router.linear.bias, math.log(arm.start / (1 - arm.start)))
+    router.normalised = router.normalised or arm.is_normalised
+    if arm.gain != 1:
+        router.register_forward_hook(multiply)
+    if arm.sharpness != 1:
+        router.linear.register_forward_pre_hook(sharpen)

@@ -23,14 +23,12 @@ WARMUP = 0.05  # of the iterations
 TEST_BATCH = 500
 
 
-def run(
-    arm: str, *, num_domains: int, epochs: int, seed: int, start: float, size: int = SIZE
-) -> dict[str, Any]:
-    """Train one network; what it scores, and what it scores with other edge weights."""
+def run(arm: str, *, num_domains: int, epochs: int, seed: int) -> dict[str, Any]:
+    """Train one network; what it scores, with its images' edge weights and with others."""
     torch.manual_seed(seed)
-    model = build(arm, CLASSES * num_domains, start)
-    train(model, make_images(fashion_mnist("train"), num_domains, size), arm, epochs, seed)
-    return examine(model, make_images(fashion_mnist("val"), num_domains, size))
+    model = build(arm, CLASSES * num_domains)
+    train(model, make_images(fashion_mnist("train"), num_domains, SIZE), arm, epochs, seed)
+    return examine(model, make_images(fashion_mnist("val"), num_domains, SIZE))
 
 
 def train(model: nn.Module, images: Images, arm: str, epochs: int, seed: int) -> None:
@@ -41,10 +39,9 @@ def train(model: nn.Module, images: Images, arm: str, epochs: int, seed: int) ->
     )  # fmt: skip
     optimizer = torch.optim.SGD(groups, lr=BASE_LR, momentum=0.9, fused=True)
     iterations = epochs * len(images.labels) // BATCH
-    warmup = WARMUP * iterations
 
     def factor(i: int) -> float:
-        return min((i + 1) / warmup, 1) * (1 + math.cos(math.pi * i / iterations)) / 2
+        return min((i + 1) / (WARMUP * iterations), 1) * (1 + math.cos(math.pi * i / iterations)) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     batches = Batches(images, BATCH, seed)
@@ -70,11 +67,10 @@ def examine(model: nn.Module, images: Images) -> dict[str, Any]:
         own = _hits(model, images)
     per_domain = [100 * own[d :: images.num_domains].mean().item() for d in range(images.num_domains)]
     figures = {"top1": 100 * own.mean().item(), "top1_by_domain": per_domain}
-    if not outputs or len(alpha := {n: torch.cat(x) for n, x in outputs.items()}) == 0:
+    alpha = {name: torch.cat(parts) for name, parts in outputs.items()}
+    if all(values.eq(values[0]).all() for values in alpha.values()):  # the same for all images
         return figures
     figures |= spread(torch.cat(list(alpha.values()), dim=1), images.num_domains)
-    if figures["alpha_std"] == 0:
-        return figures
     for kind, rows in replacements(len(own), images.num_domains).items():
         instead = {name: rows(values).split(TEST_BATCH) for name, values in alpha.items()}
         calls = {name: iter(parts) for name, parts in instead.items()}
