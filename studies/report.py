@@ -169,9 +169,18 @@ def _kinds_table(runs: list[dict[str, Any]]) -> str:
             rows.append([name, 0, *[NOT_RUN] * (3 + len(mixed_kinds.KINDS))])
             continue
         kinds = [[run["AP_by_kind"][kind] for run in of_arm] for kind in mixed_kinds.KINDS]
-        used = [[r["own_minus"][k]["value"] for r in of_arm if "own_minus" in r] for k in ("mean", "other")]
+        used = [
+            [r["own_minus"][k]["value"] for r in of_arm if "own_minus" in r]
+            for k in ("mean", "other")
+        ]
         rows.append(
-            [name, len(of_arm), _score(_values(of_arm, "AP")), *map(_score, kinds), *map(_interval, used)]
+            [
+                name,
+                len(of_arm),
+                _score(_values(of_arm, "AP")),
+                *map(_score, kinds),
+                *map(_interval, used),
+            ]
         )
     headers = ("arm", "seeds", "AP", *mixed_kinds.KINDS, "own − mean", "own − another's")
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
@@ -197,9 +206,11 @@ def draw(study: dict[str, Any]) -> Figure:
     gain.axhline(0, color="0.6", linewidth=1)
     gain.set(xscale="log", xlabel="number of domains", ylabel="difference of top-1, points")
     gain.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    gain.set_xlim(0.8, 10)
     gain.minorticks_off()
     gain.set_title("Gain against diversity", fontsize=10)
-    gain.legend(fontsize=7)
+    if sets:
+        gain.legend(fontsize=7)
     _draw_lost(lost, sets)
     return figure
 
@@ -225,7 +236,7 @@ def _draw_lost(axes: Axes, sets: dict[tuple[int, int], dict[str, Runs]]) -> None
     keys = sorted(shown, key=lambda key: (key[1], key[0]))
     for k, (kind, name) in enumerate(INSTEAD.items()):
         values = [_values(shown[key], f"own_minus_{kind}") for key in keys]
-        heights = [np.mean(v) if v else 0 for v in values]
+        heights = [float(np.mean(v)) if v else 0.0 for v in values]
         axes.bar(np.arange(len(keys)) + 0.2 * k - 0.3, heights, 0.2, label=name)
     labels = [f"{domains} domain{'s' * (domains > 1)}\n{epochs} epochs" for domains, epochs in keys]
     axes.set_xticks(range(len(keys)), labels, fontsize=7)
@@ -252,5 +263,6 @@ def _spread(runs: Iterable[dict[str, Any]]) -> str:
     kept = [run for run in runs if "own_minus_mean" in run]
     if not kept:
         return NOT_RUN
-    means = [np.mean(_values(kept, f"alpha_std{part}")) for part in ("", "_between", "_within")]
+    parts = ("", "_between", "_within")
+    means = [float(np.mean(_values(kept, f"alpha_std{part}"))) for part in parts]
     return "{:.3f}: {:.3f}, {:.3f}".format(*means)

@@ -10,6 +10,7 @@ DETECTORS = sorted(
         "COCO-InstanceSegmentation",
         "COCO-Keypoints",
         "Misc",
+        "Mixed-Kinds",
         "Tree-Crowns",
     )
     for path in (ROOT / "configs" / folder).glob("*.yaml")

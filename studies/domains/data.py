@@ -101,9 +101,7 @@ class Batches:
         """The next images, uint8 [B, 1, H, W], and labels, [B]."""
         if len(self.order) < self.batch_size:
             self.order = torch.randperm(len(self.labels), generator=self.generator)
-        chosen, self.order = self.order.split(
-            [self.batch_size, len(self.order) - self.batch_size]
-        )
+        chosen, self.order = self.order.split([self.batch_size, len(self.order) - self.batch_size])
         mirrored = torch.randint(2, (self.batch_size,), generator=self.generator)
         top, left = torch.randint(
             2 * SHIFT + 1, (2, self.batch_size, 1), generator=self.generator

@@ -1,13 +1,15 @@
 """The networks that are compared: a narrow ResNet-18 in several wirings."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
+from dgnet_det.graph.routing import Router
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.modeling.backbone.dgnet import make_dgnet
+from dgnet_det.modeling.backbone.resnet import BasicNode
 from dgnet_det.modeling.classifier import ClassifierHead, DGNetClassifier
 
 WIDTH = 16
@@ -27,7 +29,7 @@ class Arm(NamedTuple):
     is_normalised: bool = False  # whether routers read a normalised average, as in `residual`
 
 
-def _dynamic(what: str, **changes: float) -> Arm:
+def _dynamic(what: str, **changes: Any) -> Arm:
     return Arm(f"paper, dynamic, {what}", "paper", "dynamic", **changes)
 
 
@@ -62,23 +64,27 @@ def build(key: str, num_classes: int) -> DGNetClassifier:
     for stage in backbone.stages().values():
         if key == "se":
             for block in stage.nodes.values():
-                channels = block.out_channels
-                block.conv2 = nn.Sequential(
-                    block.conv2, SqueezeExcitation(channels, channels // 4)
-                )
+                _add_excitation(cast(BasicNode, block))
+        if not isinstance(stage, DynamicGraph):
+            continue
         if key == "structure":
             for bias in stage.routers.parameters():
                 nn.init.constant_(bias, 40.0)  # whose sigmoid is 1 in float32
             stage.routers.requires_grad_(False)
             stage.thresholds.requires_grad_(False)
-        elif isinstance(stage, DynamicGraph) and arm.edge_weights == "dynamic":
-            for router in stage.routers.values():
+        for router in stage.routers.values():
+            if isinstance(router, Router):
                 _change(router, arm)
     head = ClassifierHead(backbone.output_shape()["res5"].channels, num_classes)
     return DGNetClassifier(backbone, head, pixel_mean=GREY, pixel_std=GREY)
 
 
-def _change(router: nn.Module, arm: Arm) -> None:
+def _add_excitation(block: BasicNode) -> None:
+    excitation = SqueezeExcitation(block.out_channels, block.out_channels // 4)
+    block.conv2 = nn.Sequential(block.conv2, excitation)
+
+
+def _change(router: Router, arm: Arm) -> None:
     def multiply(router: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return arm.gain * output
 

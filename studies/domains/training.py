@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,13 +39,16 @@ def train(model: nn.Module, images: Images, arm: str, epochs: int, seed: int) ->
         weight_decay=WEIGHT_DECAY, weight_decay_norm=WEIGHT_DECAY,
     )  # fmt: skip
     optimizer = torch.optim.SGD(groups, lr=BASE_LR, momentum=0.9, fused=True)
-    iterations = epochs * len(images.labels) // BATCH
+    batch_size = min(BATCH, len(images.labels))
+    iterations = epochs * len(images.labels) // batch_size
 
     def factor(i: int) -> float:
-        return min((i + 1) / (WARMUP * iterations), 1) * (1 + math.cos(math.pi * i / iterations)) / 2
+        return (
+            min((i + 1) / (WARMUP * iterations), 1) * (1 + math.cos(math.pi * i / iterations)) / 2
+        )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    batches = Batches(images, BATCH, seed)
+    batches = Batches(images, batch_size, seed)
     model.train()
     for _ in range(iterations):
         x, labels = batches()
@@ -65,17 +69,17 @@ def examine(model: nn.Module, images: Images) -> dict[str, Any]:
     outputs: dict[str, list[Tensor]] = defaultdict(list)
     with router_hooks(model, lambda name, output: outputs[name].append(output)):
         own = _hits(model, images)
-    per_domain = [100 * own[d :: images.num_domains].mean().item() for d in range(images.num_domains)]
-    figures = {"top1": 100 * own.mean().item(), "top1_by_domain": per_domain}
+    top1 = 100 * own.mean().item()
+    by_domain = own.view(-1, images.num_domains).mean(dim=0).mul(100).tolist()
+    figures: dict[str, Any] = {"top1": top1, "top1_by_domain": by_domain}
     alpha = {name: torch.cat(parts) for name, parts in outputs.items()}
     if all(values.eq(values[0]).all() for values in alpha.values()):  # the same for all images
         return figures
     figures |= spread(torch.cat(list(alpha.values()), dim=1), images.num_domains)
     for kind, rows in replacements(len(own), images.num_domains).items():
-        instead = {name: rows(values).split(TEST_BATCH) for name, values in alpha.items()}
-        calls = {name: iter(parts) for name, parts in instead.items()}
-        with router_hooks(model, lambda name, output: next(calls[name])):
-            figures[f"own_minus_{kind}"] = figures["top1"] - 100 * _hits(model, images).mean().item()
+        replaced = {name: iter(rows(values).split(TEST_BATCH)) for name, values in alpha.items()}
+        with router_hooks(model, partial(_next_of, replaced)):
+            figures[f"own_minus_{kind}"] = top1 - 100 * _hits(model, images).mean().item()
     return figures
 
 
@@ -109,6 +113,10 @@ def spread(alpha: Tensor, num_domains: int) -> dict[str, float]:
         "alpha_std_between": means.std(dim=0, correction=0).mean().item(),
         "alpha_std_within": within.mean().item(),
     }
+
+
+def _next_of(parts: Mapping[str, Iterator[Tensor]], name: str, output: Tensor) -> Tensor:
+    return next(parts[name])
 
 
 def _hits(model: nn.Module, images: Images) -> Tensor:
