@@ -7,7 +7,16 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dgnet_det/__init__.py").read_text())[1]
 # tools/export_model.py; tests and style
 EXPORT = ["onnx", "onnxruntime"]
-DEV = ["timm", "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "scikit-image"]
+DEV = [
+    "timm",
+    "safetensors",
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "ruff",
+    "mypy",
+    "scikit-image",
+]
 
 setup(
     name="dgnet_det",

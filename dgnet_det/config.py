@@ -183,10 +183,13 @@ def score_threshold(value: float, option: str) -> list[str]:
 
 
 def is_classifier(cfg: CfgNode) -> bool:
-    """Whether a config is a classifier's: its backbone ends at ``res5`` without an FPN."""
+    """Whether a config is a classifier's: its backbone ends at ``res5`` without an FPN, and no
+    detector could read the outputs."""
+    outputs, readers = set(cfg.MODEL.RESNETS.OUT_FEATURES), (cfg.MODEL.RPN, cfg.MODEL.RETINANET)
     return (
         cfg.MODEL.BACKBONE.NAME in ("build_dgnet_backbone", "build_drnet_backbone")
-        and "res5" in cfg.MODEL.RESNETS.OUT_FEATURES
+        and "res5" in outputs
+        and not any(outputs.issuperset(reader.IN_FEATURES) for reader in readers)
     )
 
 

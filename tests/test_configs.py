@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from configs import DETECTORS, ROOT
 from dgnet_det import model_zoo
-from dgnet_det.config import get_cfg, load_cfg
+from dgnet_det.config import get_cfg, is_classifier, load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
 
@@ -160,3 +160,10 @@ def test_the_model_zoo_finds_configs_by_name() -> None:
     assert lazy.model.backbone.bottom_up.wiring == "residual"
     with pytest.raises(UserError, match=r"R_51.*the nearest is COCO-Detection/.*_R_50_.*\.yaml"):
         model_zoo.get_config("COCO-Detection/faster_rcnn_DG_R_51_residual_FPN_1x.yaml")
+
+
+@pytest.mark.parametrize("in_features", [None, "['res5']"])
+def test_a_detector_without_fpn_is_no_classifier(in_features: str | None) -> None:
+    opts = ["MODEL.RPN.IN_FEATURES", in_features] if in_features else []
+    cfg = load_cfg(str(ROOT / "configs/ImageNet-Classification/R_50.yaml"), opts)
+    assert is_classifier(cfg) == (in_features is None)

@@ -24,16 +24,15 @@ LISTED = 6  # names in a message
 
 def saved_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
     """The names of the classes that a checkpoint was trained for, in the order of the model's
-    outputs; empty if it does not say."""
+    outputs; empty if it does not hold any."""
     names = checkpoint.get(CLASS_NAMES)
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return names
-    return []
+    is_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_names else []  # type: ignore[return-value]
 
 
 def class_names_in(weights: str) -> list[str]:
-    """The class names saved in the checkpoint that ``MODEL.WEIGHTS`` names; empty where there are
-    none. What is wrong with a file is told by whoever loads it."""
+    """The class names in the checkpoint that ``MODEL.WEIGHTS`` names; empty where there are none,
+    or where the file cannot be read: loading it raises the error."""
     try:
         return saved_class_names(read_checkpoint(local_file(weights))) if weights else []
     except UserError:
@@ -55,8 +54,8 @@ def write_checkpoint(data: dict[str, Any], path: str | Path) -> None:
 
 class DGNetCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which also loads a bare backbone's file into a detector or
-    classifier. A :class:`DGNet` that gets other tensors than the source should hold is an error. No
-    file is executed, and class names are saved and compared."""
+    classifier, and executes no file. A backbone that does not fit is an error. Class names are
+    saved, and compared when a checkpoint is loaded."""
 
     def __init__(
         self,
@@ -70,42 +69,39 @@ class DGNetCheckpointer(DetectionCheckpointer):
         """
         Args:
             model, save_dir, checkpointables: as for :class:`DetectionCheckpointer`.
-            class_names: of the data, in the order of the model's outputs. :meth:`load` warns of a
-                checkpoint that was saved with others.
-            needed: for evaluation and export, what to name in ``MODEL.WEIGHTS``. Tensors that the
-                checkpoint does not hold would be random, and other classes than the data's would
-                be counted as theirs: both are errors then, and so is nothing to load.
+            class_names: of the data, in the order of the model's outputs.
+            needed: for evaluation and export: what ``MODEL.WEIGHTS`` must name. Then it is an error
+                if there is nothing to load, if a tensor is missing, which would stay random, or if
+                the checkpoint's classes are not the data's.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.class_names, self.needed = list(class_names), needed
-        self.missing: list[str] = []  # tensors that the last load did not find
-        self.misshaped: list[str] = []  # those that it left out for their shape, with both shapes
+        self.missing: list[str] = []  # names that the last load did not find
+        self.misshaped: list[str] = []  # tensors that it left out, with both shapes
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As :meth:`DetectionCheckpointer.load`. An empty path loads nothing.
 
         Raises:
-            UserError: the file is missing, cannot be fetched or read, or does not fit the model's
-                backbone; it is to be resumed with data of other classes; or it is not what is
-                ``needed``.
+            UserError: the file is missing, cannot be fetched or read, does not fit the model's
+                backbone, or is not what is ``needed``; or training would resume with data of other
+                classes.
         """
         if not path:
             return super().load(path, checkpointables)
-        # A checkpoint that training goes on from is not what MODEL.WEIGHTS names.
+        # The folder's own checkpoint is one to resume from, not the one in MODEL.WEIGHTS.
         own = bool(self.save_dir) and Path(path).parent == Path(self.save_dir)
-        # What a file does not say itself may stand after its name.
+        source = path if own else f"MODEL.WEIGHTS {path}"
         self._heuristics = urlparse(path).query == "matching_heuristics=True"
         try:
             local_file(path)
             checkpoint = super().load(path, checkpointables)
             saved = saved_class_names(checkpoint)
-            warning = self._judge(saved, resumes=own and checkpointables is None)
+            warnings = self._judge(saved, resumes=own and checkpointables is None)
         except UserError as error:
-            message = str(error) if path in str(error) else f"{path}: {error}"
-            raise UserError(message if own else f"MODEL.WEIGHTS {message}") from error
-        if warning:
-            source = path if own else f"MODEL.WEIGHTS {path}"
-            logging.getLogger(__name__).warning("%s: %s", source, warning)
+            raise UserError(f"{source}: {str(error).removeprefix(f'{path}: ')}") from error
+        if warnings:
+            logging.getLogger(__name__).warning("%s: %s", source, "; ".join(warnings))
         return checkpoint
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -115,8 +111,8 @@ class DGNetCheckpointer(DetectionCheckpointer):
         return super().resume_or_load(path, resume=resume)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As :meth:`Checkpointer.save`, but whole or not at all; the best checkpoint is not the one
-        that training resumes from."""
+        """As :meth:`Checkpointer.save`, but whole or not at all. Training does not resume from the
+        best checkpoint."""
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: item.state_dict() for key, item in self.checkpointables.items()}
@@ -140,9 +136,9 @@ class DGNetCheckpointer(DetectionCheckpointer):
             if isinstance(backbone, DGNet):
                 prefix = f"{name}." if name else ""
                 match = match_backbone(checkpoint["model"], backbone, prefix)
-                if not match.fits:
-                    raise UserError(match.misfit())
-                state = OrderedDict(match.others | match.unknown | match.head)
+                if misfit := match.misfit():
+                    raise UserError(misfit)
+                state = OrderedDict(match.rest | match.head | match.left_out)
                 state.update({prefix + target: x for target, x in match.tensors.items()})
                 state._metadata = getattr(checkpoint["model"], "_metadata", {})  # type: ignore[attr-defined]
                 checkpoint["model"] = state
@@ -151,16 +147,16 @@ class DGNetCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         shapes = {name: (theirs, ours) for name, theirs, ours in incompatible.incorrect_shapes}
         self.misshaped = [f"{x} {list(a)} → {list(b)}" for x, (a, b) in shapes.items()]
-        incompatible.incorrect_shapes.clear()  # load tells of them
+        incompatible.incorrect_shapes.clear()  # load logs them
         incompatible.missing_keys[:] = [x for x in incompatible.missing_keys if x not in shapes]
         self.missing = incompatible.missing_keys
         super()._log_incompatible_keys(incompatible)
 
-    def _judge(self, saved: Sequence[str], *, resumes: bool) -> str:
-        """What to warn of after loading a checkpoint of the classes ``saved``; empty for nothing.
+    def _judge(self, saved: Sequence[str], *, resumes: bool) -> list[str]:
+        """What to warn of after loading a checkpoint of the classes ``saved``.
 
         Raises:
-            UserError: what was loaded is not to be gone on with.
+            UserError: it cannot be used.
         """
         warnings = []
         if saved and self.class_names and saved != self.class_names:
@@ -179,4 +175,4 @@ class DGNetCheckpointer(DetectionCheckpointer):
         if self.misshaped:
             anew = ", ".join(self.misshaped)
             warnings.append(f"of another shape, so they start anew: {anew}")
-        return "; ".join(warnings)
+        return warnings

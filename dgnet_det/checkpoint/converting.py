@@ -11,14 +11,14 @@ from detectron2.modeling import build_backbone
 from dgnet_det.checkpoint.reading import RENAMED_CAFFE2, local_file, read_checkpoint
 from dgnet_det.config import is_classifier
 from dgnet_det.errors import UserError, first_few
-from dgnet_det.modeling.backbone.matching import Match, Source, match_backbone
+from dgnet_det.modeling.backbone.matching import Source, match_backbone
 from dgnet_det.modeling.build import config_errors_in_one_line
 from dgnet_det.modeling.observation import dgnet_of
 
 IMAGENET_MEAN_RGB = [123.675, 116.28, 103.53]
 IMAGENET_STD_RGB = [58.395, 57.12, 57.375]
 LISTED = 10  # names of each kind in the printed report
-# What becomes of the tensors in the report for people.
+# The kinds of tensors in the report, and what it calls them.
 KINDS = {
     "matched": "matched",
     "missing": "missing",
@@ -37,51 +37,41 @@ class Conversion:
     # {"model": {name: tensor}, "__author__": str, "source": {str: str}}: tensors and strings alone,
     # for torch.load(weights_only=True).
     checkpoint: dict[str, Any]
-    match: Match
+    # Names by kind, see KINDS.
+    tensors: dict[str, list[str]]
     # The config values that go with the weights; None where only their own config knows.
     pixels: dict[str, Any] | None
     # Why the result is not whole; empty if it is.
     problem: str
 
     def figures(self) -> dict[str, Any]:
-        """The report, as JSON takes it."""
-        match = self.match
-        return {
-            "source": self.checkpoint["source"],
-            "matched": list(match.tensors),
-            "missing": match.missing,
-            "unexpected": [*match.unexpected, *match.unknown],
-            "misshaped": match.misshaped,
-            "untrained": match.untrained,
-            "head": list(match.head),
-            "others": [*match.others, *match.left_out],
-            "pixels": self.pixels,
-        }
+        """The report for JSON."""
+        return {"source": self.checkpoint["source"], **self.tensors, "pixels": self.pixels}
 
     def report(self) -> str:
         """The report for people: how many tensors of each kind, and the first that do not fit."""
-        figures, source = self.figures(), self.checkpoint["source"]
+        source = self.checkpoint["source"]
         lines = [
             f"source: {source['file']}, sha256 {source['sha256']}",
-            f"holds: {source['family']}, {self.match.kind}, names of {source['format']}",
+            f"holds: {source['family']}, {source['kind']}, names of {source['format']}",
         ]
         for kind, meaning in KINDS.items():
-            tensors = figures[kind]
-            lines.append(f"{meaning}: {len(tensors)}")
+            names = self.tensors[kind]
+            lines.append(f"{meaning}: {len(names)}")
             if kind in ("missing", "unexpected", "misshaped"):
-                lines += [f"  {tensor}" for tensor in tensors[:LISTED]]
-                lines += ["  …"] if len(tensors) > LISTED else []
+                lines += [f"  {name}" for name in names[:LISTED]]
+                lines += ["  …"] * (len(names) > LISTED)
         return "\n".join(lines)
 
 
 def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversion:
-    """Name a checkpoint's tensors, in any of the formats of :data:`.families.FAMILIES`, as in the
-    detector, or the classifier, that ``cfg`` describes. Its backbone tells which tensors there
-    should be. ``trust_pickle`` is that of :func:`read_checkpoint`.
+    """Rename a checkpoint's tensors, in any of the formats of :data:`.families.FAMILIES`, for the
+    detector or classifier that ``cfg`` describes. ``trust_pickle`` is as for
+    :func:`read_checkpoint`.
 
     Raises:
         UserError: the file cannot be read, holds no known backbone, one of another family or no
-            tensor that fits, or ``cfg`` has no DG-Net backbone. Tensors that do not match are no
+            tensor that fits, or ``cfg`` has no DG-Net backbone. Tensors that do not fit are no
             error but :attr:`Conversion.problem`.
     """
     local = local_file(path)
@@ -95,29 +85,40 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
         match = match_backbone(content["model"], dgnet, prefix)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    problem = "" if match.fits else match.misfit()
-    if not match.tensors:
+    fitting, problem = match.fitting(), match.misfit()
+    if not fitting:
         raise UserError(f"{path}: {problem}")
-    if match.unknown and not problem:
-        problem = f"holds tensors of neither backbone nor head: {first_few(match.unknown, LISTED)}"
+    unknown = [name for name in match.rest if name.startswith(match.source.prefix)]
+    if unknown and not problem:
+        problem = f"holds tensors of neither backbone nor head: {first_few(unknown, LISTED)}"
+    model = {prefix + name: tensor for name, tensor in fitting.items()}
+    model |= match.head if is_classifier(cfg) else {}
+    model |= {name: x for name, x in match.left_out.items() if name.startswith("roi_heads.")}
+    tensors = {
+        "matched": list(fitting),
+        "missing": match.missing,
+        "unexpected": [*match.unexpected, *unknown],
+        "misshaped": match.misshaped,
+        "head": list(match.head),
+        "others": [
+            name for name in [*match.rest, *match.left_out] if name not in (*unknown, *model)
+        ],
+        "untrained": match.untrained,
+    }
     source = {
         "file": Path(local).name,
         "sha256": hashlib.sha256(Path(local).read_bytes()).hexdigest(),
         "family": match.source.family.name,
         "format": "msra/caffe2" if author == RENAMED_CAFFE2 else match.source.format.name,
         "author": author,
-        "wiring": match.kind.wiring,
-        "edge_weights": match.kind.edge_weights,
+        "kind": match.kind,
     }
-    model = {prefix + name: tensor for name, tensor in match.tensors.items()}
-    if is_classifier(cfg):
-        model |= match.head
     checkpoint = {"model": model, "__author__": "dgnet_det", "source": source}
-    return Conversion(checkpoint, match, _pixels(match.source, author, cfg), problem)
+    return Conversion(checkpoint, tensors, _pixels(match.source, author, cfg), problem)
 
 
 def _pixels(source: Source, author: str, cfg: CfgNode) -> dict[str, Any] | None:
-    """The config values that belong to weights whose file names an ``__author__``, or none, by key;
+    """The config values that go with weights whose file names an ``__author__``, or none, by key.
     None where only their own training config knows."""
     stride_in_1x1 = "MODEL.RESNETS.STRIDE_IN_1X1"
     if author == RENAMED_CAFFE2:

@@ -19,12 +19,21 @@ from torch import Tensor
 
 from dgnet_det.errors import UserError
 
-# Keys under which training scripts keep the state dict.
-WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")
+# Keys under which training scripts keep the state dict, the averaged weights before the others, as
+# timm prefers them. One can be inside another.
+WRAPPERS = (
+    "model", "state_dict_ema", "model_ema", "state_dict", "model_state", "model_state_dict",
+)  # fmt: skip
+# What DistributedDataParallel and AveragedModel put before all names, and torch.compile, FSDP and
+# activation checkpointing anywhere.
+OUTER = "module."
+AVERAGED = "n_averaged"  # AveragedModel's counter
+INNER = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+SHARDED = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")
 # First bytes of a file of torch.save from before it wrote zip archives.
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# The author that Detectron2 gives to a pickle in Caffe2's format, and what it becomes here: under
-# the first, Detectron2 would rename once more.
+# The author that Detectron2 gives to a pickle in Caffe2's format. Detectron2 would rename its
+# tensors once more under this name, so it gets another one here.
 CAFFE2 = "Caffe2"
 RENAMED_CAFFE2 = "Caffe2, renamed"
 FROZEN_NORM_EPS = 1e-5  # of Detectron2's FrozenBatchNorm2d
@@ -72,29 +81,37 @@ def local_file(path: str) -> str:
 
 
 def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
-    """Read a local file of ``torch.save`` or of Detectron2's and Caffe2's pickled numpy arrays;
-    with ``trust_pickle``, by Python's full unpickler, which executes what the file says.
+    """Read a local file of ``torch.save``, of safetensors, or of Detectron2's and Caffe2's pickled
+    numpy arrays; with ``trust_pickle``, by Python's full unpickler, which executes what is in the
+    file.
 
     Returns:
-        The file's content in Detectron2's form: ``model`` maps names to tensors on the CPU, with
-        ``module.`` taken off and Caffe2's names turned into Detectron2's; beside it is whatever
-        else was saved beside ``model``.
+        The file's content in Detectron2's form: ``model`` maps names to tensors on the CPU, without
+        the prefixes of wrappers such as DistributedDataParallel, and with Detectron2's names
+        instead of Caffe2's; beside it is whatever else was saved beside ``model``.
 
     Raises:
-        UserError: the file is truncated or no checkpoint, or needs full unpickling.
+        UserError: the file is truncated, one part of a checkpoint, or none, or it needs full
+            unpickling.
     """
-    content = _unpickle(path, trust_pickle)
+    if SHARDED.search(Path(path).name):
+        raise UserError(
+            f"{path}: one part of a checkpoint in several files: load the model in its own library"
+            " and save it in one, by torch.save(model.state_dict(), FILE)"
+        )
+    content = (_safetensors if path.endswith(".safetensors") else _unpickle)(path, trust_pickle)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
-    content = dict(content)
-    wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    if wrapper is None and path.endswith(".pkl"):
+    state = content
+    while wrapper := next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None):
+        state = state[wrapper]
+    if state is content and path.endswith(".pkl"):
         blobs = content.get("blobs", content)
-        blobs = {name: x for name, x in blobs.items() if not str(name).endswith("_momentum")}
-        content = {"model": blobs, "__author__": CAFFE2, "matching_heuristics": True}
-    elif wrapper != "model":
-        content = {"model": content if wrapper is None else content[wrapper]}
-    content["model"] = _tensors(path, content["model"])
+        state = {name: x for name, x in blobs.items() if not str(name).endswith("_momentum")}
+        content = {"__author__": CAFFE2, "matching_heuristics": True}
+    is_detectron2s = isinstance(content.get("model"), Mapping) or "__author__" in content
+    content = dict(content) if is_detectron2s else {}
+    content["model"] = _tensors(path, state)
     if content.get("__author__") == CAFFE2:
         content["model"] = _renamed_caffe2(content["model"])
         content["__author__"] = RENAMED_CAFFE2
@@ -102,8 +119,8 @@ def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
 
 
 def _renamed_caffe2(blobs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Caffe2's tensors under Detectron2's names. Batch norms without running statistics, which were
-    folded into the affine parameters, get those under which a norm is these alone."""
+    """Caffe2's tensors under Detectron2's names. Where running statistics were folded into a batch
+    norm's affine parameters, it gets those that change nothing."""
     tensors = convert_c2_detectron_names(blobs)[0]
     is_folded = any("_bn_" in name for name in blobs)
     if is_folded and not any(re.search("_bn_(rm|running_mean)$", name) for name in blobs):
@@ -112,6 +129,18 @@ def _renamed_caffe2(blobs: dict[str, Tensor]) -> dict[str, Tensor]:
             tensors[f"{norm}running_mean"] = 0 * ones
             tensors[f"{norm}running_var"] = ones - FROZEN_NORM_EPS
     return tensors
+
+
+def _safetensors(path: str, _: bool) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"{path}: needs safetensors: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: truncated, or no checkpoint") from error
 
 
 def _unpickle(path: str, trust_pickle: bool) -> Any:
@@ -131,25 +160,24 @@ def _unpickle(path: str, trust_pickle: bool) -> Any:
             what = "Python objects" if is_torch else f"Python's {error}"
             raise UserError(
                 f"{path}: holds {what} besides tensors, and reading it could execute code; if you"
-                " trust it, convert it with trust_pickle (tools/convert_checkpoint.py)"
+                " trust it, convert it by tools/convert_checkpoint.py --trust-pickle"
             ) from error
 
 
 def _tensors(path: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """``state`` as tensors, without ``module.`` before each name."""
+    """``state`` as tensors, without the prefixes of wrappers."""
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor | np.ndarray | np.generic):
             kind = type(value).__name__
             raise UserError(f"{path}: no checkpoint of tensors by name: {name!r} is a {kind}")
     if not state:
         raise UserError(f"{path}: holds no tensors")
-    wrapped = all(name.startswith("module.") for name in state)
-    tensors = OrderedDict(
-        (name.removeprefix("module.") if wrapped else name, torch.as_tensor(value))
-        for name, value in state.items()
-    )
+    tensors = OrderedDict((INNER.sub("", name), torch.as_tensor(x)) for name, x in state.items())
+    if all(name.startswith((OUTER, AVERAGED)) for name in tensors):
+        tensors.pop(AVERAGED, None)
+    while tensors and all(name.startswith(OUTER) for name in tensors):
+        tensors = OrderedDict((name.removeprefix(OUTER), x) for name, x in tensors.items())
     # Modules read the version of their own format from it.
-    metadata = getattr(state, "_metadata", None)
-    if metadata is not None and not wrapped:
-        tensors._metadata = metadata  # type: ignore[attr-defined]
+    if tensors.keys() == state.keys() and hasattr(state, "_metadata"):
+        tensors._metadata = state._metadata  # type: ignore[attr-defined]
     return tensors

@@ -4,6 +4,7 @@ import pickle
 import re
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import timm
 import torch
 import torchvision
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from static_networks import (
     RESNET18,
     RESNET50,
+    STAGES,
     Detector,
     assert_equal_features,
     config,
@@ -23,7 +26,7 @@ from static_networks import (
 )
 from torch import nn
 
-from dgnet_det.checkpoint import DGNetCheckpointer
+from dgnet_det.checkpoint import DGNetCheckpointer, convert
 from dgnet_det.errors import UserError
 
 NARROW = ("MODEL.RESNETS.WIDTH_PER_GROUP", "8")  # as RESNET50
@@ -115,6 +118,40 @@ def test_dropped_stages_are_no_misfit(resnet18_file: str) -> None:
     with torch.no_grad():
         actual = detector.backbone(image)
     assert_equal_features(actual, {"res4": RESNET18.features(image)["res4"]})
+
+
+def c4() -> tuple[nn.Module, dict[str, torch.Tensor], Any]:
+    """Detectron2's C4 detector on a DG-Net, the static network that it can start from, and its
+    config."""
+    opts = ("MODEL.BACKBONE.NAME", "build_dgnet_backbone", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads")
+    opts += ("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16")
+    of_heads = ("MODEL.ROI_HEADS.IN_FEATURES", "['res4']", "MODEL.RPN.IN_FEATURES", "['res4']")
+    of_heads += ("MODEL.ANCHOR_GENERATOR.SIZES", "[[64]]")
+    cfg = config("R_50", *opts, *NARROW, *of_heads, "MODEL.RESNETS.OUT_FEATURES", "['res4']")
+    static = config("R_50", *opts, *NARROW, "MODEL.RESNETS.OUT_FEATURES", str(list(STAGES)))
+    return build_model(cfg), detectron2_resnet(static).state_dict(), cfg
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_res5_goes_to_the_heads_of_a_c4_detector(converted: bool, tmp_path: Path) -> None:
+    detector, static, cfg = c4()
+    path = saved(static, tmp_path / "static.pth")
+    if converted:
+        path = saved(convert(path, cfg).checkpoint, tmp_path / "converted.pth")
+    load(detector, path)
+    found = {k.replace("res5", "roi_heads.res5", 1): x for k, x in static.items() if "res5" in k}
+    state = detector.state_dict()
+    assert len(found) == 50
+    assert all(torch.equal(state[name], tensor) for name, tensor in found.items())
+
+
+def test_a_wrapper_around_the_whole_detector_is_taken_off(tmp_path: Path) -> None:
+    """Such as a training library's module, whose other tensors stay out."""
+    source, target = Detector(config("R_18")), Detector(config("R_18"))
+    state = {f"model.{name}": x for name, x in source.state_dict().items()}
+    path = saved({"state_dict": state | {"loss.weight": torch.ones(3)}}, tmp_path / "x.ckpt")
+    load(target, path)
+    assert all(torch.equal(target.state_dict()[k], x) for k, x in source.state_dict().items())
 
 
 @pytest.mark.parametrize(

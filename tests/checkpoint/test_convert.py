@@ -61,8 +61,7 @@ def test_the_real_imagenet_mobilenetv2(tmp_path: Path, capsys: pytest.CaptureFix
         "family": "mobilenetv2",
         "format": "torchvision",
         "author": "",
-        "wiring": "static",
-        "edge_weights": "none",
+        "kind": "a static network",
     }
     assert all(name.startswith("backbone.bottom_up.") for name in converted["model"])
     figures = json.loads(report.read_text())
@@ -93,8 +92,9 @@ def test_own_classifiers_are_converted_whole(wiring: str, tmp_path: Path) -> Non
     cfg = config("R_18", "MODEL.DGNET.WIRING", wiring)
     conversion = convert(path, cfg)
     assert conversion.problem == ""
-    assert conversion.checkpoint["source"]["wiring"] == wiring
-    assert conversion.match.untrained == []
+    kind = f"a DG-Net of {wiring} wiring and dynamic edge weights"
+    assert conversion.checkpoint["source"]["kind"] == kind
+    assert conversion.tensors["untrained"] == []
     detector = Detector(cfg)
     DGNetCheckpointer(detector).load(saved(conversion.checkpoint, tmp_path / "converted.pth"))
     own = classifier.backbone.state_dict()

@@ -3,12 +3,14 @@
 import argparse
 import os
 import pickle
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from static_networks import saved
 
 from dgnet_det.checkpoint import read_checkpoint
@@ -27,16 +29,25 @@ class Malicious:
         return os.mkdir, (str(self.victim),)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        TENSORS,
-        {"model": TENSORS, "epoch": 3},
-        {"state_dict": TENSORS, "arch": "resnet50"},
-        {"state_dict": {f"module.{name}": x for name, x in TENSORS.items()}},
-    ],
-    ids=["bare", "model", "state_dict", "module"],
-)
+def named(before: str) -> dict[str, torch.Tensor]:
+    return {before + name: tensor for name, tensor in TENSORS.items()}
+
+
+WRAPPED = {
+    "bare": TENSORS,
+    "model": {"model": TENSORS, "epoch": 3},
+    "state_dict": {"state_dict": TENSORS, "arch": "resnet50"},
+    "nested": {"model": {"state_dict": TENSORS}, "model_name": "resnet50"},
+    "timm": {"state_dict": named("x"), "state_dict_ema": TENSORS},
+    "DDP": {"state_dict": named("module.")},
+    "compiled": named("_orig_mod.module."),
+    "AveragedModel": {"model": {"n_averaged": torch.tensor(9), **named("module.")}},
+    "FSDP": {"model": {"conv1.weight": TENSORS["conv1.weight"],
+                       "_fsdp_wrapped_module.bn1._orig_mod.count": TENSORS["bn1.count"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", WRAPPED.values(), ids=WRAPPED)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_wrappings_are_taken_off(content: dict, zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
@@ -44,6 +55,33 @@ def test_wrappings_are_taken_off(content: dict, zipped: bool, tmp_path: Path) ->
     tensors = read_checkpoint(str(path))["model"]
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], x) for name, x in TENSORS.items())
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(named("module."), path)
+    read = read_checkpoint(str(path))["model"]
+    assert read.keys() == TENSORS.keys()
+    assert torch.equal(read["conv1.weight"], TENSORS["conv1.weight"])
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match="truncated, or no checkpoint"):
+        read_checkpoint(str(path))
+
+
+def test_without_safetensors_the_error_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UserError, match="pip install safetensors"):
+        read_checkpoint("model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00001-of-00002.safetensors", "pytorch_model.bin.index.json"]
+)
+def test_a_checkpoint_in_several_files_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}: one part of a checkpoint.*state_dict"):
+        read_checkpoint(name)
 
 
 def test_what_is_saved_beside_the_model_is_kept(tmp_path: Path) -> None:
@@ -87,7 +125,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(
 def test_python_objects_need_trust(tmp_path: Path) -> None:
     content = {"model": TENSORS, "args": argparse.Namespace(lr=0.1)}
     path = saved(content, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"Python objects.*trust_pickle"):
+    with pytest.raises(UserError, match=r"Python objects.*--trust-pickle"):
         read_checkpoint(path)
     assert read_checkpoint(path, trust_pickle=True)["args"].lr == 0.1
 

@@ -1,128 +1,137 @@
-"""Which tensors of a checkpoint go where in a backbone, and what does not fit."""
+"""A checkpoint's tensors under the names of a backbone, and what does not fit."""
 
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from dgnet_det.errors import UserError, first_few
 from dgnet_det.modeling.backbone.families import FAMILIES
-from dgnet_det.modeling.backbone.naming import (
-    GRAPH_TENSOR,
-    Family,
-    Format,
-    Kind,
-    kind_of,
-    substitute,
-)
+from dgnet_det.modeling.backbone.naming import Family, Format, substitute
 
+# Tensors that only a dynamic stage has; the group is the stage.
+DYNAMIC = re.compile(r"(res\d\.\d+)\.(?:routers|copies|thresholds|gammas|projection)\b")
+STATIC, ROUTED = "a static network", "a DRNet-style network"  # as :func:`kind_of` calls them
 COUNTER = "num_batches_tracked"  # of a norm: a source and a backbone may each have it or not
 
 
 class Source(NamedTuple):
-    """What a checkpoint holds."""
+    """The backbone in a checkpoint."""
 
     family: Family
     format: Format
-    prefix: str  # of the backbone's names
+    prefix: str  # before its names
 
 
 @dataclass
 class Match:
-    """A checkpoint's tensors against those of a backbone."""
+    """A checkpoint's tensors, sorted by where they belong."""
 
     source: Source
-    backbone: Mapping[str, Tensor]
-    # The source's backbone under the names of ours, without the prefix of either.
+    own: Mapping[str, Tensor]  # the backbone's state dict
+    # Of the backbone, under its names, whether they fit or not.
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    unfit: dict[str, Tensor] = field(default_factory=dict)  # unexpected, or of another shape
-    missing: list[str] = field(default_factory=list)
-    # In the backbone, and not to be expected in the checkpoint: they keep their values.
+    # The names among them that the source cannot have: they keep the backbone's values.
     untrained: list[str] = field(default_factory=list)
-    # The classifier's head, under the names in this project's classifier.
+    # Of stages that this backbone leaves out. A static res5 has the names of Detectron2's C4 heads.
+    left_out: dict[str, Tensor] = field(default_factory=dict)
+    # Of a classifier's head, under the names of this project's classifier.
     head: dict[str, Tensor] = field(default_factory=dict)
-    # The rest, under the checkpoint's names: of stages that this backbone leaves out, beside the
-    # backbone, and at its prefix without being of the backbone.
-    left_out: list[str] = field(default_factory=list)
-    others: dict[str, Tensor] = field(default_factory=dict)
-    unknown: dict[str, Tensor] = field(default_factory=dict)
+    # Of other parts, under the checkpoint's names.
+    rest: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def fits(self) -> bool:
-        """Whether every tensor of the backbone that the source should hold is there, and no
-        other."""
-        return not (self.missing or self.unfit)
-
-    @property
-    def kind(self) -> Kind:
+    def kind(self) -> str:
         """How the source is wired."""
-        return kind_of([*self.tensors, *self.unfit])
+        return kind_of(name for name in self.tensors if name not in self.untrained)
+
+    @property
+    def missing(self) -> list[str]:
+        """The backbone's names that the checkpoint lacks."""
+        return [name for name in self.own if name not in self.tensors]
 
     @property
     def unexpected(self) -> list[str]:
-        """What the backbone does not have."""
-        return [name for name in self.unfit if name not in self.backbone]
+        """The checkpoint's names that the backbone lacks."""
+        return [name for name in self.tensors if name not in self.own]
 
     @property
     def misshaped(self) -> list[str]:
-        """What has another shape, as ``name [4, 3] → [5, 3]``: the checkpoint's, the backbone's."""
+        """Tensors of other shapes than the backbone's, as ``name [4, 3] → [5, 3]``."""
         return [
-            f"{name} {list(tensor.shape)} → {list(self.backbone[name].shape)}"
-            for name, tensor in self.unfit.items()
-            if name in self.backbone
+            f"{name} {list(tensor.shape)} → {list(self.own[name].shape)}"
+            for name, tensor in self.tensors.items()
+            if name in self.own and tensor.shape != self.own[name].shape
         ]
 
+    def fitting(self) -> dict[str, Tensor]:
+        """The checkpoint's tensors that fit the backbone."""
+        return {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if name in self.own and tensor.shape == self.own[name].shape
+            if name not in self.untrained
+        }
+
     def misfit(self) -> str:
-        """One line on why the checkpoint does not fit, and what does not."""
-        names = [*self.missing, *self.unexpected, *self.misshaped]
+        """One line on why the checkpoint does not fit; empty if it does."""
+        missing, unexpected, misshaped = self.missing, self.unexpected, self.misshaped
+        if not (names := [*missing, *unexpected, *misshaped]):
+            return ""
         return (
-            f"does not fit the backbone: {self._cause()} ({len(self.missing)} of"
-            f" {len(self.backbone)} tensors missing, {len(self.misshaped)} of another shape,"
-            f" {len(self.unexpected)} unexpected: {first_few(names, 10)})"
+            f"does not fit the backbone: {self._cause()} ({len(missing)} of {len(self.own)} tensors"
+            f" missing, {len(misshaped)} of another shape, {len(unexpected)} unexpected:"
+            f" {first_few(names, 10)})"
         )
 
     def _cause(self) -> str:
-        family = recognise(self.backbone).family
-        theirs, ours = self.kind, kind_of(self.backbone)
-        if self.source.family is not family:
+        theirs, ours = self.source.family, recognise(self.own).family
+        if theirs is not ours:
             return (
-                f"it is a {self.source.family.name}, the config builds a {family.name}; change"
-                " MODEL.DGNET.FAMILY"
+                f"it is a {theirs.name}, the config builds a {ours.name}; change MODEL.DGNET.FAMILY"
             )
-        if theirs.wiring == "static" and ours.wiring == "paper":
+        kind, own_kind = self.kind, kind_of(self.own)
+        if kind == STATIC and "paper" in own_kind:
             return (
                 "the paper wiring cannot start from a static network; set MODEL.DGNET.WIRING to"
                 " residual, or give the checkpoint of a DG-Net classifier"
             )
-        if theirs.wiring != "static" and theirs != ours:
-            routed = "routed" in (theirs.wiring, ours.wiring)
-            keys = "MODEL.DGNET.WIRING or MODEL.DGNET.EDGE_WEIGHTS"
-            return (
-                f"it is {theirs}, the config builds {ours}; change"
-                f" {'MODEL.BACKBONE.NAME' if routed else keys}"
-            )
-        if not (self.missing or self.misshaped) and all(map(GRAPH_TENSOR.match, self.unexpected)):
+        routed = ROUTED in (kind, own_kind)
+        if kind not in (STATIC, own_kind):
+            key = "MODEL.DGNET.WIRING or MODEL.DGNET.EDGE_WEIGHTS"
+            key = "MODEL.BACKBONE.NAME" if routed else key
+            return f"it is {kind}, the config builds {own_kind}; change {key}"
+        if not (self.missing or self.misshaped) and all(map(DYNAMIC.match, self.unexpected)):
             stages = sorted({name.split(".")[0] for name in self.unexpected})
             return (
-                f"{', '.join(stages)}: a graph in the checkpoint, plain in the config; name it in"
+                f"{', '.join(stages)}: dynamic in the checkpoint, plain in the config; name it in"
                 " MODEL.DGNET.STAGES"
             )
-        return (
-            f"another depth, width or norm (check {family.keys}), other MODEL.DGNET.STAGES, or part"
-            " of a checkpoint"
-        )
+        keys = f"{ours.keys}, MODEL.DGNET.STAGES" + ", MODEL.DRNET.BRANCHES" * routed
+        return f"another depth, width or norm, other stages (check {keys}), or part of a checkpoint"
+
+
+def kind_of(names: Iterable[str]) -> str:
+    """How the network is wired whose :class:`DGNet` has these names."""
+    dynamic = " ".join(name for name in names if DYNAMIC.match(name))
+    if not dynamic:
+        return STATIC
+    if ".hidden." in dynamic:
+        return ROUTED
+    wiring = "residual" if ".gammas." in dynamic else "paper"
+    weights = "dynamic" if ".linear." in dynamic else "static"
+    return f"a DG-Net of {wiring} wiring and {weights} edge weights"
 
 
 def recognise(names: Iterable[str], prefix: str = "") -> Source:
-    """The family, format and prefix of the backbone among a checkpoint's names; where there are
-    several backbones, of that at ``prefix``.
+    """The backbone among a checkpoint's names. Of several, the one at ``prefix``.
 
     Raises:
-        UserError: there is no backbone with known names, there are several, or it is a variant
-            that is not supported.
+        UserError: there is no backbone with known names, there are several and none is at
+            ``prefix``, or it is an unsupported variant.
     """
     names = list(names)
     hits = {
@@ -142,61 +151,69 @@ def recognise(names: Iterable[str], prefix: str = "") -> Source:
         raise UserError(f"holds several backbones, at {found}: keep one of them in the file")
     (source,) = sources
     for pattern, what in source.format.unsupported.items():
-        hit = next((x for x in names if re.match(re.escape(source.prefix) + pattern, x)), None)
-        if hit is not None:
-            raise UserError(f"{hit}: {what} is not supported")
+        for name in names:
+            if re.match(re.escape(source.prefix) + pattern, name):
+                raise UserError(f"{name}: {what} is not supported")
     return source
 
 
 def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: str = "") -> Match:
-    """Match a checkpoint's tensors to those of a :class:`DGNet`, which has ``prefix`` before its
-    names in the model. Neither is changed.
+    """Rename a checkpoint's tensors for a :class:`DGNet` whose names in the model start with
+    ``prefix``. Neither is changed.
 
     Raises:
         UserError: as :func:`recognise`.
     """
     match = Match(recognise(tensors, prefix), backbone.state_dict())
-    _, format_, source_prefix = match.source
-    parts = {name.split(".")[0] for name in match.backbone}
+    _, format_, theirs = match.source
+    # What a training library's module puts before all names of a model.
+    outer = theirs.removesuffix(prefix) if theirs.endswith(prefix) else ""
+    levels = {name.split(".")[0] for name in match.own}
     for name, tensor in tensors.items():
-        inside = name.startswith(source_prefix)
-        short = name.removeprefix(source_prefix)
-        target = format_.rename(short) if inside else None
-        if target is None:
-            if head := substitute(short, format_.head):
-                match.head[head] = tensor
-            else:
-                (match.unknown if inside else match.others)[name] = tensor
-        elif target.split(".")[0] not in parts:
-            match.left_out.append(name)
-        elif target in match.backbone and tensor.shape == match.backbone[target].shape:
-            match.tensors[target] = tensor
-        elif not target.endswith(COUNTER):
-            match.unfit[target] = tensor
-    found = {**match.tensors, **match.unfit}
-    graphs = {graph[1] for name in found if (graph := GRAPH_TENSOR.match(name))}
-    starts_static = kind_of(match.backbone).wiring != "paper"
-    for name in [name for name in match.backbone if name not in found]:
-        graph = GRAPH_TENSOR.match(name)
-        is_new = graph is not None and starts_static and graph[1] not in graphs
-        optional = is_new or name.endswith(COUNTER)
-        (match.untrained if optional else match.missing).append(name)
+        inside = name.startswith(theirs)
+        short = name.removeprefix(theirs if inside else outer)
+        if inside and (target := format_.rename(short)):
+            if target.split(".")[0] not in levels:
+                match.left_out[target] = tensor
+            elif target in match.own or not target.endswith(COUNTER):
+                match.tensors[target] = tensor
+        elif head := substitute(short, format_.head):
+            match.head[head] = tensor
+        else:
+            match.rest[name.removeprefix(outer)] = tensor
+    if not any(map(DYNAMIC.match, match.left_out)):
+        match.left_out = {_in_c4_heads(name): x for name, x in match.left_out.items()}
+    dynamic = {stage[1] for name in match.tensors if (stage := DYNAMIC.match(name))}
+    can_start_static = "paper" not in kind_of(match.own)
+    for name in match.missing:
+        stage = DYNAMIC.match(name)
+        is_new = can_start_static and stage is not None and stage[1] not in dynamic
+        if is_new or name.endswith(COUNTER):
+            match.untrained.append(name)
+            match.tensors[name] = match.own[name]
     return match
 
 
-def load_static_names(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
+def _in_c4_heads(name: str) -> str:
+    node = re.match(r"res5\.0\.nodes\.(\d+)", name)
+    return f"roi_heads.res5.{int(node[1]) - 1}{name[node.end() :]}" if node else name
+
+
+def load_static_names(
+    backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
     """Rename in place what ``state_dict`` holds for a :class:`DGNet` under another library's names,
-    before torch loads it.
+    before torch loads it. This is a hook for ``register_load_state_dict_pre_hook``.
 
-    A classifier's head and stages that the backbone leaves out are dropped. A graph's tensors that
-    a static network cannot hold keep their values. What does not fit is left to torch to report;
-    its cause is logged. torch shows a module only the names at its own prefix: the file of a bare
-    backbone is loaded into the backbone alone, or by :class:`DGNetCheckpointer`.
-
-    The arguments are those of ``nn.Module._load_from_state_dict``.
+    A classifier's head and stages that the backbone leaves out are dropped. What a static network
+    cannot have keeps its values. torch reports what does not fit; the cause is logged. torch shows
+    a module only the names at its own prefix: load a bare backbone's file into the backbone alone,
+    or by :class:`DGNetCheckpointer`.
     """
     logger = logging.getLogger(__name__)
     tensors = {name: x for name, x in state_dict.items() if name.startswith(prefix)}
+    if tensors.keys() == {prefix + name for name in backbone.state_dict()}:
+        return
     try:
         match = match_backbone(tensors, backbone, prefix)
     except UserError as error:
@@ -210,11 +227,10 @@ def load_static_names(backbone: nn.Module, state_dict: dict[str, Tensor], prefix
         return
     for name in tensors:
         del state_dict[name]
-    ours = match.tensors | match.unfit | {name: match.backbone[name] for name in match.untrained}
-    state_dict.update({prefix + name: tensor for name, tensor in ours.items()})
-    state_dict.update(match.others | match.unknown)
+    state_dict.update({prefix + name: tensor for name, tensor in match.tensors.items()})
+    state_dict.update(match.rest)
     source = f"{match.kind} in the format {match.source.format.name}"
-    if not match.fits:
-        logger.warning("%s %s", source, match.misfit())
+    if misfit := match.misfit():
+        logger.warning("%s %s", source, misfit)
     elif match.untrained or match.source.format.name != "dgnet_det":
-        logger.info("loading %d tensors from %s", len(match.tensors), source)
+        logger.info("loading %d tensors from %s", len(match.fitting()), source)

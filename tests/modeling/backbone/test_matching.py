@@ -203,7 +203,7 @@ def test_a_stage_that_was_plain_starts_as_a_graph() -> None:
     with torch.no_grad():
         assert_equal_features(target(x), source(x))
     match = match_backbone(target.state_dict(), source)
-    assert "res2, res3: a graph in the checkpoint, plain in the config" in match.misfit()
+    assert "res2, res3: dynamic in the checkpoint, plain in the config" in match.misfit()
 
 
 def test_several_backbones_are_an_error() -> None:
