@@ -99,7 +99,8 @@ def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
             f"{path}: one part of a checkpoint in several files: load the model in its own library"
             " and save it in one, by torch.save(model.state_dict(), FILE)"
         )
-    content = (_safetensors if path.endswith(".safetensors") else _unpickle)(path, trust_pickle)
+    reader = _safetensors if path.endswith(".safetensors") else _unpickle
+    content: Any = reader(path, trust_pickle)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     state = content
