@@ -170,6 +170,19 @@ def check_supported(cfg: CfgNode) -> None:
         raise UserError("MODEL.LOAD_PROPOSALS: images in use have no proposals: set it to False")
 
 
+def with_own_weights(config_file: str, opts: Sequence[str]) -> list[str]:
+    """``opts`` for using what was trained: where they do not set ``MODEL.WEIGHTS`` and
+    ``config_file`` is the ``config.yaml`` of an output folder, the folder's model is added,
+    ``model_final.pth`` or the last checkpoint."""
+    file, given = Path(config_file), list(opts)
+    last = file.with_name("last_checkpoint")
+    names = ["model_final.pth", *([last.read_text().strip()] if last.is_file() else [])]
+    beside = [path for path in map(file.with_name, names) if path.is_file()]
+    if file.name == "config.yaml" and beside and "MODEL.WEIGHTS" not in given[::2]:
+        given += ["MODEL.WEIGHTS", str(beside[0])]
+    return given
+
+
 def score_threshold(value: float, option: str) -> list[str]:
     """``KEY VALUE`` overrides that make any detector report what it scores above ``value``.
 

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from configs import DETECTORS, ROOT
 from dgnet_det import model_zoo
-from dgnet_det.config import get_cfg, is_classifier, load_cfg
+from dgnet_det.config import get_cfg, is_classifier, load_cfg, with_own_weights
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
 
@@ -167,3 +167,17 @@ def test_a_detector_without_fpn_is_no_classifier(in_features: str | None) -> Non
     opts = ["MODEL.RPN.IN_FEATURES", in_features] if in_features else []
     cfg = load_cfg(str(ROOT / "configs/ImageNet-Classification/R_50.yaml"), opts)
     assert is_classifier(cfg) == (in_features is None)
+
+
+def test_a_trained_models_config_names_the_model_beside_it(tmp_path: Path) -> None:
+    config = str(tmp_path / "config.yaml")
+    assert with_own_weights(config, ["SEED", "1"]) == ["SEED", "1"]
+    for name in ("model_0000009.pth", "model_final.pth"):  # interrupted, then finished
+        (tmp_path / name).touch()
+        (tmp_path / "last_checkpoint").write_text(name)
+        weights = ["MODEL.WEIGHTS", str(tmp_path / name)]
+        assert with_own_weights(config, ["SEED", "1"]) == ["SEED", "1", *weights]
+    (tmp_path / "last_checkpoint").unlink()
+    assert with_own_weights(config, []) == weights
+    assert with_own_weights(config, ["MODEL.WEIGHTS", ""]) == ["MODEL.WEIGHTS", ""]
+    assert with_own_weights(str(tmp_path / "other.yaml"), []) == []

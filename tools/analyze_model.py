@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path_counts,
         structure,
     )
-    from dgnet_det.config import is_classifier, is_routed
+    from dgnet_det.config import is_classifier, is_routed, with_own_weights
     from dgnet_det.data import load_cfg_with_data
     from dgnet_det.errors import UserError
     from dgnet_det.export.predictor import load_predictor
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if min(args.input_size or (1,)) < 1:
         raise UserError("--input-size: give numbers of at least 1")
-    cfg = load_cfg_with_data(args.config_file, args.opts)
+    cfg = load_cfg_with_data(args.config_file, with_own_weights(args.config_file, args.opts))
     if args.input or args.dataset:
         if is_classifier(cfg):
             raise UserError("--input, --dataset: these take the config of a detector")

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from detectron2.data import MetadataCatalog
 
-    from dgnet_det.config import get_cfg, is_routed, score_threshold
+    from dgnet_det.config import get_cfg, is_routed, score_threshold, with_own_weights
     from dgnet_det.data import load_cfg_with_data
     from dgnet_det.errors import UserError
     from dgnet_det.export.demo import FIELDS, annotate_image, annotate_video
@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     above = score_threshold(args.confidence, "--confidence")
     cfg = (
-        load_cfg_with_data(args.config_file, [*args.opts, *above])
+        load_cfg_with_data(
+            args.config_file, [*with_own_weights(args.config_file, args.opts), *above]
+        )
         if args.config_file
         else get_cfg()
     )

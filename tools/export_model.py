@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import numpy as np
 
-    from dgnet_det.config import load_cfg
+    from dgnet_det.config import load_cfg, with_own_weights
     from dgnet_det.errors import UserError
     from dgnet_det.export.exported import export_detector, load_detector
     from dgnet_det.export.predictor import (
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.utils.files import write_json, written_whole
 
     device = ["MODEL.DEVICE", "cpu"] if args.format == "onnx" else []
-    cfg = load_cfg(args.config_file, [*args.opts, *device])
+    cfg = load_cfg(args.config_file, [*with_own_weights(args.config_file, args.opts), *device])
     images = images_to_compare(args.input)
     comparisons, alphas = {}, []
     with written_whole(args.output) as temporary:

@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_training()
     args = parser.parse_args(argv)
 
-    from dgnet_det.config import load_cfg
+    from dgnet_det.config import load_cfg, with_own_weights
 
-    arguments.train(work, load_cfg(args.config_file, args.opts), args)
+    opts = with_own_weights(args.config_file, args.opts) if args.eval_only else args.opts
+    arguments.train(work, load_cfg(args.config_file, opts), args)
 
 
 if __name__ == "__main__":

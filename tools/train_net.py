@@ -47,11 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_training()
     args = parser.parse_args(argv)
 
-    from dgnet_det.config import read_yaml
+    from dgnet_det.config import read_yaml, with_own_weights
     from dgnet_det.data import check_datasets, load_cfg_with_data
     from dgnet_det.errors import UserError
 
-    cfg = load_cfg_with_data(args.config_file, args.opts)
+    opts = with_own_weights(args.config_file, args.opts) if args.eval_only else args.opts
+    cfg = load_cfg_with_data(args.config_file, opts)
     rcnn = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     if cfg.TEST.AUG.ENABLED and (not rcnn or cfg.MODEL.KEYPOINT_ON):
         raise UserError(

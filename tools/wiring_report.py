@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         survey_choices,
         survey_images,
     )
-    from dgnet_det.config import score_threshold
+    from dgnet_det.config import score_threshold, with_own_weights
     from dgnet_det.data import load_cfg_with_data, read_image
     from dgnet_det.errors import UserError
     from dgnet_det.evaluation.interventions import intervene
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--examples {args.examples}: give at least 1")
     score_threshold(args.confidence, "--confidence")
     check_writable(args.output)
-    cfg = load_cfg_with_data(args.config_file, args.opts)
+    cfg = load_cfg_with_data(args.config_file, with_own_weights(args.config_file, args.opts))
     images = arguments.chosen_images(cfg, args, evaluated=True)
     predictor = load_predictor(cfg, args.dataset or "", allow_untrained=True)
     routed = bool(routed_stages(predictor.model))
