@@ -28,14 +28,18 @@ class Source(NamedTuple):
 
 @dataclass
 class Match:
-    """A checkpoint's tensors, sorted by where they belong."""
+    """A checkpoint's tensors, sorted by where they belong, and what does not fit the backbone."""
 
     source: Source
     own: Mapping[str, Tensor]  # the backbone's state dict
-    # Of the backbone, under its names, whether they fit or not.
+    # What the backbone loads, under its names: its own tensors for ``untrained``.
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    # The names among them that the source cannot have: they keep the backbone's values.
+    # Names that the source cannot have, and those that it should have and lacks.
     untrained: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    # Names that the backbone lacks, and tensors of other shapes, as ``name [4, 3] → [5, 3]``.
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: list[str] = field(default_factory=list)
     # Of stages that this backbone leaves out. A static res5 has the names of Detectron2's C4 heads.
     left_out: dict[str, Tensor] = field(default_factory=dict)
     # Of a classifier's head, under the names of this project's classifier.
@@ -46,45 +50,21 @@ class Match:
     @property
     def kind(self) -> str:
         """How the source is wired."""
-        return kind_of(name for name in self.tensors if name not in self.untrained)
-
-    @property
-    def missing(self) -> list[str]:
-        """The backbone's names that the checkpoint lacks."""
-        return [name for name in self.own if name not in self.tensors]
-
-    @property
-    def unexpected(self) -> list[str]:
-        """The checkpoint's names that the backbone lacks."""
-        return [name for name in self.tensors if name not in self.own]
-
-    @property
-    def misshaped(self) -> list[str]:
-        """Tensors of other shapes than the backbone's, as ``name [4, 3] → [5, 3]``."""
-        return [
-            f"{name} {list(tensor.shape)} → {list(self.own[name].shape)}"
-            for name, tensor in self.tensors.items()
-            if name in self.own and tensor.shape != self.own[name].shape
-        ]
+        return kind_of(self.tensors.keys() - self.untrained)
 
     def fitting(self) -> dict[str, Tensor]:
         """The checkpoint's tensors that fit the backbone."""
-        return {
-            name: tensor
-            for name, tensor in self.tensors.items()
-            if name in self.own and tensor.shape == self.own[name].shape
-            if name not in self.untrained
-        }
+        others = {*self.untrained, *self.unexpected, *(text.split()[0] for text in self.misshaped)}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in others}
 
     def misfit(self) -> str:
         """One line on why the checkpoint does not fit; empty if it does."""
-        missing, unexpected, misshaped = self.missing, self.unexpected, self.misshaped
-        if not (names := [*missing, *unexpected, *misshaped]):
+        if not (names := [*self.missing, *self.unexpected, *self.misshaped]):
             return ""
         return (
-            f"does not fit the backbone: {self._cause()} ({len(missing)} of {len(self.own)} tensors"
-            f" missing, {len(misshaped)} of another shape, {len(unexpected)} unexpected:"
-            f" {first_few(names, 10)})"
+            f"does not fit the backbone: {self._cause()} ({len(self.missing)} of {len(self.own)}"
+            f" tensors missing, {len(self.misshaped)} of another shape, {len(self.unexpected)}"
+            f" unexpected: {first_few(names, 10)})"
         )
 
     def _cause(self) -> str:
@@ -165,13 +145,13 @@ def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: s
         UserError: as :func:`recognise`.
     """
     match = Match(recognise(tensors, prefix), backbone.state_dict())
-    _, format_, theirs = match.source
+    _, format_, before = match.source
     # What a training library's module puts before all names of a model.
-    outer = theirs.removesuffix(prefix) if theirs.endswith(prefix) else ""
+    outer = before.removesuffix(prefix) if before.endswith(prefix) else ""
     levels = {name.split(".")[0] for name in match.own}
     for name, tensor in tensors.items():
-        inside = name.startswith(theirs)
-        short = name.removeprefix(theirs if inside else outer)
+        inside = name.startswith(before)
+        short = name.removeprefix(before if inside else outer)
         if inside and (target := format_.rename(short)):
             if target.split(".")[0] not in levels:
                 match.left_out[target] = tensor
@@ -185,12 +165,15 @@ def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: s
         match.left_out = {_in_c4_heads(name): x for name, x in match.left_out.items()}
     dynamic = {stage[1] for name in match.tensors if (stage := DYNAMIC.match(name))}
     can_start_static = "paper" not in kind_of(match.own)
-    for name in match.missing:
-        stage = DYNAMIC.match(name)
-        is_new = can_start_static and stage is not None and stage[1] not in dynamic
-        if is_new or name.endswith(COUNTER):
-            match.untrained.append(name)
-            match.tensors[name] = match.own[name]
+    for name, tensor in match.own.items():
+        if name not in match.tensors:
+            stage = DYNAMIC.match(name)
+            is_new = can_start_static and stage is not None and stage[1] not in dynamic
+            (match.untrained if is_new or name.endswith(COUNTER) else match.missing).append(name)
+        elif (theirs := list(match.tensors[name].shape)) != (ours := list(tensor.shape)):
+            match.misshaped.append(f"{name} {theirs} → {ours}")
+    match.unexpected += [name for name in match.tensors if name not in match.own]
+    match.tensors |= {name: match.own[name] for name in match.untrained}
     return match
 
 
