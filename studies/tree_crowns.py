@@ -93,7 +93,7 @@ def read_voc_boxes(path: Path) -> np.ndarray:
     """The boxes of a Pascal VOC XML file, [K, 4] as xmin, ymin, xmax, ymax: edges in pixels from
     the top left corner."""
     (entry,) = read_annotations("voc", path)
-    return np.array([box.ltrb for box in entry.boxes], float).reshape(-1, 4)
+    return np.array([box.ltrb for box in entry.objects], float).reshape(-1, 4)
 
 
 def tile_starts(start: int, stop: int, split: str) -> list[int]:

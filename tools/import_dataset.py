@@ -23,7 +23,7 @@ from typing import Any
 
 import arguments
 
-FORMATS = ("voc", "labelme", "cvat", "csv", "yolo")
+FORMATS = ("voc", "labelme", "cvat", "csv", "yolo", "coco")
 
 
 def print_summary(report: dict[str, Any]) -> None:
@@ -97,21 +97,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--group-by goes with --val-share")
 
     from dgnet_det.data.findings import Findings
-    from dgnet_det.data.importing import read_dataset, split_off, write_coco
+    from dgnet_det.data.importing import read_dataset, unpacked
+    from dgnet_det.data.writing import split_off, write_coco
     from dgnet_det.utils.files import write_json
 
     findings = Findings(args.dataset)
-    classes, splits = read_dataset(
-        args.dataset,
-        findings,
-        layout=args.format,
-        images=args.images,
-        classes=args.classes,
-        origin=args.origin,
-    )
-    if args.val_share is not None:
-        splits = split_off(splits, args.val_share, args.seed, args.group_by)
-    report = write_coco(classes, splits, args.output, f"imported from {args.dataset.name}")
+    with unpacked(args.dataset, args.output) as dataset:
+        categories, splits = read_dataset(
+            dataset,
+            findings,
+            layout=args.format,
+            images=args.images,
+            classes=args.classes,
+            origin=args.origin,
+            output=args.output,
+        )
+        if args.val_share is not None:
+            splits = split_off(splits, args.val_share, args.seed, args.group_by)
+    report = write_coco(categories, splits, args.output, f"imported from {args.dataset.name}")
     report["warnings"] = [finding.line() for finding in findings.of("warning")]
     print_summary(report)
     if args.json:

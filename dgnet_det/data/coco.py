@@ -69,7 +69,11 @@ class CategoryEntry(Strict):
     name: Name
 
 
-class AnnotationEntry(Strict):
+class Segmented(Strict):
+    segmentation: Annotated[Polygons | RunLengths | None, A_MASK] = None
+
+
+class AnnotationEntry(Segmented):
     id: Id
     image_id: Id
     category_id: Id
@@ -77,7 +81,6 @@ class AnnotationEntry(Strict):
     area: Area = 0
     iscrowd: IsCrowd = 0
     ignore: Ignore = 0
-    segmentation: Annotated[Polygons | RunLengths | None, A_MASK] = None
 
 
 def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[AnnotationEntry]:
@@ -190,6 +193,23 @@ def rotation(annotation: dict[str, Any]) -> float:
             if degrees := float(place.get("rotation", 0)):
                 return degrees
     return 0.0
+
+
+def lacks_corners(annotation: dict[str, Any]) -> bool:
+    """Whether Detectron2 leaves an object out of training, since its polygons have too few corners
+    or an odd number of coordinates."""
+    mask = annotation.get("segmentation")
+    return (
+        isinstance(mask, list)
+        and bool(mask)
+        and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask)
+    )
+
+
+def is_mask(segmentation: Any) -> bool:
+    """Whether an annotation's 'segmentation' has an area."""
+    entry = {"segmentation": segmentation}
+    return bool(segmentation) and not form_problem(Segmented, entry) and not lacks_corners(entry)
 
 
 # A side in a keypoint's name: left or right, or an L or R where a word begins or ends.

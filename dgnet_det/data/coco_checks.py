@@ -20,6 +20,7 @@ from dgnet_det.data.coco import (
     annotation_model,
     form_problem,
     keypoint_pairs,
+    lacks_corners,
     read_coco,
     root_categories,
     rotation,
@@ -192,17 +193,6 @@ def _check_mask(
     elif trained and cfg.INPUT.MASK_FORMAT == "polygon" and not annotation.get("iscrowd"):
         problem = f"{where}: its mask is no polygon: set INPUT.MASK_FORMAT bitmask"
         findings.error("mask-format", problem, annotation["id"])
-
-
-def lacks_corners(annotation: dict[str, Any]) -> bool:
-    """Whether Detectron2 leaves an object out of training, since its polygons have too few corners
-    or an odd number of coordinates."""
-    mask = annotation.get("segmentation")
-    return (
-        isinstance(mask, list)
-        and bool(mask)
-        and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask)
-    )
 
 
 def fills(mask: dict[str, Any]) -> bool:

@@ -2,51 +2,14 @@
 
 import io
 import json
-import runpy
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from imported_sets import SIZE, TOOL, boxes_by_file, convert, file_names, fill, voc
 from PIL import Image
 
-from configs import ROOT
 from dgnet_det.data.formats import READERS
 from dgnet_det.errors import UserError
-
-TOOL = runpy.run_path(str(ROOT / "tools/import_dataset.py"))
-SIZE = (80, 60)
-
-
-def convert(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
-    """The COCO JSON of each split, by the tool, which must write nothing else."""
-    output = folder.parent / "coco"
-    shutil.rmtree(output, ignore_errors=True)
-    TOOL["main"]([str(folder), str(output), *arguments])
-    return {path.stem: json.loads(path.read_text()) for path in sorted(output.iterdir())}
-
-
-def boxes_by_file(coco: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
-    """For each image the class names, boxes and crowd flags, in order."""
-    names = {category["id"]: category["name"] for category in coco["categories"]}
-    found: dict[str, list[tuple[Any, ...]]] = {i["file_name"]: [] for i in coco["images"]}
-    files = {image["id"]: image["file_name"] for image in coco["images"]}
-    for a in coco["annotations"]:
-        assert a["area"] == a["bbox"][2] * a["bbox"][3]
-        found[files[a["image_id"]]].append((names[a["category_id"]], a["bbox"], a["iscrowd"]))
-    return found
-
-
-def fill(folder: Path, files: dict[str, str | bytes | None]) -> Path:
-    """Write files; those of images, whose content is None, of ``SIZE``."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            Image.new("RGB", SIZE, (len(path.name), 50, 90)).save(path)
-        else:
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return folder
 
 
 def wide() -> bytes:
@@ -54,19 +17,6 @@ def wide() -> bytes:
     file = io.BytesIO()
     Image.new("I;16", SIZE).save(file, "PNG")
     return file.getvalue()
-
-
-def voc(*objects: tuple[Any, ...], filename: str = "a.jpg", size: tuple[int, int] = SIZE) -> str:
-    """XML of objects (name, xmin, ymin, xmax, ymax, difficult)."""
-    text = "".join(
-        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin>"
-        f"<ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
-        for name, x0, y0, x1, y1, difficult in objects
-    )
-    return (
-        f"<annotation><filename>{filename}</filename><size><width>{size[0]}</width>"
-        f"<height>{size[1]}</height><depth>3</depth></size>{text}</annotation>"
-    )
 
 
 @pytest.fixture
@@ -88,23 +38,6 @@ def devkit(tmp_path: Path) -> Path:
     }
     files |= {f"ImageSets/Main/{name}.txt": text for name, text in lists.items()}
     return fill(tmp_path / "VOC2007", files)
-
-
-YAML = "train: images/train\nval: images/val\n"
-
-
-@pytest.fixture
-def yolo(tmp_path: Path) -> Path:
-    """The usual YOLO layout with a data.yaml: train a and b (without labels), val c."""
-    files = dict.fromkeys(("images/train/a.jpg", "images/train/b.png", "images/val/c.jpg"))
-    files |= {
-        # Centre (40, 30), 20 × 30 pixels; then the whole image, with a confidence
-        "labels/train/a.txt": "\ufeff1 0.5 0.5 0.25 0.5\n\n0 0.5 0.5 1 1 0.9\n",
-        # A triangle between x 0.125 and 0.75, y 0.25 and 0.5
-        "labels/val/c.txt": "0 0.125 0.25 0.75 0.25 0.5 0.5\n",
-        "data.yaml": YAML + "names: [cat, dog]\n",
-    }
-    return fill(tmp_path / "yolo", files)
 
 
 def test_voc(devkit: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +105,8 @@ def test_image_of_an_xml(tmp_path: Path) -> None:
     images = convert(folder, "--json", str(summary))["train"]["images"]
     assert [i["file_name"] for i in images] == ["a.png", "b.jpg", "photo.png"]
     assert (images[1]["width"], images[1]["height"]) == (60, 80)
-    (unused,) = json.loads(summary.read_text())["warnings"]
+    unused, turned = json.loads(summary.read_text())["warnings"]
+    assert turned.endswith("b.jpg: its labels are for a size of 80 × 60: turned by its EXIF tag")
     assert unused.startswith(f"{folder / 'b.png'}: no annotation: left out")
     assert unused.endswith("(and 1 more)")
 
@@ -191,7 +125,7 @@ def test_labelme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "b.png": [],
         "a.png": [("cat", [10, 20.5, 40, 19.5], 0), ("dog", [1, 2, 8, 6], 0)],
     }
-    assert "label_1.json: has line: only boxes and" in capsys.readouterr().out
+    assert "label_1.json: a.png: has line: only boxes and areas" in capsys.readouterr().out
 
 
 CVAT = """<annotations><version>1.1</version>
@@ -213,7 +147,7 @@ def test_cvat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert boxes[0][1] == pytest.approx([20, 10, 20, 40])
     assert boxes[1] == ("dog", [1.5, 2, 7.5, 6], 0)
     assert list(boxes_by_file(splits["val"]).values()) == [[("dog", [0, 0.5, 80, 59.5], 0)]]
-    assert "has points: only boxes and" in capsys.readouterr().out
+    assert "a.jpg: has points: only boxes and areas" in capsys.readouterr().out
     by_file = convert(folder / "annotations.xml")
     assert by_file["val"]["annotations"] == splits["val"]["annotations"]
     fill(folder, {"annotations.xml": CVAT.replace("two/", "")})
@@ -249,84 +183,6 @@ def test_csv(tmp_path: Path) -> None:
     assert found == {"a.jpg": [("dog", [10, 15, 40, 15], 0), ("cat", [0, 0, 80, 60], 1)]}
 
 
-def test_yolo(yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    splits = convert(yolo)
-    assert boxes_by_file(splits["train"]) == {
-        "a.jpg": [("dog", [30, 15, 20, 30], 0), ("cat", [0, 0, 80, 60], 0)],
-        "b.png": [],
-    }
-    assert boxes_by_file(splits["val"]) == {"c.jpg": [("cat", [10, 15, 50, 15], 0)]}
-    assert splits["val"]["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    printed = capsys.readouterr().out
-    assert "b.png: no label file: taken for an image without objects" in printed
-    assert f"images in {yolo / 'images/train'}" in printed
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "names:\n  1: dog\n  0: cat\n",
-        "names:\n  '0': cat\n  '1': dog\n",
-        "names: [cat, dog]\nnc: 2\npath: /not/here\ntest: images/none\n",
-        None,
-    ],
-)
-def test_yolo_classes(yolo: Path, text: str | None) -> None:
-    expected = [coco["annotations"] for coco in convert(yolo).values()]
-    if text is None:
-        (yolo / "data.yaml").unlink()
-        fill(yolo, {"labels/classes.txt": "cat\ndog\n"})
-    else:
-        fill(yolo, {"data.yaml": YAML + text})
-    assert [coco["annotations"] for coco in convert(yolo).values()] == expected
-    if text:
-        assert len(convert(yolo / "data.yaml")) == 2
-
-
-def test_yolo_export_with_folder_for_each_split(yolo: Path) -> None:
-    """``split/images`` and ``split/labels``, with paths in data.yaml that start one folder off."""
-    expected = convert(yolo)
-    for split, name in (("train", "train"), ("valid", "val")):
-        for part in ("images", "labels"):
-            (yolo / split).mkdir(exist_ok=True)
-            (yolo / part / name).rename(yolo / split / part)
-    for part in ("images", "labels"):
-        (yolo / part).rmdir()
-    text = "train: ../train/images\nval: ../valid/images\nnames: [cat, dog]\n"
-    assert convert(fill(yolo, {"data.yaml": text})) == expected
-    (yolo / "data.yaml").unlink()
-    assert convert(yolo, "--format", "yolo", "--classes", "cat", "dog") == expected
-
-
-def test_yolo_folders_with_names_of_their_own(yolo: Path) -> None:
-    """Which a data.yaml gives to the splits; of labels with key points, the boxes are taken."""
-    for part in ("images", "labels"):
-        for old, new in (("train", "Set1"), ("val", "set2")):
-            (yolo / part / old).rename(yolo / part / new)
-    text = "train: [./images/Set1]\nval: images/set2.txt\nnames: [cat, dog]\nkpt_shape: [2, 2]\n"
-    label = "1 0.5 0.5 0.25 0.5 0.1 0.1 0.9 0.9\n"
-    fill(yolo, {"data.yaml": text, "labels/Set1/a.txt": label, "labels/set2/c.txt": label})
-    boxes = [("dog", [30, 15, 20, 30], 0)]
-    splits = convert(yolo)
-    assert boxes_by_file(splits["train"]) == {"a.jpg": boxes, "b.png": []}
-    assert boxes_by_file(splits["val"]) == {"c.jpg": boxes}
-
-
-def test_yolo_folders_below_a_shared_one(yolo: Path) -> None:
-    """``data/train`` and ``data/val``: what both have in their paths tells nothing."""
-    for split in ("train", "val"):
-        (yolo / "data" / split).mkdir(parents=True)
-        for part in ("images", "labels"):
-            for file in (yolo / part / split).iterdir():
-                file.rename(yolo / "data" / split / file.name)
-    fill(yolo, {"data.yaml": "train: data/train\nval: data/val\nnames: [cat, dog]\n"})
-    assert file_names(convert(yolo)) == {"train": {"a.jpg", "b.png"}, "val": {"c.jpg"}}
-
-
-def test_fractions_have_no_first_pixel(yolo: Path) -> None:
-    assert convert(yolo, "--origin", "1") == convert(yolo)
-
-
 def test_endings_and_names_as_they_are(tmp_path: Path) -> None:
     """An ending in capitals, a name with a blank, and a file that Pillow writes but does not
     read."""
@@ -336,10 +192,6 @@ def test_endings_and_names_as_they_are(tmp_path: Path) -> None:
     files = {"a b.xml": voc(("dog", 1, 2, 3, 4, 0), filename="a b.jpg"), "a b.jpg": None}
     folder = fill(tmp_path / "voc", files | {"ImageSets/Main/val.txt": "a b\n"})
     assert file_names(convert(folder)) == {"val": {"a b.jpg"}}
-
-
-def file_names(splits: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
-    return {split: {i["file_name"] for i in coco["images"]} for split, coco in splits.items()}
 
 
 def test_val_share(tmp_path: Path) -> None:
@@ -394,7 +246,12 @@ BAD = [
 ]  # fmt: skip
 BAD_FILES = [
     ("x.json", '{"version": 1}', "labelme", "it has no 'shapes'"),
-    ("x.csv", "image,class,xmin,ymin,xmax\n", "csv", "its first line must name columns, such as"),
+    (
+        "x.csv",
+        "image,class,xmin,ymin,xmax\n",
+        "csv",
+        "its first line names no column for ymax:",
+    ),
     ("x.csv", CSV.replace(",50,", ",wide,"), "csv", "line 2: no box of numbers"),
     ("x.csv", CSV + ",dog,1\n", "csv", "line 5: names no image"),
     ("x.xml", "<annotations><track/></annotations>", "cvat", "it is in the format CVAT for video"),
@@ -442,6 +299,6 @@ def test_all_bad_files_are_counted(yolo: Path) -> None:
 def test_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gone: no such folder"):
         convert(tmp_path / "gone")
-    with pytest.raises(UserError, match="looks like none of voc, labelme, cvat, csv, yolo: say"):
+    with pytest.raises(UserError, match="looks like none of voc, labelme, cvat, csv, yolo, coco"):
         convert(tmp_path)
     assert TOOL["FORMATS"] == tuple(READERS)
