@@ -90,7 +90,12 @@ class Match:
                 f"{', '.join(stages)}: dynamic in the checkpoint, plain in the config; name it in"
                 " MODEL.DGNET.STAGES"
             )
-        keys = f"{ours.keys}, MODEL.DGNET.STAGES" + ", MODEL.DRNET.BRANCHES" * routed
+        if routed and any(".routers." in name for name in [*self.missing, *self.unexpected]):
+            return (
+                "it chooses between other branches; set MODEL.DRNET.BRANCHES and PRUNED_BRANCHES as"
+                " in the config.yaml beside it"
+            )
+        keys = f"{ours.keys}, MODEL.DGNET.STAGES"
         return f"another depth, width or norm, other stages (check {keys}), or part of a checkpoint"
 
 
