@@ -2,10 +2,12 @@
 """Convert a classification checkpoint into the weights of a DG-Net detection backbone.
 
 INPUT is a checkpoint of torchvision, timm, Detectron2, MSRA/Caffe2, pycls (ResNet, ResNeXt,
-MobileNetV2, RegNet) or of this project's own classifiers. OUTPUT is what MODEL.WEIGHTS takes. The
-config tells which backbone the tensors must fit. Every tensor must find its place, but for the
-classifier's head and, from a static network into the residual wiring, the routers, thresholds and
-γ. Anything else is an error and nothing is written, unless --allow-partial is given.
+MobileNetV2, RegNet) or of this project's own classifiers, as a file of torch.save or safetensors.
+What training libraries wrap around a model is taken off. OUTPUT is what MODEL.WEIGHTS takes.
+
+The config tells which backbone the tensors must fit. Two kinds have no place in it: the
+classifier's head, and the routers, thresholds and γ that a static network lacks. Any other tensor
+without a place is an error and nothing is written, unless --allow-partial is given.
 
 Example:
     tools/convert_checkpoint.py resnet50-11ad3fa6.pth weights/static-R-50.pth \\

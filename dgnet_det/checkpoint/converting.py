@@ -24,7 +24,7 @@ KINDS = {
     "missing": "missing",
     "unexpected": "unexpected",
     "misshaped": "of another shape",
-    "head": "of the classifier head, for classifiers alone",
+    "head": "of the classifier's head, which detectors do not take",
     "others": "of other parts, left out",
     "untrained": "of routers, thresholds, γ and projections, which start untrained",
 }
