@@ -91,18 +91,18 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
     unknown = [name for name in match.rest if name.startswith(match.source.prefix)]
     if unknown and not problem:
         problem = f"holds tensors of neither backbone nor head: {first_few(unknown, LISTED)}"
-    model = {prefix + name: tensor for name, tensor in fitting.items()}
-    model |= match.head if is_classifier(cfg) else {}
-    model |= {name: x for name, x in match.left_out.items() if name.startswith("roi_heads.")}
+    c4_heads = {name: x for name, x in match.left_out.items() if name.startswith("roi_heads.")}
+    model = {prefix + name: tensor for name, tensor in fitting.items()} | c4_heads
+    if is_classifier(cfg):
+        model |= match.head
+    others = {**match.rest, **match.left_out}.keys() - {*unknown, *c4_heads}
     tensors = {
-        "matched": list(fitting),
+        "matched": [*fitting, *c4_heads],
         "missing": match.missing,
         "unexpected": [*match.unexpected, *unknown],
         "misshaped": match.misshaped,
         "head": list(match.head),
-        "others": [
-            name for name in [*match.rest, *match.left_out] if name not in (*unknown, *model)
-        ],
+        "others": sorted(others),
         "untrained": match.untrained,
     }
     source = {
