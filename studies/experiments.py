@@ -28,4 +28,5 @@ EXPERIMENTS = {
     "domains": {key: arm.name for key, arm in ARMS.items()},
     "kinds": {"none": "plain", "static": "residual, static", "dynamic": "residual, dynamic"},
 }
+DOMAINS = (8, 4, 2, 1)
 EPOCHS = (2, 6, 20)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from tabulate import tabulate
 
 from dgnet_det.utils.files import written_whole
 from studies import mixed_kinds
-from studies.experiments import EXPERIMENTS
+from studies.experiments import DOMAINS, EPOCHS, EXPERIMENTS
 
 TEXT = Path(__file__).parent / "page.md"
 NOT_RUN = "–"
@@ -70,8 +71,9 @@ def render(study: dict[str, Any]) -> str:
     return TEXT.read_text(encoding="utf-8").format(
         command=study["command"],
         date=study["date"],
-        outcome=outcome(sets),
+        outcome=fill(outcome(sets), 115, subsequent_indent="  "),
         domains="\n\n".join(_domains_section(key, arms) for key, arms in sets.items()),
+        missing=_missing(sets),
         choices=_choices(study),
         kinds=_kinds_table([run for run in study["runs"] if run["experiment"] == "kinds"]),
         environments="; ".join(
@@ -144,6 +146,13 @@ def _domains_section(key: tuple[int, int], arms: dict[str, Runs]) -> str:
     )  # fmt: skip
     title = f"### {domains} domain{'s' * (domains > 1)}, {epochs} epochs"
     return f"{title}\n\n{tabulate(rows, headers, tablefmt='pipe', disable_numparse=True)}"
+
+
+def _missing(sets: dict[tuple[int, int], dict[str, Runs]]) -> str:
+    """The sets of which nothing was run."""
+    missing = [(d, e) for e in EPOCHS for d in DOMAINS if (d, e) not in sets]
+    names = [f"{d} domain{'s' * (d > 1)} for {e} epochs" for d, e in missing]
+    return fill(f"Not run: {'; '.join(names)}.", 120) if names else ""
 
 
 def _choices(study: dict[str, Any]) -> str:

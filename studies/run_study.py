@@ -25,11 +25,10 @@ from typing import Any
 import arguments
 
 from studies import ROOT
-from studies.experiments import EPOCHS, EXPERIMENTS, Run
+from studies.experiments import DOMAINS, EPOCHS, EXPERIMENTS, Run
 from studies.runs import RESULT, add_options, take_over
 
 ARMS = ("plain", "se", "structure", "static", "dynamic", "residual-static", "residual-dynamic")
-DOMAINS = (8, 4, 2, 1)
 
 
 def run_of(result: dict[str, Any]) -> Run:
