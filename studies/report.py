@@ -218,7 +218,7 @@ def draw(study: dict[str, Any]) -> Figure:
     gain.set_xlim(0.8, 10)
     gain.minorticks_off()
     gain.set_title("Gain against diversity", fontsize=10)
-    if sets:
+    if gain.get_legend_handles_labels()[0]:
         gain.legend(fontsize=7)
     _draw_lost(lost, sets)
     return figure

@@ -8,19 +8,9 @@ Training items come from Fashion-MNIST's training split, test items from its tes
 photograph is behind scenes of both.
 """
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from PIL import Image
-from skimage import data
 from torchvision.datasets import FashionMNIST
-
-from dgnet_det.data.classification import fashion_mnist
-from dgnet_det.utils.files import folder_written_whole
-from studies.coco import Labelled, write_split
 
 SIZE = 128
 ITEMS = (2, 5)
@@ -28,7 +18,6 @@ ITEM_SIZE = (32, 64)
 MAX_OVERLAP = 0.1
 ATTEMPTS = 50  # per item; one that finds no place is left out
 BLACK = 8  # the brightest value of a product image, out of 255, that counts as its background
-SEED = 0
 
 # Names in skimage.data, all of them in its wheel: nothing is downloaded.
 PHOTOGRAPHS = {
@@ -36,27 +25,6 @@ PHOTOGRAPHS = {
     "test": ("camera", "coffee", "gravel"),
 }
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-
-
-def write_composed_scenes(target: Path, num_scenes: dict[str, int]) -> None:
-    """Write the scenes and the COCO JSON of both splits to the folder ``target``, unless the very
-    same are there, replacing what is there only when all of it is written.
-
-    Args:
-        target: the folder.
-        num_scenes: of ``train`` and ``test``.
-
-    Raises:
-        UserError: Fashion-MNIST is not there and cannot be downloaded.
-    """
-    recipes = {split: _recipe(split, count) for split, count in num_scenes.items()}
-    if all(_recipe_in(target, split) == recipe for split, recipe in recipes.items()):
-        return
-    with folder_written_whole(target) as folder:
-        for index, (split, fashion_split) in enumerate({"train": "train", "test": "val"}.items()):
-            items = fashion_mnist(fashion_split)
-            scenes = _scenes(split, items, num_scenes[split], np.random.default_rng([SEED, index]))
-            write_split(folder, split, items.classes, {"recipe": recipes[split]}, scenes)
 
 
 def compose(
@@ -92,34 +60,3 @@ def _overlap(a: Box, b: Box) -> float:
     height = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     return max(width, 0) * max(height, 0) / smaller
-
-
-def _scenes(
-    split: str, products: FashionMNIST, count: int, rng: np.random.Generator
-) -> Iterator[Labelled]:
-    names = PHOTOGRAPHS[split]
-    photographs = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in names]
-    for i in range(count):
-        scene, items = compose(photographs[i % len(photographs)], products, rng)
-        boxes = [
-            (label, [float(v) for v in (x0, y0, x1 - x0, y1 - y0)])
-            for label, (x0, y0, x1, y1) in items
-        ]
-        yield f"{i:05d}.png", scene, boxes
-
-
-def _recipe(split: str, count: int) -> dict[str, Any]:
-    """What the scenes depend on."""
-    return {
-        "description": "composed scenes",
-        "scenes": count,
-        "photographs": list(PHOTOGRAPHS[split]),
-        "numbers": [SIZE, *ITEMS, *ITEM_SIZE, MAX_OVERLAP, SEED],
-    }
-
-
-def _recipe_in(folder: Path, split: str) -> Any:
-    try:
-        return json.loads((folder / "annotations" / f"{split}.json").read_text())["info"]["recipe"]
-    except (OSError, ValueError, KeyError):
-        return None
