@@ -57,7 +57,8 @@ def test_table(study: dict[str, Any]) -> None:
         "paper, dynamic", "3", "73.00 ± 2.00", "+2.00 [-0.48, +4.48]", "**+4.00 [+1.52, +6.48]**",
         "0.050: 0.040, 0.030", *["+0.00 [-2.48, +2.48]"] * 4,
     ] in rows  # fmt: skip
-    assert "score **+4.00 [+1.52, +6.48]** (3 seeds) points of top-1 to static ones" in page
+    text = " ".join(page.split())
+    assert "score **+4.00 [+1.52, +6.48]** (3 seeds) points of top-1 to static ones" in text
     assert [["plain", "0", *["–"] * 7]] == [r for r in rows if r[:2] == ["plain", "0"]]  # kinds
 
 
