@@ -1,19 +1,24 @@
 #!/usr/bin/env python
 """Convert a dataset of a labelling tool's to COCO JSON, one file for each split.
 
-Reads Pascal VOC, LabelMe, "CVAT for images", YOLO (classes in data.yaml or classes.txt), and CSV
-with a row for each box: filename, class, xmin, ymin, xmax, ymax, in pixels or, as in Open Images,
-fractions. Annotations and images may lie in any folders below the one that is named. What tells an
-image's split: ImageSets/Main/*.txt, CVAT's subsets, or a folder (train/, valid/) or CSV file
-(train.csv) that is called after it. Images stay where they are, and nothing is written unless all
-can be read. Boxes that are marked difficult, or as groups, become COCO's crowds: training and
-evaluation leave them out. Polygons and turned boxes become the upright boxes around them.
+Reads Pascal VOC, LabelMe, "CVAT for images", YOLO (classes in data.yaml, classes.txt or obj.names),
+COCO itself, as Label Studio, CVAT and Roboflow export it, and CSV with a row for each box:
+filename, class, xmin, ymin, xmax, ymax (or x, y, w, h), in pixels or, as in Open Images, fractions.
+Annotations and images may lie in any folders below the one that is named, or in a .zip, which is
+unpacked into the output folder. What tells an image's split: ImageSets/Main/*.txt, YOLO's lists,
+CVAT's subsets, or a folder (train/, valid/), CSV (train.csv) or COCO file (train.json) that is
+called after it. Images stay where they are, and nothing is written unless all can be read. Boxes
+that are marked difficult, or as groups, become COCO's crowds: training and evaluation leave them
+out. Polygons, circles and turned boxes become the upright boxes around them; COCO's masks and
+keypoints are kept. Where the annotations state a size, boxes follow images that were resized, or
+turned by their EXIF tag, since. Annotations are numbered from 1, and images found by base name.
 
 Examples:
     tools/import_dataset.py mine/VOC2012 mine/coco
     tools/import_dataset.py mine/photos mine/coco --val-share 0.2
     tools/import_dataset.py mine/frames mine/coco --val-share 0.2 --group-by '^(.+)_frame'
     tools/import_dataset.py mine/yolo/data.yaml mine/coco --json summary.json
+    tools/import_dataset.py mine/export.zip mine/coco --val-share 0.2
 """
 
 import argparse
@@ -54,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "dataset", type=Path, metavar="FOLDER", help="the dataset, or its data.yaml, XML or CSV"
+        "dataset",
+        type=Path,
+        metavar="FOLDER",
+        help="the dataset, or its .zip, data.yaml, XML, JSON or CSV",
     )
     parser.add_argument(
         "output", type=Path, help="folder for train.json and so on, which are replaced if there"
@@ -65,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="the classes in order, 1 to K in the JSON (default: YOLO's own; else all, by name)",
+        help="the classes in order, 1 to K in the JSON (default: YOLO's or COCO's own; else all, by name)",
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="where images are elsewhere")
     parser.add_argument(

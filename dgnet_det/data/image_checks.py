@@ -25,6 +25,7 @@ from dgnet_det.data.images import (
     stored_size,
     upright_size,
 )
+from dgnet_det.data.placing import similar
 from dgnet_det.errors import UserError
 
 LEARNED_BY_HEART = "AP would be that of images learned by heart; take it out of one of the two"
@@ -105,7 +106,9 @@ def check_files(
             w, h = file.upright_size
             turned = " before its EXIF tag turns it" if stated == file.stored_size else ""
             problem = f"{w} × {h} pixels, but width and height say {width} × {height}{turned}"
-            mend = f"{IMPORT_MENDS} turns or scales its boxes to fit"
+            mend = "give the images that were labelled, or correct the size"
+            if similar(stated, file.upright_size) or similar(stated, file.stored_size):
+                mend = f"{IMPORT_MENDS} turns or scales its boxes to fit"
             findings.error("image-size", f"{problem}: {mend}", name, path)
         twin = first_with.setdefault(file.digest, name)
         if twin != name:

@@ -326,7 +326,7 @@ def _coco_categories(files: list[Path], findings: Findings) -> dict[str, dict[st
         coco = read_coco(str(file))
         categories, used = coco["categories"], {a["category_id"] for a in coco["annotations"]}
         roots = root_categories(categories, used)
-        for category in sorted(categories, key=lambda c: c["id"]):
+        for category in sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"])):
             if category not in roots:
                 known.setdefault(category["name"], category)
         for root in roots:

@@ -80,9 +80,9 @@ def place(
     if stated is None or stated == upright:
         return Placement(space, 1, upright if fractions else (1, 1)), ""
     turn = 1
-    if tag in TURNED_BY_90 and not _similar(stated, upright) and _similar(stated, stored):
+    if tag in TURNED_BY_90 and not similar(stated, upright) and similar(stated, stored):
         turn = tag
-    elif not _similar(stated, upright):
+    elif not similar(stated, upright):
         raise UserError(
             f"{image}: {_text(upright)} pixels, but its labels are for a size of {_text(stated)},"
             " which is not that by one factor: give the images that were labelled, or correct the"
@@ -116,7 +116,7 @@ def annotation(
     return entry | kept | {"iscrowd": int(found.crowd)}
 
 
-def _similar(a: Size, b: Size) -> bool:
+def similar(a: Size, b: Size) -> bool:
     """Whether two sizes are one by one factor, but for rounding to whole pixels."""
     return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
 
