@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="the classes in order, 1 to K in the JSON (default: YOLO's or COCO's own; else all, by name)",
+        help="the classes in order, 1 to K in the JSON (default: the data's own, else by name)",
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="where images are elsewhere")
     parser.add_argument(
