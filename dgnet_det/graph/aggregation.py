@@ -5,7 +5,6 @@ backward pass needs is kept anyway: ∂x_i = Σ_j α_ij g_j and ∂α_ij = ⟨x_
 gradient of node j's sum.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -33,7 +32,7 @@ def weighted_sum(inputs: Sequence[Tensor], weights: Tensor, *, out: Tensor | Non
     Returns:
         [B, C, H, W], of the first input's dtype and memory format; ``out`` if given.
     """
-    if has_no_values(inputs[0]):
+    if is_recording(inputs[0]):
         dtype = inputs[0].dtype
         factors = weights.to(dtype)[:, :, None, None, None].unbind(1)
         products = [f * x.to(dtype) for f, x in zip(factors, inputs, strict=True)]
@@ -43,47 +42,47 @@ def weighted_sum(inputs: Sequence[Tensor], weights: Tensor, *, out: Tensor | Non
     return _sum(inputs, weights, out)
 
 
-def has_no_values(x: Tensor) -> bool:
-    """Whether a program is being recorded, which must not depend on the values of ``x``: by a
-    trace, by a compiler, or with a fake tensor."""
+def is_recording(x: Tensor) -> bool:
+    """Whether a trace, a compiler or a fake tensor records a program, which must not depend on the
+    values of ``x``."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or type(x) is not Tensor
 
 
 @contextmanager
-def remade_in_backward(total: Tensor, remake: Callable[[], Tensor]) -> Iterator[None]:
-    """Inside, autograd does not keep ``total`` for the backward pass, but calls ``remake`` there.
+def recompute_in_backward(total: Tensor, recompute: Callable[[], Tensor]) -> Iterator[None]:
+    """Inside, autograd does not keep ``total`` for the backward pass, but calls ``recompute`` then.
 
     So a node keeps one full-size tensor, its output, as it does in a static network.
     """
     where = total.data_ptr(), total.shape  # a reference would keep it
-    again = _Again(remake)
+    recomputed = _Recomputed(recompute)
 
-    def pack(tensor: Tensor) -> Tensor | _Again:
+    def pack(tensor: Tensor) -> Tensor | _Recomputed:
         if (tensor.data_ptr(), tensor.shape) == where:
-            again.uses += 1
-            return again
+            recomputed.uses += 1
+            return recomputed
         # The tensor itself would close a cycle with its own autograd node, which is never freed.
         return tensor.detach()
 
-    def unpack(packed: Tensor | _Again) -> Tensor:
-        return packed.get() if isinstance(packed, _Again) else packed
+    def unpack(packed: Tensor | _Recomputed) -> Tensor:
+        return packed.get() if isinstance(packed, _Recomputed) else packed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
 
 
-class _Again:
+class _Recomputed:
     """A tensor that is made when the first of its users asks for it and let go with the last."""
 
-    def __init__(self, remake: Callable[[], Tensor]) -> None:
-        self.remake = remake
+    def __init__(self, recompute: Callable[[], Tensor]) -> None:
+        self.recompute = recompute
         self.uses = self.asked = 0
         self.tensor: Tensor | None = None
 
     def get(self) -> Tensor:
         if self.tensor is None:
             with torch.no_grad():
-                self.tensor = self.remake()
+                self.tensor = self.recompute()
         tensor, self.asked = self.tensor, self.asked + 1
         if self.asked % self.uses == 0:
             self.tensor = None
@@ -116,67 +115,31 @@ class _WeightedSum(torch.autograd.Function):
         return grad_weights, *grad_inputs
 
 
-class Workspace(threading.local):
-    """One tensor per thread, as large as the largest sum that was made in it.
-
-    On a CPU the pages of a new tensor cost more than the sum itself, so at inference a sum that
-    lasts for one node lies here, and the next one is written over it.
-    """
-
-    memory = torch.empty(0)
-
-    def like(self, x: Tensor) -> Tensor | None:
-        """A tensor of the shape, dtype and memory format of ``x`` [B, C, H, W]; None off the CPU,
-        whose allocator of a GPU does the same."""
-        if x.device.type != "cpu" or has_no_values(x):
-            return None
-        if self.memory.dtype != x.dtype or self.memory.numel() < x.numel():
-            with torch.inference_mode(False):  # of use outside of it as well
-                self.memory = torch.empty(x.numel(), dtype=x.dtype)
-        b, c, h, w = x.shape
-        memory = self.memory[: x.numel()]
-        if _memory_format(x) == torch.channels_last:
-            return memory.view(b, h, w, c).permute(0, 3, 1, 2)
-        return memory.view(b, c, h, w)
-
-
 def _sum(inputs: Sequence[Tensor], weights: Tensor, out: Tensor | None = None) -> Tensor:
-    memory_format = _memory_format(inputs[0])
     if out is None:
-        out = torch.empty_like(inputs[0], memory_format=memory_format)
+        out = torch.empty_like(inputs[0], memory_format=memory_format(inputs[0]))
+    # From the last on, which `out` may be.
+    inputs, weights = inputs[::-1], weights.flip(1)
     if out.device.type != "cpu":
         scales = weights.to(out.dtype)[:, :, None, None, None].unbind(1)
-        # From the last on, which `out` may be.
-        torch.mul(inputs[-1].to(out.dtype), scales[-1], out=out)
-        for x, scale in zip(inputs[:-1], scales, strict=False):
+        torch.mul(inputs[0].to(out.dtype), scales[0], out=out)
+        for x, scale in zip(inputs[1:], scales[1:], strict=True):
             out.addcmul_(x.to(out.dtype), scale)
         return out
-    in_place = out is inputs[-1]
-    flat_out, *flat = _flatten_alike([out, *(inputs[:-1] if in_place else inputs)])
-    for b, row in enumerate(weights.tolist()):
-        keep = row.pop() if in_place else 0.0
-        _write_sum(flat_out[b], [x[b] for x in flat], row, keep=keep)
-    return out
-
-
-def _write_sum(
-    total: Tensor, inputs: Sequence[Tensor], weights: Sequence[float], *, keep: float
-) -> None:
-    """total ← keep · total + Σ w · x, all of them [M]; what has the factor 0 is not read."""
     piece = PIECE * torch.get_num_threads()
-    terms = [(x.split(piece), w) for x, w in zip(inputs, weights, strict=True) if w]
-    for k, part in enumerate(total.split(piece)):
-        written = keep != 0
-        if keep not in (0, 1):
-            part.mul_(keep)
-        for pieces, w in terms:
-            if written:
-                part.add_(pieces[k], alpha=w)
-            else:
-                torch.mul(pieces[k], w, out=part)
-                written = True
-        if not written:
-            part.zero_()
+    flat_out, *flat = _flatten_alike([out, *inputs])
+    for b, row in enumerate(weights.tolist()):
+        in_place = out is inputs[0] and row[0] == 1
+        terms = [(x[b].split(piece), w) for x, w in zip(flat, row, strict=True) if w][in_place:]
+        for k, part in enumerate(flat_out[b].split(piece)):
+            if not (terms or in_place):
+                part.zero_()
+            for n, (pieces, w) in enumerate(terms):
+                if n or in_place:
+                    part.add_(pieces[k], alpha=w)
+                else:
+                    torch.mul(pieces[k], w, out=part)
+    return out
 
 
 def _products(inputs: Sequence[Tensor], grad: Tensor) -> Tensor:
@@ -196,7 +159,8 @@ def _products(inputs: Sequence[Tensor], grad: Tensor) -> Tensor:
     return totals.to(dtype)
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def memory_format(x: Tensor) -> torch.memory_format:
+    """``torch.channels_last`` where ``x`` [B, C, H, W] is laid out so, else contiguous."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -204,8 +168,8 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 def _flatten_alike(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors [B, C, H, W] as [B, C·H·W] in the memory order and dtype of the first one: views,
     except of those that have another."""
-    memory_format = _memory_format(tensors[0])
-    alike = [x.to(tensors[0].dtype).contiguous(memory_format=memory_format) for x in tensors]
-    if memory_format == torch.channels_last:
+    order = memory_format(tensors[0])
+    alike = [x.to(tensors[0].dtype).contiguous(memory_format=order) for x in tensors]
+    if order == torch.channels_last:
         alike = [x.permute(0, 2, 3, 1) for x in alike]
     return [x.flatten(1) for x in alike]

@@ -1,32 +1,37 @@
-"""Edge weights: the router (Eq. 4), the threshold (Eq. 5) and the adjacency matrix M."""
+"""Edge weights: pooling and router (Eq. 4), the threshold (Eq. 5) and the adjacency matrix M."""
 
-from typing import NamedTuple
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dgnet_det.graph.decisions import Decisions
+
+# α of every edge at the start, for an average of zeros. The sigmoid is steepest at 0.5; at 0.98 it
+# is so flat that routers hardly learn (docs/study.md).
+ROUTER_START = 0.5
 
 
 class Router(nn.Module):
     """Router of one node: α[b, :] = sigmoid(W · GAP(x)[b] + b), one weight per later node (Eq. 4).
 
     W starts as :class:`torch.nn.Linear` starts it, so that α varies with the image from the first
-    step on: from W = 0 it hardly ever begins to.
+    step on.
     """
 
-    def __init__(self, channels: int, num_edges: int, *, start: float, normalised: bool) -> None:
+    def __init__(self, channels: int, num_edges: int, *, normalised: bool) -> None:
         """
         Args:
             channels: of the node's output.
             num_edges: number of edges out of the node.
-            start: α at the start for an average of zeros, 0 < start < 1.
-            normalised: whether the average's channels are brought to mean 0 and variance 1 first,
+            normalised: whether to bring the average's channels to mean 0 and variance 1 first,
                 without parameters. Not in Eq. 4.
         """
         super().__init__()
         self.linear = nn.Linear(channels, num_edges)
         self.normalised = normalised
-        nn.init.constant_(self.linear.bias, _logit(start))
+        nn.init.constant_(self.linear.bias, _logit(ROUTER_START))
 
     def forward(self, average: Tensor) -> Tensor:
         """
@@ -34,107 +39,85 @@ class Router(nn.Module):
             average: GAP of the node's output, [B, C].
 
         Returns:
-            α, [B, num_edges], in the dtype of the parameters also under autocast.
+            α, [B, num_edges], in the dtype of the parameters, under autocast too.
         """
         with torch.autocast(average.device.type, enabled=False):
             if self.normalised:
-                average = F.layer_norm(average, (self.linear.in_features,))
+                average = F.layer_norm(average, average.shape[1:])
             return torch.sigmoid(self.linear(average.to(self.linear.weight.dtype)))
 
 
 class StaticRouter(nn.Module):
     """One learned α per edge, the same for every image: the ablation of Table 6."""
 
-    def __init__(self, channels: int, num_edges: int, *, start: float, normalised: bool) -> None:
-        """As :class:`Router`; only the number of edges and the start are looked at."""
+    def __init__(self, channels: int, num_edges: int, *, normalised: bool) -> None:
+        """Takes the arguments of :class:`Router`; only ``num_edges`` matters."""
         super().__init__()
-        self.bias = nn.Parameter(torch.full((num_edges,), _logit(start)))
+        self.bias = nn.Parameter(torch.full((num_edges,), _logit(ROUTER_START)))
 
     def forward(self, average: Tensor) -> Tensor:
-        """As :meth:`Router.forward`; the content of ``average`` is not looked at."""
+        """α, [B, num_edges]; ``average``, [B, C], gives the batch size alone."""
         return torch.sigmoid(self.bias).expand(average.shape[0], -1)
 
 
 def apply_threshold(alpha: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 5: α where α ≥ τ, else 0; and its gate, 1 or 0.
+    """Apply Eq. 5: α where α ≥ τ, else 0. Returns that and the gate, 1 or 0.
 
     The paper does not say how τ learns. Here the step also acts in training, and in the backward
-    pass its derivative is 1 wherever α and τ can be (straight-through): so τ and the α of a closed
-    edge always have a gradient. The α of an open edge has its true one. A steep sigmoid as the
-    surrogate has none where training starts: at α = 0.98, τ = 0, sigmoid(10 (α - τ)) has slope
-    0.0006.
+    pass its derivative is 1 everywhere (straight-through), so that τ and the α of a closed edge
+    always have a gradient. The α of an open edge has its true one. A steep sigmoid as the surrogate
+    would have no slope where training starts.
 
     Args:
-        alpha: [B, K].
-        threshold: τ, a scalar tensor.
+        alpha: [B, …].
+        threshold: τ, of a shape that broadcasts to ``alpha``.
 
     Returns:
-        α after Eq. 5 and the gate, [B, K] each. The gate's derivative in α is 1 for open edges too:
-        a loss on the number of open edges is to close them.
+        α after Eq. 5 and the gate, both of the shape of ``alpha``. The gate's derivative in α is 1
+        for open edges too, so that a loss on the number of open edges can close them.
     """
     gate = (alpha >= threshold).to(alpha.dtype)
     opened = alpha * gate
     if not torch.is_grad_enabled():
         return opened, gate
-    step = alpha - threshold
-    step = step - step.detach()  # 0, with the gradient of the step
-    step_of_threshold = (threshold.detach() - threshold).expand_as(step)
+    threshold = threshold.clamp(-1e6, 1e6)  # ∞ - ∞ would be no number
+    step_of_alpha = alpha - alpha.detach()  # 0, with the gradient of the step
+    step_of_threshold = (threshold.detach() - threshold).expand_as(alpha)
+    step = step_of_alpha + step_of_threshold
     opened = opened + alpha.detach() * torch.where(gate.bool(), step_of_threshold, step)
     return opened, gate + step
 
 
-class EdgeWeights(NamedTuple):
-    """The edge weights of one forward pass of one graph. [B, N, N]: row j holds the edges into node
-    j, column i those out of node i; 0 where there is no edge."""
-
-    # 1 where Eq. 5 opens an edge, 0 where it is closed or its node absent. Differentiable.
-    gate: Tensor
-    # After Eq. 5: 0 where an edge is closed; 1 on the fixed chain of the residual wiring.
-    alpha: Tensor
-    # The factor in the gathered sum: α, and γ·α in the residual wiring.
-    weight: Tensor
-    # Which edges routers weigh, bool, [N, N].
-    edges: Tensor
-    # Whether the chain j-1 → j is fixed at 1 (residual wiring); its edges are none of routers'.
-    fixed_chain: bool
-
-    def absent(self) -> Tensor:
-        """The blocks all of whose inputs are closed, bool, [B, N]."""
-        absent = self.alpha.eq(0).all(dim=2)
-        absent[:, 0] = absent[:, -1] = False
-        return absent
-
-
 class Adjacency:
-    """The matrix M, [B, N, N], of one forward pass of one graph: node i writes its router's output
-    into column i, node j reads its edges' weights from row j.
+    """The matrix M, [B, N, N], of one forward pass of one graph: node i writes column i, node j
+    reads row j. It holds the factors in the gathered sums."""
 
-    Kept as columns, not written in place, so that autograd and tracing see plain tensors.
-    """
-
-    def __init__(self, *, can_close: bool) -> None:
-        """``can_close``: whether Eq. 5 can close an edge at all."""
+    def __init__(self, num_nodes: int, *, can_close: bool) -> None:
+        """``can_close`` tells whether Eq. 5 can close an edge at all."""
+        self.num_nodes = num_nodes
         self.can_close = can_close
-        self._alpha: list[Tensor] = []  # before Eq. 5, [B, N] each; 0 where the node is absent
-        self._gate: list[Tensor] = []
-        self._weight: list[Tensor] = []
-        self._reopened: dict[int, Tensor] = {}
+        self.alphas: list[Tensor] = []  # of each node, before Eq. 5; 0 where it is absent
+        self.columns: Tensor | None = None  # [B, N, number of columns written]
+        self.reopened: dict[int, Tensor] = {}
 
-    def write(self, alpha: Tensor, gate: Tensor, weight: Tensor) -> None:
-        """Append the next node's column, [B, N] each: α before Eq. 5, the gate, the factor in the
-        sum."""
-        self._alpha.append(alpha)
-        self._gate.append(gate)
-        self._weight.append(weight)
+    def write(self, alpha: Tensor, weight: Tensor) -> None:
+        """Append the next node's column: α before Eq. 5 and the factors in the sums, [B, K] each,
+        for its edges to the last K nodes."""
+        self.alphas.append(alpha)
+        column = F.pad(weight, (self.num_nodes - weight.shape[1], 0))[:, :, None]
+        self.columns = (
+            column if self.columns is None else torch.cat([self.columns, column], dim=2)
+        )
 
     def row(self, j: int) -> Tensor:
-        """The factors of the edges into node j from all earlier nodes, [B, j]."""
-        return torch.stack([column[:, j] for column in self._weight], dim=1)
+        """The factors of the edges into node j from all nodes before it, [B, j]."""
+        assert self.columns is not None
+        return self.columns[:, j]
 
     def strongest(self, j: int, *, samples: int | None = None) -> Tensor:
-        """The row of node j with nothing but α of its strongest edge, [B, j]: in every sample, or
-        in as many ``samples`` as are given, those where it is strongest."""
-        alpha = torch.stack([column[:, j] for column in self._alpha], dim=1)
+        """α of the strongest edge into node j and 0 for the others, [B, j]; with ``samples``, only
+        in that many samples, those where it is strongest."""
+        alpha = torch.stack([a[:, j - self.num_nodes] for a in self.alphas], dim=1)
         strongest = alpha * F.one_hot(alpha.argmax(dim=1), alpha.shape[1])
         if samples is None:
             return strongest
@@ -142,83 +125,76 @@ class Adjacency:
         return torch.zeros_like(strongest).index_copy(0, chosen, strongest[chosen])
 
     def reopen(self, j: int, row: Tensor) -> Tensor:
-        """Have ``row`` [B, j] take the place of what was written for node j; returns it."""
-        self._reopened[j] = row
+        """Let ``row`` [B, j] stand for row j in what is recorded. Returns it."""
+        self.reopened[j] = row
         return row
 
-    def edge_weights(self, edges: Tensor, *, fixed_chain: bool) -> EdgeWeights:
-        """What the pass decided, for ``edges`` [N, N]."""
-        last = torch.zeros_like(self._alpha[0])  # the output node has no edges
-        gate, alpha, weight = (
-            torch.stack([*columns, last], dim=2)
-            for columns in (self._gate, self._alpha, self._weight)
-        )
-        alpha = alpha * gate
-        if fixed_chain:
-            alpha = alpha + torch.diag(alpha.new_ones(alpha.shape[1] - 1), -1)
-        for j, row in self._reopened.items():
-            row = F.pad(row, (0, alpha.shape[1] - row.shape[1]))[:, None]
-            weight = alpha = torch.cat([weight[:, :j], row, weight[:, j + 1 :]], dim=1)
-        return EdgeWeights(gate, alpha, weight, edges.to(alpha.device), fixed_chain)
+    def decisions(self, thresholds: Tensor, learned: Tensor) -> Decisions:
+        """What the pass decided.
+
+        Args:
+            thresholds: τ of the nodes that have a router, the first ones.
+            learned: the edges that routers weigh, bool, [N, N].
+        """
+        assert self.columns is not None
+        n = self.num_nodes
+        alpha = torch.stack([F.pad(a, (n - a.shape[1], 0)) for a in self.alphas], dim=2)
+        alpha, weight = (F.pad(x, (0, 1)) for x in (alpha, self.columns))
+        learned = learned.to(alpha.device)
+        value, gate = apply_threshold(alpha, F.pad(thresholds, (0, n - len(thresholds))))
+        gate = gate * (learned & alpha.ne(0))
+        for j, row in self.reopened.items():
+            row = F.pad(row, (0, n - row.shape[1]))[:, None]
+            weight = value = torch.cat([weight[:, :j], row, weight[:, j + 1 :]], dim=1)
+        return Decisions(gate, value, weight, learned)
 
 
 def valid_sizes(images: Tensor) -> Tensor:
-    """Height and width of each image of a batch without the zeros that Detectron2 pads it with, [B,
-    2], int64.
+    """Find the height and width of each image of a batch without padding, [B, 2], int64.
 
     Detectron2's meta-architectures hand their backbone the padded batch alone, so the size is read
-    off the batch: padding is 0 in every channel after normalisation, a row of pixels practically
-    never.
+    off the batch: padding is 0 in every channel after normalisation, a whole row or column of
+    pixels at the edge practically never.
 
     Args:
-        images: [B, C, H, W], normalised, padded at the bottom and right.
+        images: [B, C, H, W], normalised, padded with zeros at the bottom and right.
     """
-    filled = images.ne(0).any(dim=1)
-
-    def extent(lines: Tensor) -> Tensor:
+    filled = images.any(dim=1)
+    sizes = []
+    for dim in (2, 1):
+        lines = filled.any(dim=dim)
         positions = torch.arange(1, lines.shape[1] + 1, device=lines.device)
-        return (lines * positions).amax(dim=1).clamp(min=1)
-
-    return torch.stack([extent(filled.any(dim=2)), extent(filled.any(dim=1))], dim=1)
-
-
-class ValidAverage:
-    """GAP of Eq. 4: the average over the part of a feature map that is no padding, so that an
-    image's edge weights do not depend on the images beside it."""
-
-    def __init__(self, like: Tensor, valid: Tensor | None) -> None:
-        """
-        Args:
-            like: a feature map of the size to average, [B, C, H, W].
-            valid: [B, 2], height and width of its valid part, which starts at the top left; None
-                for all of it.
-        """
-        height, width = like.shape[2:]
-        if valid is None:
-            valid = torch.tensor([[height, width]], device=like.device).expand(like.shape[0], 2)
-        rows = torch.arange(height, device=like.device) < valid[:, :1]
-        columns = torch.arange(width, device=like.device) < valid[:, 1:]
-        # In float16 the number of positions overflows and their shares underflow.
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        mask = (rows[:, :, None] & columns[:, None, :]).flatten(1).to(dtype)
-        self.weights = mask / mask.sum(dim=1, keepdim=True)  # [B, H·W]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, C], float32 at least."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.to(self.weights.dtype)
-            return torch.bmm(x.flatten(2), self.weights[:, :, None]).squeeze(2)
+        sizes.append((lines * positions).amax(dim=1))
+    return torch.stack(sizes, dim=1).clamp_(min=1)
 
 
-def spread(values: Tensor, nodes: tuple[int, ...], num_nodes: int) -> Tensor:
-    """A column of M, [B, N], with ``values`` [B, K] at K ``nodes`` in ascending order, 0
-    elsewhere."""
-    first, last = nodes[0], nodes[-1]
-    if last - first + 1 == len(nodes):
-        return F.pad(values, (first, num_nodes - 1 - last))
-    index = torch.tensor(nodes, device=values.device)
-    return values.new_zeros(len(values), num_nodes).index_copy(1, index, values)
+def position_weights(like: Tensor, valid: Tensor | None) -> Tensor:
+    """The weight of each position in an average over the valid part of a feature map, [B, H·W, 1],
+    float32 at least: in float16 the number of positions would overflow.
+
+    Args:
+        like: a feature map of the size to average, [B, C, H, W].
+        valid: [B, 2], height and width of its valid part, which starts at the top left; None for
+            all of it.
+    """
+    batch, _, height, width = like.shape
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if valid is None:
+        return torch.full(
+            (batch, height * width, 1), 1 / (height * width), dtype=dtype, device=like.device
+        )
+    rows = torch.arange(height, device=like.device) < valid[:, :1]
+    columns = torch.arange(width, device=like.device) < valid[:, 1:]
+    mask = (rows[:, :, None] & columns[:, None]).flatten(1)[:, :, None]
+    return mask / mask.sum(dim=1, keepdim=True).to(dtype)
+
+
+def average(x: Tensor, weights: Tensor) -> Tensor:
+    """GAP of Eq. 4 over the part that is no padding, so that an image's edge weights do not depend
+    on the images beside it: [B, C, H, W] and :func:`position_weights` → [B, C]."""
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.bmm(x.to(weights.dtype).flatten(2), weights).squeeze(2)
 
 
 def _logit(probability: float) -> float:
-    return float(torch.logit(torch.tensor(probability, dtype=torch.float64)))
+    return math.log(probability / (1 - probability))

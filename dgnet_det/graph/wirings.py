@@ -1,119 +1,110 @@
-"""The two wirings: what stands for α in the sum, what f_j is, and which nodes can be absent."""
+"""The two wirings: which edges routers weigh, what stands for α in the sum, and what f_j is."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_det.graph.aggregation import has_no_values
-from dgnet_det.graph.routing import Adjacency, spread
-from dgnet_det.graph.stage import Block, DynamicGraph
+from dgnet_det.graph.aggregation import is_recording, weighted_sum
+from dgnet_det.graph.routing import Adjacency
+from dgnet_det.graph.stage import Block, DynamicGraph, f_of_sum
 
 
 class PaperGraph(DynamicGraph):
     """The paper's wiring: routers weigh all (n + 2)(n + 1)/2 edges, x_j = f_j(Σ α_ij x_i).
 
-    The blocks have no shortcuts of their own and end linear, and the family's after-addition
-    activation acts on the gathered sum, so that with α ≡ 1 the graph unrolls to a residual network.
-    That is about where it starts.
+    The blocks have no shortcuts and end linear, and the family's after-addition activation acts on
+    the gathered sum, so that with α ≡ 1 the graph unrolls to a residual network.
 
-    A node is run for the samples that feed it alone, in training as at inference, so that its batch
-    statistics are those of the samples that its running statistics will serve. In training, unless
-    the graph is frozen, a node that no sample feeds is run for the one sample whose edge into it is
-    the strongest: so every edge can open again, and every parameter takes part in every iteration,
-    as data parallelism demands. Where feature maps are 1×1, it is run for two samples at least. If
-    all edges into the output are closed for a sample, the strongest stays open.
+    A node runs only for the samples that have an open edge into it, in training as at inference, so
+    that its batch statistics are those of the samples that its running statistics will serve. In
+    training, unless the graph is frozen, a node that no sample feeds runs for the one sample whose
+    edge into it is the strongest (for two where feature maps are 1×1, since batch norm needs two
+    values): so every edge can open again, and every parameter has a gradient in every iteration,
+    as data parallelism demands. If all edges into the output are closed for a sample, the strongest
+    stays open.
     """
 
-    fixed_chain = False
-    router_start = 0.98
-    normalised_routers = False
+    nearest = 1
+    has_shortcuts = False
 
-    def _weight(self, i: int, opened: Tensor) -> Tensor:
-        return opened
+    def weigh(self, i: int, pooled: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
+        """As :meth:`DynamicGraph.weigh`. An absent node sends nothing."""
+        alpha, weight = super().weigh(i, pooled, m)
+        if i == 0 or not m.can_close:
+            return alpha, weight
+        is_fed = m.reopened.get(i, m.row(i)).ne(0).any(dim=1, keepdim=True)
+        return alpha * is_fed, weight * is_fed
 
-    def _run(
-        self, j: int, m: Adjacency, nodes: Sequence[Tensor | None], projected: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def run(self, j: int, nodes: Sequence[Tensor], m: Adjacency, projected: Tensor) -> Tensor:
+        """x_j = f_j(Σ α_ij x_i)."""
         row = m.row(j)
         if j == self.num_nodes - 1:
-            closed = row.eq(0).all(dim=1, keepdim=True)
-            row = m.reopen(j, row + closed * m.strongest(j))
-            return self.activation(self._output(nodes, row)), None
+            if m.can_close:
+                is_closed = row.eq(0).all(dim=1, keepdim=True)
+                row = m.reopen(j, row + is_closed * m.strongest(j))
+            return self.activation(weighted_sum(nodes, row))
         block = self.node(j)
-        if not m.can_close:
-            return self._f(block.branch, block.activation, nodes, row), None
-        present = row.ne(0).any(dim=1)
-        if has_no_values(projected):
-            # The program must not depend on the image: absent nodes are computed, and not sent.
-            return self._f(block.branch, block.activation, nodes, row), present
-        if present.all():
-            return self._f(block.branch, block.activation, nodes, row), None
-        if self.training and self.thresholds.requires_grad:
-            # Batch norm asks for two values per channel.
-            needed = min(1 if projected[0, 0].numel() > 1 else 2, len(row))
-            if present.sum() < needed:
-                reopened = m.strongest(j, samples=needed)
-                row = m.reopen(j, torch.where(present[:, None], row, reopened))
-                present = row.ne(0).any(dim=1)
-        elif not present.any():
-            return None, present
-        return self._f(block.branch, block.activation, nodes, row, present), present
+        # A recorded program must not depend on the image: it computes absent nodes, and does not
+        # send them. In training that would give batch norm other statistics.
+        if m.can_close and (self.training or not is_recording(projected)):
+            is_fed = row.ne(0).any(dim=1)
+            if self.training and not self.is_frozen():
+                needed = min(1 if projected[0, 0].numel() > 1 else 2, len(row))
+                if is_fed.sum() < needed:
+                    strongest = m.strongest(j, samples=needed)
+                    row = m.reopen(j, torch.where(is_fed[:, None], row, strongest))
+                    is_fed = row.ne(0).any(dim=1)
+            if not is_fed.any():
+                return torch.zeros_like(projected[:1, :1, :1, :1]).expand_as(projected)
+            if not is_fed.all():
+                x_j = block(block.activation(weighted_sum(nodes, row)[is_fed]))
+                return x_j.new_zeros(len(is_fed), *x_j.shape[1:]).index_put((is_fed,), x_j)
+        return f_of_sum(block, nodes, row, block.activation)
 
 
 class ResidualGraph(DynamicGraph):
-    """The wiring for static checkpoints: the blocks are the static ones, shortcuts included, the
-    chain j-1 → j is fixed at 1, and every further edge carries γ·α.
+    """The wiring for static checkpoints: x_j = f_j(x_{j-1} + Σ γ_ij α_ij x_i), where f_j is the
+    static block, shortcut included.
 
     γ is learnable and starts at 0, so that the graph starts equal to the static stage, and every γ
-    has a gradient. The chain keeps every node present.
+    has a gradient. The chain j-1 → j keeps every node present.
 
-    The routers' gradient has the factor γ, so in a fine-tuning they move little: what varies with
-    the image is what varies at the start. So they start where the sigmoid is steepest, and read a
-    normalised average: the averages of a trained network differ little between images beside their
-    size.
+    Routers read a normalised average: the averages of a trained network differ little between
+    images beside their size, and in a fine-tuning the routers' gradient has the factor γ.
     """
 
-    fixed_chain = True
-    router_start = 0.5
-    normalised_routers = True
+    nearest = 2
+    has_shortcuts = True
 
     def __init__(self, blocks: Sequence[Block], **arguments: Any) -> None:
         """As :class:`DynamicGraph`."""
         super().__init__(blocks, **arguments)
         self.gammas = nn.ParameterDict(
-            {str(i): torch.zeros(len(nodes)) for i, nodes in self.targets.items()}
+            {i: torch.zeros(self.num_nodes - 2 - int(i)) for i in self.routers}
         )
 
-    def _project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """P(x): block 1's own shortcut projection, where there is one."""
         shortcut = self.node(1).shortcut
-        return super()._project(x) if shortcut is None else shortcut(x)
+        return super().project(x) if shortcut is None else shortcut(x)
 
-    def _weight(self, i: int, opened: Tensor) -> Tensor:
-        chain = opened.new_zeros(self.num_nodes)
-        chain[i + 1] = 1
-        if i not in self.targets:
-            return opened + chain
-        gamma = spread(self.gammas[str(i)][None], self.targets[i], self.num_nodes)
-        return gamma * opened + chain
+    def factor(self, i: int, opened: Tensor) -> Tensor:
+        """1 for the chain i → i + 1, then γ·α."""
+        weight = self.gammas[str(i)] * opened if str(i) in self.gammas else opened
+        return F.pad(weight, (1, 0), value=1.0)
 
-    def _run(
-        self, j: int, m: Adjacency, nodes: Sequence[Tensor | None], projected: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        before = cast(Tensor, nodes[-1])
+    def run(self, j: int, nodes: Sequence[Tensor], m: Adjacency, projected: Tensor) -> Tensor:
+        """x_j = f_j(x_{j-1} + Σ γ_ij α_ij x_i); for block 1 the sum is the stage's input."""
         if j == 1:
             block = self.node(1)
-            if block.shortcut is None:
-                return block(before), None
-            return block.activation(block.branch(before).add_(projected)), None
-        row = m.row(j)
-        # On a GPU, to look would cost more than to add zeros.
-        looks = row.device.type == "cpu" and not (torch.is_grad_enabled() or has_no_values(before))
-        chain_alone = looks and not row[:, :-1].any()
+            return block(nodes[0]) if block.shortcut is None else block(nodes[0], projected)
         if j == self.num_nodes - 1:
-            return before if chain_alone else self._output(nodes, row), None
-        if chain_alone:
-            return self.node(j)(before), None
-        return self._f(self.node(j), nn.Identity(), nodes, row), None
+            return weighted_sum(nodes, m.row(j))
+        return f_of_sum(self.node(j), nodes, m.row(j), _identity)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x

@@ -44,8 +44,8 @@ class MobileNetV2Stem(CNNBlockBase):
 
 
 class InvertedResidualNode(InvertedResidual):
-    """torchvision's :class:`InvertedResidual` as a node. Its shortcut is the identity or absent,
-    and it ends linear."""
+    """torchvision's :class:`InvertedResidual` as a node. Its shortcut is the identity where it
+    keeps the shape, else absent, as in all nodes of the paper wiring; it ends linear."""
 
     shortcut = None
     freeze = CNNBlockBase.freeze
@@ -61,18 +61,13 @@ class InvertedResidualNode(InvertedResidual):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
-        return self.conv(x)
-
     def activation(self, x: Tensor) -> Tensor:
         """Nothing follows the addition."""
         return x
 
 
 def mobilenetv2(in_channels: int, *, norm: str, shortcuts: bool) -> Network:
-    """Stem and blocks of MobileNetV2-1.0. Its shortcuts have no parameters, and a node's
-    :meth:`branch` never adds them."""
+    """Stem and blocks of MobileNetV2-1.0. Its shortcuts have no parameters."""
     stem = MobileNetV2Stem(in_channels, STEM_CHANNELS, norm)
     channels = STEM_CHANNELS
     levels: list[list[list[Block]]] = []
@@ -88,6 +83,8 @@ def mobilenetv2(in_channels: int, *, norm: str, shortcuts: bool) -> Network:
                 expansion=expansion,
                 norm=norm,
             )
+            for block in blocks:
+                block.use_res_connect = block.use_res_connect and shortcuts
             levels[-1].append(blocks)
             channels = out_channels
     return stem, levels

@@ -59,6 +59,7 @@ class RegNetNode(ResBottleneckBlock):
     """Detectron2's :class:`ResBottleneckBlock` as a node, without bottleneck as in all of
     :data:`REGNETS`."""
 
+    has_shortcut = True
     activation = staticmethod(F.relu_)  # follows the addition
 
     def __init__(
@@ -81,9 +82,14 @@ class RegNetNode(ResBottleneckBlock):
         names, ``proj`` and ``bn``."""
         return None if self.proj is None else nn.Sequential(self.proj, self.bn)
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
-        return self.f(x)
+    def forward(self, x: Tensor, projected: Tensor | None = None) -> Tensor:
+        """[B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]. ``projected`` is the output of
+        the shortcut's projection, if it has been computed already."""
+        if not self.has_shortcut:
+            return self.f(x)
+        if projected is None:
+            projected = x if self.shortcut is None else self.shortcut(x)
+        return self.activation(self.f(x).add_(projected))
 
 
 def regnet(in_channels: int, *, norm: str, shortcuts: bool, name: str) -> Network:
@@ -118,6 +124,7 @@ def regnet(in_channels: int, *, norm: str, shortcuts: bool, name: str) -> Networ
         if not shortcuts:
             for block in blocks:
                 block.proj = block.bn = None
+                block.has_shortcut = False
         levels.append([blocks])
         channels = num_groups * group_width
     return stem, levels

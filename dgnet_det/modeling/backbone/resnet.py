@@ -22,23 +22,39 @@ BLOCKS_PER_STAGE = {
 
 
 class BasicNode(BasicBlock):
-    """Detectron2's :class:`BasicBlock` as a node."""
+    """Detectron2's :class:`BasicBlock` as a node: with a shortcut or, in the paper wiring, its
+    residual branch alone."""
 
+    has_shortcut = True
     activation = staticmethod(F.relu_)  # follows the addition
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
-        return self.conv2(F.relu_(self.conv1(x)))
+    def forward(self, x: Tensor, projected: Tensor | None = None) -> Tensor:
+        """[B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]. ``projected`` is the output of
+        the shortcut's projection, if it has been computed already."""
+        return _add_shortcut(self, self.conv2(F.relu_(self.conv1(x))), x, projected)
 
 
 class BottleneckNode(BottleneckBlock):
-    """Detectron2's :class:`BottleneckBlock` as a node."""
+    """Detectron2's :class:`BottleneckBlock` as a node: with a shortcut or, in the paper wiring, its
+    residual branch alone."""
 
+    has_shortcut = True
     activation = staticmethod(F.relu_)  # follows the addition
 
-    def branch(self, x: Tensor) -> Tensor:
-        """The residual branch, [B, C_in, H, W] → [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
-        return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
+    def forward(self, x: Tensor, projected: Tensor | None = None) -> Tensor:
+        """As :meth:`BasicNode.forward`."""
+        branch = self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
+        return _add_shortcut(self, branch, x, projected)
+
+
+def _add_shortcut(
+    block: BasicNode | BottleneckNode, branch: Tensor, x: Tensor, projected: Tensor | None
+) -> Tensor:
+    if not block.has_shortcut:
+        return branch
+    if projected is None:
+        projected = x if block.shortcut is None else block.shortcut(x)
+    return block.activation(branch.add_(projected))
 
 
 class ConvStem(BasicStem):
@@ -131,7 +147,7 @@ def resnet(
         )
         if not shortcuts:
             for block in blocks:
-                block.shortcut = None
+                block.shortcut, block.has_shortcut = None, False
         levels.append([blocks])
         channels = out_channels
         out_channels *= 2
