@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.graph.decisions import Decisions
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.graph.wirings import PaperGraph, ResidualGraph
 from dgnet_det.modeling.backbone.mobilenetv2 import InvertedResidualNode
@@ -26,7 +26,7 @@ def make_blocks(kind: str, channels: list[int], stride: int, wiring: str) -> lis
         else:
             block = InvertedResidualNode(c_in, c_out, stride=s, expansion=2, norm="BN")
         if wiring == "paper":
-            block.shortcut = None
+            block.shortcut, block.has_shortcut, block.use_res_connect = None, False, False
         blocks.append(block)
     return blocks
 
@@ -60,10 +60,12 @@ def random_batch(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     return x, valid
 
 
-def weights_of(graph: DynamicGraph, x: torch.Tensor) -> EdgeWeights:
-    seen: list[EdgeWeights] = []
-    graph.observers.append(seen.append)
-    with torch.no_grad():
+def decisions_of(graph: DynamicGraph, x: torch.Tensor) -> Decisions:
+    """What one forward pass decides, without gradients."""
+    seen: list[Decisions] = []
+    with (
+        torch.no_grad(),
+        graph.decisions.register_forward_hook(lambda *args: seen.append(args[2]())),
+    ):
         graph(x)
-    graph.observers.clear()
     return seen[0]

@@ -47,6 +47,5 @@ def close_edges(model: nn.Module, graph_name: str, *edges: tuple[int, int]) -> N
     graph = dynamic_graphs(model)[graph_name]
     for i, j in edges:
         with torch.no_grad():
-            bias = graph.routers[str(i)].linear.bias
-            bias[graph.targets[i].index(j)] = -10.0
-            graph.threshold(i).fill_(0.01)
+            graph.routers[str(i)].linear.bias[j - i - graph.nearest] = -10.0
+            graph.thresholds[i] = 0.01

@@ -26,7 +26,7 @@ def reference_graph(graph: DynamicGraph, x: Tensor, valid: list[tuple[int, int]]
 
 def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
     n = graph.num_nodes - 2
-    if graph.fixed_chain and graph.node(1).shortcut is not None:
+    if graph.has_shortcuts and graph.node(1).shortcut is not None:
         projected = graph.node(1).shortcut(x)
     else:
         projected = pooled(x, graph.stride) if graph.stride > 1 else x
@@ -36,26 +36,26 @@ def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
     raw: dict[tuple[int, int], Tensor] = {}
 
     def route(i: int, x_i: Tensor) -> None:
-        if graph.fixed_chain:
+        if graph.has_shortcuts:
             edge[i, i + 1] = 1.0
-        targets = range(i + 2 if graph.fixed_chain else i + 1, n + 2)
+        targets = range(i + 2 if graph.has_shortcuts else i + 1, n + 2)
         if not targets:
             return
         gap = x_i[0, :, :height, :width].mean(dim=(1, 2))
-        if graph.fixed_chain:  # normalised
+        if graph.has_shortcuts:  # normalised
             gap = (gap - gap.mean()) / (gap.var(unbiased=False) + 1e-5).sqrt()
         linear = graph.routers[str(i)].linear
         for k, j in enumerate(targets):
             alpha = torch.sigmoid((linear.weight[k] * gap).sum() + linear.bias[k])
             raw[i, j] = alpha
             opened = straight_through(alpha, graph.thresholds[i])
-            edge[i, j] = opened * graph.gammas[str(i)][k] if graph.fixed_chain else opened
+            edge[i, j] = opened * graph.gammas[str(i)][k] if graph.has_shortcuts else opened
 
     def gathered(j: int, inputs: list[Tensor | None]) -> tuple[Tensor, bool]:
         """The sum over present inputs, closed edges included as zeros; whether one is open."""
         there = [(edge[i, j], x_i) for i, x_i in enumerate(inputs) if x_i is not None]
         total = sum(e * x_i for e, x_i in there)
-        return total, graph.fixed_chain or any(float(e.detach()) != 0 for e, _ in there)
+        return total, graph.has_shortcuts or any(float(e.detach()) != 0 for e, _ in there)
 
     route(0, projected)
     for j in range(1, n + 1):
@@ -64,11 +64,9 @@ def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
         if not is_open:
             outputs.append(None)
             continue
-        if graph.fixed_chain:
-            skip = block_skip(block, total)
-            x_j = activation(block)(block.branch(total) + skip)
-        else:
-            x_j = block.branch(activation(block)(total))
+        x_j = branch(block, total if graph.has_shortcuts else activation(block)(total))
+        if graph.has_shortcuts:
+            x_j = activation(block)(x_j + block_skip(block, total))
         outputs.append(x_j)
         route(j, x_j)
     total, is_open = gathered(n + 1, outputs)
@@ -76,7 +74,7 @@ def _sample(graph: DynamicGraph, x: Tensor, height: int, width: int) -> Tensor:
         there = [i for i in range(n + 1) if outputs[i] is not None]
         i = max(there, key=lambda i: float(raw[i, n + 1].detach()))
         total = total + raw[i, n + 1] * outputs[i]
-    return total if graph.fixed_chain else activation(graph.node(n))(total)
+    return total if graph.has_shortcuts else activation(graph.node(n))(total)
 
 
 def pooled(x: Tensor, stride: int) -> Tensor:
@@ -92,13 +90,21 @@ def pooled(x: Tensor, stride: int) -> Tensor:
     return torch.stack(shifted).amax(dim=0)
 
 
+def branch(block: torch.nn.Module, x: Tensor) -> Tensor:
+    """The residual branch of a block."""
+    if hasattr(block, "conv"):  # MobileNetV2
+        return block.conv(x)
+    for conv in (block.conv1, block.conv2, getattr(block, "conv3", None)):
+        if conv is not None:
+            x = conv(x if conv is block.conv1 else torch.relu(x))
+    return x
+
+
 def block_skip(block: torch.nn.Module, x: Tensor) -> Tensor | float:
     """The shortcut of a static block."""
     if block.shortcut is not None:
         return block.shortcut(x)
-    if hasattr(block, "use_res_connect") and not block.use_res_connect:
-        return 0.0
-    return x
+    return x if x.shape[1] == block.out_channels and block.stride == 1 else 0.0
 
 
 def activation(block: torch.nn.Module) -> Callable[[Tensor], Tensor]:

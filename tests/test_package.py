@@ -52,10 +52,10 @@ def test_a_traced_detector_follows_a_second_image() -> None:
     adapter = TracingAdapter(model, first, inference_func=infer)
     with torch.no_grad(), record_edge_weights(model) as weights:
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-        opened = [w.alpha.ne(0) for w in weights.values()]
+        opened = [w.value.ne(0) for w in weights.values()]
         (expected,) = model.inference(second, do_postprocess=False)
         (got,) = adapter.outputs_schema(traced(second[0]["image"]))
-    assert any((a != w.alpha.ne(0)).any() for a, w in zip(opened, weights.values(), strict=True))
+    assert any((a != w.value.ne(0)).any() for a, w in zip(opened, weights.values(), strict=True))
     assert len(expected) > 0
     boxes, expected_boxes = got.pred_boxes.tensor, expected.pred_boxes.tensor
     torch.testing.assert_close(boxes, expected_boxes, rtol=1e-3, atol=1e-2)

@@ -96,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with record_edge_weights(model) as edge_weights, record_choices(model) as choices:
                 compared = compare_detections(predictor, exported, image)
             comparisons[name] = compared
-            decided = [w.alpha for w in edge_weights.values()]
-            decided += [c.probability for c in choices.values()]
+            decided = [w.value for w in edge_weights.values()]
+            decided += [c.value for c in choices.values()]
             alphas.append([x for values in decided for x in values.flatten().tolist()])
             apart = ", ".join(f"{key} {value:.2g}" for key, value in compared.differences.items())
             print(

@@ -164,8 +164,8 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
         blocks = torch.randperm(n - 2, generator=generator) + 1
         alpha[:, blocks[: round(skipped * (n - 2))]] = 0.1
         graph.thresholds.data.fill_(0.25)
-        for i, targets in graph.targets.items():
-            answer(graph.routers[str(i)], alpha[:, torch.tensor(targets), i])
+        for i, router in graph.routers.items():
+            answer(router, alpha[:, int(i) + graph.nearest :, int(i)])
         for name, gamma in graph.named_parameters():
             if name.startswith("gammas."):
                 gamma.data.fill_(0.01)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dgnet_det.config import is_classifier
 from dgnet_det.graph.stage import DynamicGraph
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
 from dgnet_det.modeling.costs import branch_counts, stage_sizes
@@ -44,7 +44,7 @@ def build_for_analysis(cfg: CfgNode) -> nn.Module:
     return (build_classifier if is_classifier(cfg) else build_model)(cfg).eval()
 
 
-def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
+def backbone_counts(backbone: StagedBackbone, size: tuple[int, int]) -> Counts:
     """Counts of ``backbone`` on one image of ``size``, all edges open; of routed stages, with the
     dearest branches. Nothing is computed, as in :func:`symbolic_counts`."""
     if paths := path_counts(backbone, size):
@@ -53,7 +53,7 @@ def backbone_counts(backbone: DGNet, size: tuple[int, int]) -> Counts:
     return counts.plus_macs(weighted_sums(backbone, size, _all_edges(backbone)))
 
 
-def path_counts(backbone: DGNet, size: tuple[int, int]) -> dict[str, Counts]:
+def path_counts(backbone: StagedBackbone, size: tuple[int, int]) -> dict[str, Counts]:
     """Of routed stages, what runs where every connection has its ``cheapest`` branch, or its
     ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
     if not any(stage.routers for stage in routed_stages(backbone).values()):
@@ -124,12 +124,14 @@ class ImageCounter:
             self._all_open[size] = backbone_counts(backbone, size)
         with record_edge_weights(backbone) as edge_weights:
             ran = operator_counts(backbone, batch)[""]
-        opened = {name: w.edges & w.weight[0].ne(0) for name, w in edge_weights.items()}
+        opened = {name: w.learned & w.weight[0].ne(0) for name, w in edge_weights.items()}
         ran = ran.plus_macs(weighted_sums(backbone, size, opened))
         return ImageCounts(size, ran, self._all_open[size])
 
 
-def weighted_sums(backbone: DGNet, size: tuple[int, int], edges: Mapping[str, Tensor]) -> int:
+def weighted_sums(
+    backbone: StagedBackbone, size: tuple[int, int], edges: Mapping[str, Tensor]
+) -> int:
     """Multiply-adds of the weighted sums (the argument of f_j in Eq. 3) for one image of ``size``:
     one per element and edge. ``edges`` are by graph, [N, N], whether edge i → j, at [j, i], is
     weighted and open."""
@@ -144,21 +146,21 @@ def weighted_sums(backbone: DGNet, size: tuple[int, int], edges: Mapping[str, Te
     return total
 
 
-def structure(backbone: DGNet, size: tuple[int, int]) -> list[dict[str, Any]]:
+def structure(backbone: StagedBackbone, size: tuple[int, int]) -> list[dict[str, Any]]:
     """The stages of ``backbone``, in order, as JSON takes them; ``size`` is the image's. ``edges``
     are all edges of a stage, ``routed_edges`` those that routers weigh."""
     rows = []
     for name, (stage, _, out_size) in stage_sizes(backbone, size).items():
         blocks = len(stage.nodes)
-        routed = int(stage.edges.sum()) if isinstance(stage, DynamicGraph) else 0
-        is_paper = isinstance(stage, DynamicGraph) and not stage.fixed_chain
+        edges = int(stage.edges.sum()) if isinstance(stage, DynamicGraph) else 0
+        complete = (blocks + 2) * (blocks + 1) // 2
         rows.append(
             {
                 "name": name,
                 "blocks": blocks,
                 "nodes": blocks + 2,
-                "edges": routed + (0 if is_paper else blocks + 1),
-                "routed_edges": routed,
+                "edges": complete if edges else blocks + 1,
+                "routed_edges": edges,
                 "in_channels": stage.in_channels,
                 "out_channels": stage.out_channels,
                 "stride": stage.stride,
@@ -168,5 +170,5 @@ def structure(backbone: DGNet, size: tuple[int, int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _all_edges(backbone: DGNet) -> dict[str, Tensor]:
+def _all_edges(backbone: StagedBackbone) -> dict[str, Tensor]:
     return {name: graph.edges for name, graph in dynamic_graphs(backbone).items()}

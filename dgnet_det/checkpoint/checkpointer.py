@@ -13,7 +13,7 @@ from torch import nn
 
 from dgnet_det.checkpoint.reading import local_file, read_checkpoint
 from dgnet_det.errors import UserError, first_few
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.backbone.matching import match_backbone
 from dgnet_det.utils.files import written_whole
 
@@ -133,7 +133,7 @@ class DGNetCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         for name, backbone in self.model.named_modules():
-            if isinstance(backbone, DGNet):
+            if isinstance(backbone, StagedBackbone):
                 prefix = f"{name}." if name else ""
                 match = match_backbone(checkpoint["model"], backbone, prefix)
                 if misfit := match.misfit():

@@ -1,7 +1,5 @@
 """RouterNets and the selection of a branch."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,13 +67,3 @@ def select(logits: Tensor, temperature: float | None) -> Tensor:
 
 def _one_hot(scores: Tensor) -> Tensor:
     return F.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)
-
-
-class Choices(NamedTuple):
-    """What one forward pass of a stage selected in its C connections that have a choice, of K
-    branches, [B, C, K]; 0 for branches that a connection does not have."""
-
-    gate: Tensor  # 1 for the branch that runs; differentiable in training
-    probability: Tensor  # softmax of the logits, without noise
-    connections: tuple[int, ...]
-    branches: tuple[str, ...]

@@ -1,7 +1,7 @@
 """A stage whose connections each run one of their branches, chosen for every image."""
 
-from collections.abc import Callable, Collection, Sequence
-from functools import reduce
+from collections.abc import Collection, Sequence
+from functools import partial, reduce
 from typing import cast
 
 import torch
@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_det.drnet.branches import Cell, candidates
-from dgnet_det.drnet.routing import Choices, RouterNet, select
+from dgnet_det.drnet.routing import RouterNet, select
 from dgnet_det.errors import UserError
-from dgnet_det.graph.aggregation import has_no_values, weighted_sum
-from dgnet_det.graph.routing import ValidAverage
+from dgnet_det.graph.aggregation import is_recording, weighted_sum
+from dgnet_det.graph.decisions import DecisionPoint, Decisions
+from dgnet_det.graph.routing import average, position_weights
 from dgnet_det.graph.stage import Block, PlainStage
 
 # The block's logit over that of the identity at the start: in training, it is chosen with
@@ -81,8 +82,7 @@ class RoutedStage(PlainStage):
                 if len(names) > 1
             }
         )
-        # Called with the :class:`Choices` of every forward pass.
-        self.observers: list[Callable[[Choices], None]] = []
+        self.decisions = DecisionPoint()
 
     def module_name(self, j: int, name: str) -> str:
         """The name of a branch's module in this one; empty for the identity, which has none."""
@@ -106,7 +106,7 @@ class RoutedStage(PlainStage):
         Returns:
             The stage's output, [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉].
         """
-        average: ValidAverage | None = None
+        positions: Tensor | None = None
         temperature = self._temperature()
         gates, logits = [], []
         for j, names in self.branches.items():
@@ -114,17 +114,15 @@ class RoutedStage(PlainStage):
             if len(names) == 1:
                 x = branches[0](x)
                 continue
-            average = average or ValidAverage(x, valid)
-            logits.append(self.routers[str(j)](average(x)))
-            if temperature is not None or has_no_values(x):
+            positions = position_weights(x, valid) if positions is None else positions
+            logits.append(self.routers[str(j)](average(x, positions)))
+            if temperature is not None or is_recording(x):
                 gates.append(select(logits[-1], temperature))
                 x = weighted_sum([branch(x) for branch in branches], gates[-1])
             else:
                 x = run_selected(branches, x, logits[-1].argmax(dim=1))
-        if self.observers and logits:
-            choices = self._choices(gates or [select(row, None) for row in logits], logits)
-            for observe in self.observers:
-                observe(choices)
+        if logits:
+            self.decisions(partial(self._decided, gates, logits))
         return x
 
     def _temperature(self) -> float | None:
@@ -134,21 +132,23 @@ class RoutedStage(PlainStage):
         start, end = self.temperature
         return start * (end / start) ** self.progress
 
-    def _choices(self, gates: Sequence[Tensor], logits: Sequence[Tensor]) -> Choices:
-        connections = tuple(map(int, self.routers))
+    def _decided(self, gates: Sequence[Tensor], logits: Sequence[Tensor]) -> Decisions:
+        gates = gates or [select(row, None) for row in logits]
 
         def table(rows: Sequence[Tensor]) -> Tensor:
             """[B, C, K] of [B, |B_j|] for each connection."""
             columns = []
-            for j, row in zip(connections, rows, strict=True):
+            for j, row in zip(map(int, self.routers), rows, strict=True):
                 place = [
                     self.branches[j].index(n) if n in self.branches[j] else -1 for n in self.columns
                 ]
                 columns.append(F.pad(row, (0, 1))[:, place])
             return torch.stack(columns, dim=1)
 
-        probability = table([row.softmax(dim=1) for row in logits])
-        return Choices(table(gates), probability, connections, self.columns)
+        gate, probability = table(gates), table([row.softmax(dim=1) for row in logits])
+        exists = [[n in self.branches[int(j)] for n in self.columns] for j in self.routers]
+        learned = torch.tensor(exists, device=gate.device)
+        return Decisions(gate, probability, gate, learned, tuple(self.routers), self.columns)
 
 
 def run_selected(branches: Sequence[nn.Module], x: Tensor, selected: Tensor) -> Tensor:

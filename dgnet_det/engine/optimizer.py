@@ -11,7 +11,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.base import StagedBackbone
 
 DECIDING = {"routers", "thresholds", "gammas"}  # parts of a graph
 
@@ -62,7 +62,7 @@ def separate_routers(
     deciding = {
         parameter
         for backbone in model.modules()
-        if isinstance(backbone, DGNet)
+        if isinstance(backbone, StagedBackbone)
         for name, parameter in backbone.named_parameters()
         if not DECIDING.isdisjoint(name.split("."))
     }

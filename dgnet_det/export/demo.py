@@ -14,9 +14,8 @@ from torch import nn
 from tqdm import tqdm
 
 from dgnet_det.data import read_image
-from dgnet_det.drnet.routing import Choices
 from dgnet_det.export.predictor import Detector, Predictor
-from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.observation import graph_statistics, record_choices, record_edge_weights
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_branches, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels, save_picture, side_by_side
@@ -141,38 +140,38 @@ def _draw(
     return drawn.get_image()
 
 
-def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, EdgeWeights]) -> Figure:
+def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, Decisions]) -> Figure:
     """Draw the graphs of a model with their edge weights for one image, as
     :func:`record_edge_weights` gives them: α in the cells, and as arcs the factor in the sum, which
     is α or, in the residual wiring, γ·α. The model's largest γ is the limit of a scale, so that all
     its pictures can be compared."""
     panels = []
     for name, weights in edge_weights.items():
-        edges = weights.edges.cpu().numpy()
-        is_open = weights.alpha[0].ne(0).cpu().numpy()
+        edges = weights.learned.cpu().numpy()
+        is_open = weights.value[0].ne(0).cpu().numpy()
         alpha, weight = (
             np.where(is_open, values[0].double().cpu(), np.nan)
-            for values in (weights.alpha, weights.weight)
+            for values in (weights.value, weights.weight)
         )
         title = f"{name}: {(edges & is_open).sum()} of {edges.sum()} open"
         absent = weights.absent()[0].cpu().numpy()
-        panels.append(GraphPanel(title, edges, weight, alpha, absent, weights.fixed_chain))
+        panels.append(GraphPanel(title, edges, weight, alpha, absent, not weights.learned[1, 0]))
     arcs = Scale.of_alpha()
     if gammas := [p for name, p in model.named_parameters() if ".gammas." in name]:
         arcs = Scale.of_gamma_alpha(max(float(gamma.detach().abs().max()) for gamma in gammas))
     return draw_graphs(panels, arcs, Scale.of_alpha())
 
 
-def draw_choices(choices: Mapping[str, Choices]) -> Figure:
+def draw_choices(choices: Mapping[str, Decisions]) -> Figure:
     """Draw which branches an image took, as :func:`record_choices` gives its choices, with the
     probabilities that the RouterNets gave them."""
     stages = list(choices.items())
-    names = [f"{name}, {j}" for name, of_stage in stages for j in of_stage.connections]
+    names = [f"{name}, {j}" for name, of_stage in stages for j in of_stage.rows]
     probability, gate = (
         np.concatenate([getattr(of_stage, part)[0].cpu().numpy() for _, of_stage in stages])
-        for part in ("probability", "gate")
+        for part in ("value", "gate")
     )
-    branches = stages[0][1].branches
+    branches = stages[0][1].columns
     return draw_branches(names, branches, probability, gate > 0, label="probability")
 
 
@@ -212,16 +211,16 @@ def annotate(
     if choices:
         pictures.append(figure_pixels(draw_choices(choices)))
         record["choices"] = {
-            f"{name}, {j}": dict(zip(of_stage.branches, row.tolist(), strict=True))
+            f"{name}, {j}": dict(zip(of_stage.columns, row.tolist(), strict=True))
             for name, of_stage in choices.items()
-            for j, row in zip(of_stage.connections, of_stage.probability[0], strict=True)
+            for j, row in zip(of_stage.rows, of_stage.value[0], strict=True)
         }
     elif graphs:
         pictures.append(figure_pixels(draw_edge_weights(model, edge_weights)))
         record["graphs"] = {
             name: {
                 **graph_statistics(weights),
-                "alpha": weights.alpha[0].tolist(),
+                "alpha": weights.value[0].tolist(),
                 "weight": weights.weight[0].tolist(),
             }
             for name, weights in edge_weights.items()

@@ -18,6 +18,13 @@ class Decisions(NamedTuple):
     value: Tensor  # α after Eq. 5 of an edge, the importance weight of a branch
     weight: Tensor  # the factor in the sum; of edges γ·α in the residual wiring, 1 on its chain
     learned: Tensor  # the entries that a router decides, bool, [R, K]
+    rows: tuple[str, ...]  # names: of nodes, or of connections
+    columns: tuple[str, ...]  # names: of nodes, or of branches
+
+    def detached(self) -> "Decisions":
+        """Without gradients."""
+        gate, value, weight = self.gate.detach(), self.value.detach(), self.weight.detach()
+        return self._replace(gate=gate, value=value, weight=weight)
 
     def absent(self) -> Tensor:
         """The blocks of a graph all of whose inputs are closed, bool, [B, N]."""

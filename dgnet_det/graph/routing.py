@@ -105,9 +105,7 @@ class Adjacency:
         for its edges to the last K nodes."""
         self.alphas.append(alpha)
         column = F.pad(weight, (self.num_nodes - weight.shape[1], 0))[:, :, None]
-        self.columns = (
-            column if self.columns is None else torch.cat([self.columns, column], dim=2)
-        )
+        self.columns = column if self.columns is None else torch.cat([self.columns, column], dim=2)
 
     def row(self, j: int) -> Tensor:
         """The factors of the edges into node j from all nodes before it, [B, j]."""
@@ -146,7 +144,8 @@ class Adjacency:
         for j, row in self.reopened.items():
             row = F.pad(row, (0, n - row.shape[1]))[:, None]
             weight = value = torch.cat([weight[:, :j], row, weight[:, j + 1 :]], dim=1)
-        return Decisions(gate, value, weight, learned)
+        nodes = ("in", *map(str, range(1, n - 1)), "out")
+        return Decisions(gate, value, weight, learned, nodes, nodes)
 
 
 def valid_sizes(images: Tensor) -> Tensor:

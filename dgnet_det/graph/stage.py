@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +138,7 @@ class DynamicGraph(PlainStage):
         nodes = [self.project(x)]
         positions = position_weights(nodes[0], valid)
         for j in range(1, self.num_nodes):
-            m.write(*self.weigh(j - 1, average(nodes[-1], positions), m))  # Eqs. 4, 5: column j - 1
+            m.write(*self.weigh(j - 1, nodes[-1], positions, m))  # Eqs. 4, 5: column j - 1
             nodes.append(self.run(j, [x] if j == 1 else nodes, m, nodes[0]))  # Eq. 3: row j
         self.decisions(partial(m.decisions, self.thresholds, self.edges))
         return nodes[-1]
@@ -167,13 +167,13 @@ class DynamicGraph(PlainStage):
             x = F.max_pool2d(x, kernel_size=3, stride=self.stride, padding=1)
         return x if self.projection is None else self.projection(x)
 
-    def weigh(self, i: int, pooled: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
-        """Column i of M: α by Eq. 4 and, after Eq. 5, the factors in the sums, [B, K] each, from
-        GAP(x_i), [B, C]."""
+    def weigh(self, i: int, x_i: Tensor, positions: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
+        """Column i of M: α by Eq. 4 and, after Eq. 5, the factors in the sums, [B, K] each.
+        ``positions`` are the :func:`position_weights`."""
         if str(i) not in self.routers:
-            nothing = pooled[:, :0]
+            nothing = positions[:, :0, 0]
             return nothing, self.factor(i, nothing)
-        alpha = self.routers[str(i)](pooled)
+        alpha = self.routers[str(i)](average(x_i, positions))
         opened = alpha
         if m.can_close or torch.is_grad_enabled():
             opened, _ = apply_threshold(alpha, self.thresholds[i])
@@ -182,8 +182,8 @@ class DynamicGraph(PlainStage):
     # What a wiring says.
 
     def factor(self, i: int, opened: Tensor) -> Tensor:
-        """The factors in the sums of the edges out of node i to all later nodes, from α after Eq. 5,
-        [B, K]."""
+        """The factors in the sums of node i's edges to the last K nodes, [B, K], from α after
+        Eq. 5."""
         return opened
 
     @abstractmethod
@@ -192,7 +192,10 @@ class DynamicGraph(PlainStage):
 
 
 def f_of_sum(
-    f: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], row: Tensor, activation: Callable[[Tensor], Tensor]
+    f: Callable[[Tensor], Tensor],
+    inputs: Sequence[Tensor],
+    row: Tensor,
+    activation: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """f(activation(Σ_i row[b, i] · inputs[i][b])). The backward pass makes the sum anew."""
     total = weighted_sum(inputs, row)

@@ -30,9 +30,9 @@ class PaperGraph(DynamicGraph):
     nearest = 1
     has_shortcuts = False
 
-    def weigh(self, i: int, pooled: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
+    def weigh(self, i: int, x_i: Tensor, positions: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
         """As :meth:`DynamicGraph.weigh`. An absent node sends nothing."""
-        alpha, weight = super().weigh(i, pooled, m)
+        alpha, weight = super().weigh(i, x_i, positions, m)
         if i == 0 or not m.can_close:
             return alpha, weight
         is_fed = m.reopened.get(i, m.row(i)).ne(0).any(dim=1, keepdim=True)

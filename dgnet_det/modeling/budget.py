@@ -1,5 +1,6 @@
 """A loss that pays for what decisions cause in multiply-adds. It is not in the papers."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,12 +9,11 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from dgnet_det.config import is_routed
-from dgnet_det.drnet.routing import Choices
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
-from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.graph.decisions import Decisions
 from dgnet_det.graph.stage import PlainStage
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.costs import Costs
 from dgnet_det.modeling.observation import dgnet_of
 
@@ -28,7 +28,7 @@ class BudgetLoss:
 
     def __init__(
         self,
-        backbone: DGNet,
+        backbone: StagedBackbone,
         *,
         weight: float,
         budget: float = 0.0,
@@ -48,7 +48,7 @@ class BudgetLoss:
         self._gates: dict[str, Tensor] = {}  # by stage, of the latest forward pass
         for name in self.costs.decided:
             stage: Any = backbone.stages()[name]
-            stage.observers.append(partial(self._keep, name, stage))
+            stage.decisions.register_forward_hook(partial(self._keep, name, stage))
 
     def __call__(self) -> Tensor:
         """The loss of the latest forward pass in training mode, a scalar. To be called once."""
@@ -63,9 +63,16 @@ class BudgetLoss:
         """What a copy takes over: not the forward pass, whose gradients cannot be copied."""
         return {**self.__dict__, "_gates": {}}
 
-    def _keep(self, name: str, stage: PlainStage, decided: EdgeWeights | Choices) -> None:
+    def _keep(
+        self,
+        name: str,
+        stage: PlainStage,
+        module: nn.Module,
+        inputs: Any,
+        make: Callable[[], Decisions],
+    ) -> None:
         if stage.training:
-            self._gates[name] = decided.gate
+            self._gates[name] = make().gate
             if isinstance(stage, RoutedStage):
                 self.progress = stage.progress
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dgnet_det.config import is_routed
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.backbone import DGNet, build_dgnet_backbone, build_drnet_backbone
+from dgnet_det.modeling.backbone import build_dgnet_backbone, build_drnet_backbone
+from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.build import config_errors_in_one_line
 
 MOBILENETV2_HEAD_CHANNELS = 1280
@@ -55,15 +56,15 @@ class ClassifierHead(nn.Module):
 
 
 class DGNetClassifier(nn.Module):
-    """A :class:`DGNet` under a head. Its parameters are ``backbone.`` with the detector's names,
-    and ``head.``."""
+    """A :class:`StagedBackbone` under a head. Its parameters are ``backbone.`` with the detector's
+    names, and ``head.``."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(
         self,
-        backbone: DGNet,
+        backbone: StagedBackbone,
         head: ClassifierHead,
         *,
         pixel_mean: Sequence[float],

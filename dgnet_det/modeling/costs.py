@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.graph.stage import DynamicGraph, PlainStage
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.counting import NOTHING, Counts, symbolic_counts
 
 # Pixels of the image side that costs are counted for. Their shares are those at any size, but for
@@ -32,13 +32,13 @@ class Costs(NamedTuple):
     whole: float
 
     @classmethod
-    def of(cls, backbone: DGNet) -> "Costs":
+    def of(cls, backbone: StagedBackbone) -> "Costs":
         """The costs of a backbone."""
         sizes = stage_sizes(backbone, (SIDE, SIDE)).items()
         of_graphs = {
             name: _costs_of_graph(stage, in_size[0], out_size[0])
             for name, (stage, in_size, out_size) in sizes
-            if isinstance(stage, DynamicGraph) and stage.targets
+            if isinstance(stage, DynamicGraph)
         }
         if of_graphs:
             return cls(of_graphs, 0.0, 0.0, sum(float(cost.sum()) for cost in of_graphs.values()))
@@ -69,7 +69,7 @@ class Costs(NamedTuple):
 
 
 def branch_counts(
-    backbone: DGNet, found: Mapping[str, Counts]
+    backbone: StagedBackbone, found: Mapping[str, Counts]
 ) -> dict[tuple[str, int], dict[str, Counts]]:
     """The counts of the branches of every connection that has a choice, by stage and connection,
     out of what :func:`symbolic_counts` ``found`` in ``backbone``."""
@@ -85,7 +85,7 @@ def branch_counts(
 
 
 def stage_sizes(
-    backbone: DGNet, size: tuple[int, int]
+    backbone: StagedBackbone, size: tuple[int, int]
 ) -> dict[str, tuple[PlainStage, tuple[int, int], tuple[int, int]]]:
     """Each stage of ``backbone`` with the sizes, (height, width), of its input and output, for an
     image of ``size``."""
@@ -111,7 +111,7 @@ def _costs_of_graph(graph: DynamicGraph, in_side: int, out_side: int) -> Tensor:
     """
     carried = graph.out_channels * out_side**2
     costs = graph.edges.double() * carried
-    if graph.fixed_chain:  # the blocks run in any case
+    if graph.has_shortcuts:  # the chain keeps every block running
         return costs
     raw = graph.in_channels * in_side**2
     costs[1, 0] *= raw / carried
@@ -119,7 +119,7 @@ def _costs_of_graph(graph: DynamicGraph, in_side: int, out_side: int) -> Tensor:
         channels, side = (graph.in_channels, in_side) if j == 1 else (graph.out_channels, out_side)
         router = sum(p.numel() for p in graph.routers[str(j)].parameters() if p.dim() == 2)
         # Pooling for the router reads every element once.
-        block = symbolic_counts(graph.nodes[str(j)], channels, (side, side), method="branch")[""]
+        block = symbolic_counts(graph.nodes[str(j)], channels, (side, side))[""]
         node = block.macs + carried + router
         costs[j, graph.edges[j]] += node / int(graph.edges[j].sum())
     return costs

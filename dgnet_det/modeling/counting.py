@@ -32,9 +32,8 @@ class Counts(NamedTuple):
 NOTHING = Counts(0, 0, 0, 0)  # of what only pools or passes on, and has no parameters
 
 
-def operator_counts(model: nn.Module, inputs: Any, *, method: str = "") -> dict[str, Counts]:
-    """Counts of the modules of ``model`` that compute something on ``inputs``, by name; of a
-    ``method`` instead of its forward pass, those of all of it alone, under ``""``."""
+def operator_counts(model: nn.Module, inputs: Any) -> dict[str, Counts]:
+    """Count each of the modules of ``model`` that compute something on ``inputs``, by name."""
 
     def output_size(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return prod(out_shape)
@@ -44,12 +43,10 @@ def operator_counts(model: nn.Module, inputs: Any, *, method: str = "") -> dict[
         custom_mapping={op: output_size for op in (_CONVOLUTION, *_MATRIX_PRODUCTS)},
     )
     with outputs, FlopCounterMode(display=False) as flops:
-        (getattr(model, method) if method else model)(inputs)
+        model(inputs)
     activations, params = outputs.get_flop_counts(), parameter_count(model)
     counts = {}
     for module, by_operator in flops.get_flop_counts().items():
-        if method and module != "Global":
-            continue
         name = module.partition(".")[2]  # after that of the model's class
         counts[name] = Counts(
             params=params[name],
@@ -60,15 +57,11 @@ def operator_counts(model: nn.Module, inputs: Any, *, method: str = "") -> dict[
     return counts
 
 
-def symbolic_counts(
-    module: nn.Module, channels: int, size: tuple[int, int], *, method: str = ""
-) -> dict[str, Counts]:
+def symbolic_counts(module: nn.Module, channels: int, size: tuple[int, int]) -> dict[str, Counts]:
     """As :func:`operator_counts`, in evaluation mode on one image of ``size``, height and width.
     Shapes alone are propagated, so any size takes the same short time."""
     if module.training:  # a copy, since its norms would count what passes
         module = copy.deepcopy(module).eval()
     device = next((parameter.device for parameter in module.parameters()), None)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return operator_counts(
-            module, torch.empty(1, channels, *size, device=device), method=method
-        )
+        return operator_counts(module, torch.empty(1, channels, *size, device=device))

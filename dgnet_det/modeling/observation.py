@@ -2,31 +2,29 @@
 figures."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dgnet_det.drnet.routing import Choices
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
-from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.graph.decisions import Decisions
 from dgnet_det.graph.stage import DynamicGraph, PlainStage
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.costs import Costs
 
 
-def dgnet_of(model: nn.Module) -> DGNet:
-    """The :class:`DGNet` in a backbone, a detector or a classifier.
+def dgnet_of(model: nn.Module) -> StagedBackbone:
+    """The :class:`StagedBackbone` in a backbone, a detector or a classifier.
 
     Raises:
         UserError: there is none.
     """
     for module in model.modules():
-        if isinstance(module, DGNet):
+        if isinstance(module, StagedBackbone):
             return module
     backbone = type(getattr(model, "backbone", model)).__name__
     raise UserError(
@@ -35,9 +33,8 @@ def dgnet_of(model: nn.Module) -> DGNet:
 
 
 def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
-    """The graphs of a model by name: ``res2.0``, …, but for those without any edge left that a
-    router weighs. Empty for a plain network."""
-    return {name: s for name, s in _stages(model) if isinstance(s, DynamicGraph) and s.targets}
+    """The graphs of a model by name: ``res2.0``, …. Empty for a plain network."""
+    return {name: s for name, s in _stages(model) if isinstance(s, DynamicGraph)}
 
 
 def routed_stages(model: nn.Module) -> dict[str, RoutedStage]:
@@ -47,11 +44,11 @@ def routed_stages(model: nn.Module) -> dict[str, RoutedStage]:
 
 def _stages(model: nn.Module) -> Iterator[tuple[str, PlainStage]]:
     for module in model.modules():
-        if isinstance(module, DGNet):
+        if isinstance(module, StagedBackbone):
             yield from module.stages().items()
 
 
-def record_edge_weights(model: nn.Module) -> AbstractContextManager[dict[str, EdgeWeights]]:
+def record_edge_weights(model: nn.Module) -> AbstractContextManager[dict[str, Decisions]]:
     """Record the edge weights of every graph of ``model``, by name as in :func:`dynamic_graphs`,
     without gradients.
 
@@ -60,30 +57,28 @@ def record_edge_weights(model: nn.Module) -> AbstractContextManager[dict[str, Ed
     return _recorded(dynamic_graphs(model))
 
 
-def record_choices(model: nn.Module) -> AbstractContextManager[dict[str, Choices]]:
-    """As :func:`record_edge_weights`, the choices of every one of :func:`routed_stages`."""
+def record_choices(model: nn.Module) -> AbstractContextManager[dict[str, Decisions]]:
+    """As :func:`record_edge_weights`, what every one of :func:`routed_stages` decides."""
     return _recorded(routed_stages(model))
 
 
 @contextmanager
-def _recorded(stages: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    latest: dict[str, Any] = {}
+def _recorded(stages: Mapping[str, Any]) -> Iterator[dict[str, Decisions]]:
+    latest: dict[str, Decisions] = {}
 
-    def keep(name: str, decided: Any) -> None:
-        tensors = {k: v.detach() for k, v in decided._asdict().items() if isinstance(v, Tensor)}
-        latest[name] = decided._replace(**tensors)
+    def listen(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: Any, make: Callable[[], Decisions]) -> None:
+            latest[name] = make().detached()
 
-    observers = [(stage, partial(keep, name)) for name, stage in stages.items()]
-    for stage, observer in observers:
-        stage.observers.append(observer)
-    try:
+        return keep
+
+    with ExitStack() as hooks:
+        for name, stage in stages.items():
+            hooks.enter_context(stage.decisions.register_forward_hook(listen(name)))
         yield latest
-    finally:
-        for stage, observer in observers:
-            stage.observers.remove(observer)
 
 
-def graph_statistics(weights: EdgeWeights) -> dict[str, float]:
+def graph_statistics(weights: Decisions) -> dict[str, float]:
     """A graph's edge weights in figures.
 
     Returns:
@@ -91,10 +86,9 @@ def graph_statistics(weights: EdgeWeights) -> dict[str, float]:
         residual wiring, averaged over the batch. ``open_edges``: the share of routed edges that are
         open. ``absent_nodes``: the share of blocks all of whose inputs are closed.
     """
-    alpha = weights.alpha[:, weights.edges]
     return {
-        "mean_weight": weights.weight[:, weights.edges].mean().item(),
-        "open_edges": alpha.ne(0).double().mean().item(),
+        "mean_weight": weights.weight[:, weights.learned].mean().item(),
+        "open_edges": weights.value[:, weights.learned].ne(0).double().mean().item(),
         "absent_nodes": weights.absent()[:, 1:-1].double().mean().item(),
     }
 
@@ -109,7 +103,7 @@ class AlphaSpread:
     def add(self, recorded: Mapping[str, Any]) -> None:
         """Add the images of a forward pass, as :func:`record_edge_weights` gives it."""
         for name, weights in recorded.items():
-            alpha = weights.alpha[:, weights.edges].double().cpu()
+            alpha = weights.value[:, weights.learned].double().cpu()
             self._seen.setdefault(name, []).append(alpha)
 
     def merge(self, other: "AlphaSpread") -> None:

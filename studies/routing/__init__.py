@@ -58,7 +58,7 @@ def rarer_branches(model: nn.Module, batches: Iterable[Any]) -> list[str]:
     for (name, j, branch), count in count_branches(model, batches).items():
         connections.setdefault((name, j), {})[branch] = count
     return [
-        branch_name(name, j, branch)
+        branch_name(name, str(j), branch)
         for (name, j), counts in connections.items()
         for branch in counts
         if branch != max(counts, key=counts.__getitem__)

@@ -56,7 +56,7 @@ def test_drawn_edges(name: str, closed: float, skipped: float) -> None:
     with record_edge_weights(model) as wirings, torch.no_grad():
         model(torch.randn(2, 3, 64, 64))
     for wiring in wirings.values():
-        routed = wiring.alpha[:, wiring.edges]
+        routed = wiring.value[:, wiring.learned]
         if not closed and not skipped:
             assert (routed == 0.5).all()
         if closed == 1 and "residual" not in name:
@@ -67,7 +67,7 @@ def test_drawn_edges(name: str, closed: float, skipped: float) -> None:
             count = 1 if "residual" in name else 3
             assert routed.eq(0).sum(dim=1).tolist() == [count, count]
         if skipped:
-            absent = wiring.alpha[:, 1:-1].eq(0).all(dim=2)
+            absent = wiring.value[:, 1:-1].eq(0).all(dim=2)
             assert absent.sum(dim=1).tolist() == [1, 1]  # of two blocks
 
 

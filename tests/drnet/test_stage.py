@@ -7,9 +7,9 @@ from static_networks import NETWORKS, Static, assert_equal_features
 from torch import nn
 
 from dgnet_det.drnet.branches import CELL
-from dgnet_det.drnet.routing import Choices
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
+from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.backbone.resnet import BasicNode
 from dgnet_det.modeling.observation import record_choices, routed_stages
@@ -75,8 +75,8 @@ def test_a_branch_runs_for_the_images_that_selected_it_and_for_no_others() -> No
     selected = {
         (name, j, branch): int(count)
         for name, of_stage in choices.items()
-        for j, counts in zip(of_stage.connections, of_stage.gate.sum(dim=0), strict=True)
-        for branch, count in zip(of_stage.branches, counts, strict=True)
+        for j, counts in zip(map(int, of_stage.rows), of_stage.gate.sum(dim=0), strict=True)
+        for branch, count in zip(of_stage.columns, counts, strict=True)
         if branch != "identity" and count
     }
     assert ran == selected
@@ -92,11 +92,10 @@ def small_stage(norm: str = "") -> RoutedStage:
     return stage
 
 
-def seen_by(stage: RoutedStage, x: torch.Tensor) -> Choices:
-    seen: list[Choices] = []
-    stage.observers.append(seen.append)
-    stage(x)
-    stage.observers.clear()
+def seen_by(stage: RoutedStage, x: torch.Tensor) -> Decisions:
+    seen: list[Decisions] = []
+    with stage.decisions.register_forward_hook(lambda *args: seen.append(args[2]())):
+        stage(x)
     return seen[0]
 
 
@@ -150,7 +149,7 @@ def test_training_selects_one_branch_and_inference_draws_nothing() -> None:
     assert not all(torch.equal(gate, drawn[0]) for gate in drawn)
     chosen = [seen_by(stage.eval(), x) for _ in range(2)]
     assert torch.equal(chosen[0].gate, chosen[1].gate)
-    assert torch.equal(chosen[0].gate.argmax(dim=2), chosen[0].probability.argmax(dim=2))
+    assert torch.equal(chosen[0].gate.argmax(dim=2), chosen[0].value.argmax(dim=2))
 
 
 def test_batch_statistics_are_those_of_all_images() -> None:
@@ -199,12 +198,12 @@ def test_a_frozen_stage_runs_as_at_inference() -> None:
 @torch.no_grad()
 def test_routers_leave_padding_out() -> None:
     stage, x = small_stage().eval(), torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    seen: list[Choices] = []
-    stage.observers.append(seen.append)
+    seen: list[Decisions] = []
+    stage.decisions.register_forward_hook(lambda *args: seen.append(args[2]()))
     stage(x, torch.tensor([[4, 3], [2, 4]]))
     first = stage.nodes["1"](x)
     gap = torch.stack([first[0, :, :4, :3].mean(dim=(1, 2)), first[1, :, :2].mean(dim=(1, 2))])
-    torch.testing.assert_close(seen[0].probability[:, 0], stage.routers["2"](gap).softmax(dim=1))
+    torch.testing.assert_close(seen[0].value[:, 0], stage.routers["2"](gap).softmax(dim=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -239,7 +238,7 @@ def test_pruned_branches_are_not_there() -> None:
     with record_choices(pruned) as choices:
         pruned(images())
     assert not choices["res3.0"].gate[:, 0, [1, 3]].any()
-    assert choices["res4.0"].connections == (2, 4, 5)
+    assert choices["res4.0"].rows == ("2", "4", "5")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_the_report_shows_choices_and_their_use(
     model = load_predictor(load_cfg_with_data(CONFIG, words[2:])).model
     with record_choices(model) as choices:
         model([{"image": torch.zeros(3, 96, 128)}])
-    assert len(report["connections"]) == sum(len(c.connections) for c in choices.values())
+    assert len(report["connections"]) == sum(len(c.rows) for c in choices.values())
     assert set(report["interventions"].get("ap", {})) in ({"own", "mean", "other"}, set())
 
 
@@ -94,7 +94,7 @@ def test_interventions_replace_the_choice() -> None:
     ):
         backbone(x)
     for name, of_stage in choices.items():
-        for row, j in enumerate(of_stage.connections):
+        for row, j in enumerate(of_stage.rows):
             most = chosen[f"{name}.routers.{j}"].sum(dim=0).argmax()
             assert (of_stage.gate[:, row].argmax(dim=1) == most).all()
 

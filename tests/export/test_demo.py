@@ -149,7 +149,7 @@ def test_graphs_beside_images_and_frames(
     with record_edge_weights(predictor.model) as edge_weights:
         predictor(cv2.imread(str(inputs[0])))
     for name, weights in edge_weights.items():
-        np.testing.assert_allclose(graphs[name]["alpha"], weights.alpha[0], atol=1e-4)
+        np.testing.assert_allclose(graphs[name]["alpha"], weights.value[0], atol=1e-4)
         np.testing.assert_allclose(graphs[name]["weight"], weights.weight[0], atol=1e-4)
 
     # All pictures of a detector have one scale.

@@ -72,7 +72,7 @@ def test_an_exported_detector_rewires_itself(
     with record_edge_weights(predictor.model) as edge_weights:
         for image in make_images():
             predictor(image)
-            alphas.append(torch.cat([w.alpha.flatten() for w in edge_weights.values()]))
+            alphas.append(torch.cat([w.value.flatten() for w in edge_weights.values()]))
     assert all((other - alphas[0]).abs().max() > 0.1 for other in alphas[1:])
     assert any((other.ne(0) != alphas[0].ne(0)).any() for other in alphas[1:])
     assert_equal_detections(predictor, load_detector(export("faster", suffix, *opts)))

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from dgnet_det.graph.routing import (
+    ROUTER_START,
     Router,
     StaticRouter,
-    ValidAverage,
     apply_threshold,
-    spread,
+    average,
+    position_weights,
     valid_sizes,
 )
 
@@ -27,25 +28,25 @@ def test_valid_sizes_are_the_unpadded_ones() -> None:
 
 def test_the_average_is_over_the_valid_part() -> None:
     x = torch.randn(2, 4, 6, 5)
-    got = ValidAverage(x, torch.tensor([[6, 5], [2, 3]]))(x)
+    got = average(x, position_weights(x, torch.tensor([[6, 5], [2, 3]])))
     torch.testing.assert_close(got[0], x[0].mean(dim=(1, 2)))
     torch.testing.assert_close(got[1], x[1, :, :2, :3].mean(dim=(1, 2)))
-    torch.testing.assert_close(ValidAverage(x, None)(x), x.mean(dim=(2, 3)))
+    torch.testing.assert_close(average(x, position_weights(x, None)), x.mean(dim=(2, 3)))
 
 
 def test_half_precision_averages_as_single_precision_does() -> None:
     x = torch.rand(1, 4, 300, 300)
-    average = ValidAverage(x.half(), None)(x.half())
-    assert average.dtype == torch.float32
-    torch.testing.assert_close(average, x.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+    got = average(x.half(), position_weights(x.half(), None))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, x.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_router_is_equation_4(normalised: bool) -> None:
-    router = Router(3, 2, start=0.9, normalised=normalised)
-    average = 10 * torch.randn(4, 3) + 5
-    for b, alphas in enumerate(router(average).tolist()):
-        x_b = average[b].tolist()
+    router = Router(3, 2, normalised=normalised)
+    pooled = 10 * torch.randn(4, 3) + 5
+    for b, alphas in enumerate(router(pooled).tolist()):
+        x_b = pooled[b].tolist()
         if normalised:
             std = statistics.pstdev(x_b)
             x_b = [(x - statistics.mean(x_b)) / std for x in x_b]
@@ -57,13 +58,13 @@ def test_router_is_equation_4(normalised: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [Router, StaticRouter])
-def test_routers_start_where_they_are_told(kind: type) -> None:
-    router = kind(3, 2, start=0.98, normalised=True)
-    torch.testing.assert_close(router(torch.zeros(1, 3)), torch.full((1, 2), 0.98))
+def test_routers_start_at_one_alpha(kind: type) -> None:
+    router = kind(3, 2, normalised=True)
+    torch.testing.assert_close(router(torch.zeros(1, 3)), torch.full((1, 2), ROUTER_START))
 
 
 def test_static_router_is_one_weight_per_edge() -> None:
-    alpha = StaticRouter(3, 2, start=0.5, normalised=False)(torch.randn(4, 3))
+    alpha = StaticRouter(3, 2, normalised=False)(torch.randn(4, 3))
     assert alpha.shape == (4, 2)
     assert (alpha == alpha[0]).all()
 
@@ -83,9 +84,9 @@ def test_threshold_is_equation_5_with_a_straight_through_step() -> None:
     assert float(d_tau) == -3
 
 
-@pytest.mark.parametrize("nodes", [(1, 2, 3), (2,), (1, 3)])
-def test_spread_puts_values_at_their_nodes(nodes: tuple[int, ...]) -> None:
-    values = torch.randn(2, len(nodes))
-    column = spread(values, nodes, 4)
-    assert torch.equal(column[:, list(nodes)], values)
-    assert not column[:, [j for j in range(4) if j not in nodes]].any()
+@pytest.mark.parametrize("tau", [torch.inf, -torch.inf])
+def test_an_infinite_threshold_closes_all_or_nothing(tau: float) -> None:
+    alpha = torch.tensor([0.9, 0.5], requires_grad=True)
+    for values in apply_threshold(alpha, torch.tensor(tau)):
+        assert values.isfinite().all()
+        assert values.bool().tolist() == [tau < 0, tau < 0]

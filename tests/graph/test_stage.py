@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from graphs import DEVICES, KINDS, make_blocks, make_graph, random_batch, weights_of
+from graphs import DEVICES, KINDS, decisions_of, make_blocks, make_graph, random_batch
 from reference import pooled, reference_graph
 from torch import nn
 
@@ -49,7 +49,7 @@ def test_the_random_graphs_close_edges_and_lose_nodes() -> None:
     for trial in range(4):
         torch.manual_seed(trial)
         graph = make_graph("basic", "paper")
-        opened = weights_of(graph, random_batch()[0]).alpha != 0
+        opened = decisions_of(graph, random_batch()[0]).value != 0
         closed_differently += bool((opened[0] != opened[1]).any())
         absent_somewhere += int((~opened[:, 1:].any(dim=2)).sum())
     assert closed_differently >= 2
@@ -112,7 +112,7 @@ class Counting(nn.Module):
     def activation(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
-    def branch(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.samples += x.shape[0]
         return x + 1
 
@@ -154,7 +154,7 @@ def test_a_node_without_inputs_is_not_run() -> None:
 def test_the_output_keeps_its_strongest_input() -> None:
     graph = chosen_alpha_graph({0: [5.0, 5.0, -3.0], 1: [5.0, -1.0], 2: [-2.0]})
     x = torch.ones(1, 2, 3, 3)
-    alpha = weights_of(graph, x).alpha[0]
+    alpha = decisions_of(graph, x).value[0]
     assert alpha[3].ne(0).tolist() == [False, True, False, False]
     a = torch.sigmoid(torch.tensor(5.0))
     expected = torch.sigmoid(torch.tensor(-1.0)) * (a + 1)
@@ -172,9 +172,9 @@ def test_paper_wiring_with_alpha_one_unrolls_to_a_residual_network(kind: str) ->
     nn.init.zeros_(graph.thresholds)
     x, _ = random_batch(2)
     act = graph.node(1).activation
-    total = graph.projection(pooled(x, 2)) + graph.node(1).branch(act(x.clone()))
+    total = graph.projection(pooled(x, 2)) + graph.node(1)(act(x.clone()))
     for j in (2, 3):
-        total = total + graph.node(j).branch(act(total.clone()))
+        total = total + graph.node(j)(act(total.clone()))
     expected = act(total.clone())
     torch.testing.assert_close(graph(x), expected, rtol=1e-9, atol=1e-9)
 
@@ -272,7 +272,7 @@ def test_batch_statistics_are_those_of_the_samples_that_feed_the_node() -> None:
     seen = []
     graph.node(2).conv1.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     weights = []
-    graph.observers.append(weights.append)
+    graph.decisions.register_forward_hook(lambda *args: weights.append(args[2]()))
     graph(x).sum().backward()
     assert weights[0].absent()[:, 2].tolist() == [False, False, True, True]
     assert seen[0].shape[0] == 2
@@ -291,7 +291,7 @@ def test_a_node_that_no_sample_feeds_still_learns() -> None:
     assert graph.routers["1"].linear.bias.grad[-2] != 0  # of edge 1 → 2, the strongest
     graph.eval()
     with torch.no_grad():
-        absent = weights_of(graph, x).absent()
+        absent = decisions_of(graph, x).absent()
     assert absent[:, 2].all()
 
 
@@ -324,7 +324,7 @@ def test_batch_norm_never_sees_a_single_value() -> None:
     x[:, 0] = -x[:, 0].abs()
     x[1, 0] = 1.0
     weights = []
-    graph.observers.append(weights.append)
+    graph.decisions.register_forward_hook(lambda *args: weights.append(args[2]()))
     graph(x).sum().backward()
     absent = weights[0].absent()[:, 2].tolist()
     assert sum(absent) == 1

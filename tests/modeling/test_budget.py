@@ -100,15 +100,15 @@ def test_gradients_are_those_of_the_surrogate(wiring: tuple[str, str]) -> None:
         run(backbone)
     loss().backward()
     for name, graph in dynamic_graphs(backbone).items():
-        for i, nodes in graph.targets.items():
+        for i, router in enumerate(graph.routers.values()):
             # The step's derivative is 1 in α, -1 in τ; dα/db = α(1 - α). The mean is the batch's.
-            share = 2 * shares[name][list(nodes), i]
-            alpha = latest[name].alpha[:, list(nodes), i].double()
+            share = 2 * shares[name][i + graph.nearest :, i]
+            alpha = latest[name].value[:, i + graph.nearest :, i].double()
             expected = share * (alpha * (1 - alpha)).mean(dim=0)
-            linear = graph.routers[str(i)].linear
+            linear = router.linear
             torch.testing.assert_close(linear.bias.grad.double(), expected, rtol=1e-4, atol=0)
             assert linear.weight.grad.any()
-            tau = graph.thresholds.grad[list(graph.targets).index(i)].item()
+            tau = graph.thresholds.grad[i].item()
             assert tau == pytest.approx(-float(share.sum()), rel=1e-4)
 
 
@@ -168,7 +168,7 @@ def test_off_by_default() -> None:
     model = detector()
     assert "loss_budget" not in losses(model)
     assert not model._forward_hooks
-    assert not any(graph.observers for graph in dynamic_graphs(model).values())
+    assert not any(graph.decisions._forward_hooks for graph in dynamic_graphs(model).values())
 
 
 ON = ("MODEL.DGNET.SPARSITY_WEIGHT", "2.0", "MODEL.DGNET.SPARSITY_BUDGET", "0.25")
@@ -201,7 +201,7 @@ def test_a_copy_made_after_a_training_step_has_its_own_loss() -> None:
     sum(losses(model).values()).backward()
     dgnet_of(model)(torch.zeros(1, 3, 64, 64))  # a forward pass whose loss nobody asks for
     copied = copy.deepcopy(model)
-    close_edges(copied, "res4.0", *((0, j) for j in dynamic_graphs(copied)["res4.0"].targets[0]))
+    close_edges(copied, "res4.0", (0, 1), (0, 2), (0, 3))
     original, of_copy = losses(model)["loss_budget"], losses(copied)["loss_budget"]
     assert original.item() == pytest.approx(2 * 0.75)
     assert of_copy.item() < original.item()

@@ -6,7 +6,7 @@ import torch
 from narrow import close_edges, narrow_backbone
 
 from dgnet_det.errors import UserError
-from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.observation import (
     AlphaSpread,
     dgnet_of,
@@ -27,13 +27,13 @@ COMPLETE = torch.ones(4, 4, dtype=torch.bool).tril(-1)
 CHAIN = torch.diag(torch.ones(3), -1).bool()
 
 
-def edge_weights(alpha: torch.Tensor, weight: torch.Tensor, *, fixed_chain: bool) -> EdgeWeights:
-    edges = COMPLETE & ~CHAIN if fixed_chain else COMPLETE
-    return EdgeWeights(alpha.ne(0).float() * edges, alpha, weight, edges, fixed_chain)
+def edge_weights(alpha: torch.Tensor, weight: torch.Tensor, edges: torch.Tensor) -> Decisions:
+    nodes = ("in", "1", "2", "out")
+    return Decisions(alpha.ne(0).float() * edges, alpha, weight, edges, nodes, nodes)
 
 
 def test_statistics_of_the_paper_wiring() -> None:
-    assert graph_statistics(edge_weights(ALPHA, ALPHA, fixed_chain=False)) == {
+    assert graph_statistics(edge_weights(ALPHA, ALPHA, COMPLETE)) == {
         # 6 edges a sample; the first sample's sum is 3, the second's 1.
         "mean_weight": pytest.approx(4 / 12),
         "open_edges": pytest.approx((5 + 3) / 12),
@@ -42,8 +42,8 @@ def test_statistics_of_the_paper_wiring() -> None:
 
 
 def test_statistics_of_the_residual_wiring() -> None:
-    alpha, weight = (torch.where(CHAIN, 1.0, values) for values in (ALPHA, ALPHA * -2))
-    assert graph_statistics(edge_weights(alpha, weight, fixed_chain=True)) == {
+    weight = torch.where(CHAIN, 1.0, ALPHA * -2)
+    assert graph_statistics(edge_weights(ALPHA, weight, COMPLETE & ~CHAIN)) == {
         # The further edges are 0 → 2, 0 → 3 and 1 → 3.
         "mean_weight": pytest.approx(-2 * (0 + 0.25 + 0.5 + 0 + 0.25 + 0.25) / 6),
         "open_edges": pytest.approx(4 / 6),
@@ -52,7 +52,7 @@ def test_statistics_of_the_residual_wiring() -> None:
 
 
 def test_absent_nodes() -> None:
-    absent = edge_weights(ALPHA, ALPHA, fixed_chain=False).absent()
+    absent = edge_weights(ALPHA, ALPHA, COMPLETE).absent()
     # The input has no edges into it, and the output is never absent.
     assert absent.nonzero().tolist() == [[1, 2]]
 
@@ -62,7 +62,7 @@ def test_spread_of_alpha_is_numpys() -> None:
     assert spread.pop() == {}
     images = torch.rand(5, 4, 4) * COMPLETE
     for batch in (images[:3], images[3:]):
-        spread.add({"res2.0": edge_weights(batch, batch, fixed_chain=False)})
+        spread.add({"res2.0": edge_weights(batch, batch, COMPLETE)})
     std = np.std([image[COMPLETE].numpy() for image in images], axis=0, ddof=1)
     assert spread.pop() == {
         "alpha_std": pytest.approx(std.mean(), rel=1e-5),
@@ -85,12 +85,11 @@ def test_recording(wiring: str) -> None:
     with torch.no_grad(), record_edge_weights(model) as latest:
         assert latest == {}
         model(images[:1])
-        assert latest["res2.0"].alpha.shape == (1, 4, 4)
+        assert latest["res2.0"].value.shape == (1, 4, 4)
         model(images)
     weights = latest["res2.0"]
-    assert weights.alpha.shape == weights.weight.shape == weights.gate.shape == (2, 4, 4)
-    assert weights.fixed_chain == (wiring == "residual")
-    assert torch.equal(weights.edges, COMPLETE & ~CHAIN if weights.fixed_chain else COMPLETE)
+    assert weights.value.shape == weights.weight.shape == weights.gate.shape == (2, 4, 4)
+    assert torch.equal(weights.learned, COMPLETE if wiring == "paper" else COMPLETE & ~CHAIN)
     statistics = {name: graph_statistics(weights) for name, weights in latest.items()}
     assert statistics["res2.0"]["open_edges"] == 1
     if wiring == "paper":
@@ -107,7 +106,6 @@ def test_recording(wiring: str) -> None:
     with torch.no_grad():
         model(torch.randn(3, 3, 64, 64))
     assert latest == recorded  # nothing is recorded after the context
-    assert not any(graph.observers for graph in dynamic_graphs(model).values())
 
 
 def test_a_plain_network_has_no_graphs() -> None:

@@ -100,10 +100,10 @@ def draw_mean_and_spread(survey: Survey) -> Figure:
     mean = np.where(closed, np.nan, weight.mean(axis=0))
     std = np.where(closed, np.nan, weight.std(axis=0))
     graphs = survey.graphs.items()
-    opened = [graph.alpha[:, graph.edges].ne(0).double().mean().item() for _, graph in graphs]
+    opened = [graph.value[:, graph.learned].ne(0).double().mean().item() for _, graph in graphs]
     titles = [f"{name}: {_percent(x)} open" for (name, _), x in zip(graphs, opened, strict=True)]
     arcs = Scale.of_alpha()
-    if any(graph.fixed_chain for _, graph in graphs):
+    if any(not graph.learned[1, 0] for _, graph in graphs):
         arcs = Scale.of_gamma_alpha(float(np.abs(weight).max()))
     arcs = arcs._replace(label=f"mean {arcs.label}")
     largest = float(np.nanmax(std, initial=0)) or 1.0
@@ -125,11 +125,11 @@ def _panels(
     return [
         GraphPanel(
             title,
-            graph.edges.numpy(),
+            graph.learned.numpy(),
             arc,
             cell,
             graph.absent().all(dim=0).numpy(),
-            graph.fixed_chain,
+            not graph.learned[1, 0],
         )
         for title, graph, arc, cell in parts
     ]

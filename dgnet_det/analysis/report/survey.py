@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from dgnet_det.analysis.counts import ImageCounter
 from dgnet_det.data import CheckedDatasetMapper
-from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.backbone.drnet import branch_name
-from dgnet_det.modeling.observation import record_choices, record_edge_weights, routed_stages
+from dgnet_det.modeling.observation import record_choices, record_edge_weights
 
 ROUNDING = 1e-6  # a weight that moves by less over the images is constant
 
@@ -26,11 +26,11 @@ class Survey(NamedTuple):
     # Of each: "file", "height" and "width" of the file, "detections" (their number), "macs" that
     # the backbone ran and "all_open_macs".
     images: list[dict[str, Any]]
-    graphs: dict[str, EdgeWeights]  # by name, of all images, [n, N, N] float64 on the CPU
+    graphs: dict[str, Decisions]  # by name, of all images, [n, N, N] float64 on the CPU
 
     def of_edges(self, part: str) -> np.ndarray:
-        """The ``weight`` or ``alpha`` of every edge, [n, E]; 0 where it is closed."""
-        parts = [getattr(graph, part)[:, graph.edges] for graph in self.graphs.values()]
+        """The ``weight`` or ``value`` (α) of every edge, [n, E]; 0 where it is closed."""
+        parts = [getattr(graph, part)[:, graph.learned] for graph in self.graphs.values()]
         return torch.cat(parts, dim=1).numpy()
 
     def matrices(self, values: np.ndarray) -> list[np.ndarray]:
@@ -38,7 +38,7 @@ class Survey(NamedTuple):
         edge."""
         matrices, start = [], 0
         for graph in self.graphs.values():
-            matrix, edges = np.full(graph.edges.shape, np.nan), graph.edges.numpy()
+            matrix, edges = np.full(graph.learned.shape, np.nan), graph.learned.numpy()
             matrix[edges] = values[start : start + edges.sum()]
             start += edges.sum()
             matrices.append(matrix)
@@ -88,8 +88,8 @@ def survey_images(
         seen,
         {
             name: weights._replace(
-                **{part: of_all(name, part) for part in ("gate", "alpha", "weight")},
-                edges=weights.edges.cpu(),
+                **{part: of_all(name, part) for part in ("gate", "value", "weight")},
+                learned=weights.learned.cpu(),
             )
             for name, weights in edge_weights.items()
         },
@@ -103,15 +103,15 @@ def varying(weight: np.ndarray) -> np.ndarray:
 
 def summarize(survey: Survey) -> dict[str, Any]:
     """The figures of a survey."""
-    weight, is_open = survey.of_edges("weight"), survey.of_edges("alpha") != 0
+    weight, is_open = survey.of_edges("weight"), survey.of_edges("value") != 0
     macs, all_open = (
         np.array([image[key] for image in survey.images]) for key in ("macs", "all_open_macs")
     )
     edges: list[dict[str, Any]] = []
     places = [
-        (name, int(i), int(j), len(graph.edges) - 1)
+        (name, int(i), int(j), len(graph.learned) - 1)
         for name, graph in survey.graphs.items()
-        for j, i in graph.edges.nonzero()
+        for j, i in graph.learned.nonzero()
     ]
     for e, (name, i, j, output) in enumerate(places):
         edges.append({"graph": name, "from": i, "to": j, "to_output": j == output})
@@ -158,19 +158,18 @@ def survey_choices(
             seen[-1]["dearest_macs"] = dearest.macs
             gates.append(torch.cat([of_stage.gate[0] for of_stage in choices.values()]).cpu())
     frequency = torch.stack(gates).double().mean(dim=0)
-    stages = routed_stages(model)
     rows = iter(frequency)
     unused = [
         branch_name(name, j, branch)
         for name, one in choices.items()
-        for j in one.connections
-        for branch, share in zip(one.branches, next(rows).tolist(), strict=True)
-        if branch in stages[name].branches[j] and not share
+        for j, exists in zip(one.rows, one.learned.tolist(), strict=True)
+        for branch, share, there in zip(one.columns, next(rows).tolist(), exists, strict=True)
+        if there and not share
     ]
-    names = [f"{name}, {j}" for name, one in choices.items() for j in one.connections]
+    names = [f"{name}, {j}" for name, one in choices.items() for j in one.rows]
     return {
         "num_images": len(seen),
-        "branches": list(next(iter(choices.values())).branches),
+        "branches": list(next(iter(choices.values())).columns),
         "connections": dict(zip(names, frequency.tolist(), strict=True)),
         "unused_branches": unused,
         "connections_that_vary": int(frequency.lt(1).logical_and(frequency.gt(0)).any(dim=1).sum()),

@@ -10,13 +10,18 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from dgnet_det.drnet.branches import check_branches
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.backbone.dgnet import DGNet, build_stages, fpn
+from dgnet_det.graph.stage import Block
+from dgnet_det.modeling.backbone.base import LEVELS, StagedBackbone, build_stages, fpn
 from dgnet_det.modeling.backbone.families import family_of
 
 KEY = "MODEL.DRNET.PRUNED_BRANCHES"
 
 
-def branch_name(stage: str, connection: int, name: str) -> str:
+class DRNet(StagedBackbone):
+    """A backbone whose stages are :class:`RoutedStage`, or plain ones."""
+
+
+def branch_name(stage: str, connection: str, name: str) -> str:
     """``res4.0:2-identity``, as in ``MODEL.DRNET.PRUNED_BRANCHES``."""
     return f"{stage}:{connection}-{name}"
 
@@ -39,8 +44,8 @@ def parse_branches(names: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
 
 
 @BACKBONE_REGISTRY.register()
-def build_drnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
-    """The :class:`DGNet` of :class:`RoutedStage` that ``MODEL.DRNET``, ``MODEL.DGNET.FAMILY``,
+def build_drnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DRNet:
+    """The :class:`DRNet` that ``MODEL.DRNET``, ``MODEL.DGNET.FAMILY``,
     ``REGNET`` and ``STAGES`` and ``MODEL.RESNETS`` describe.
 
     Raises:
@@ -54,18 +59,29 @@ def build_drnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DGNet:
     stem, levels = family.network(
         input_shape.channels, norm=resnets.NORM, shortcuts=True, **family.arguments(cfg)
     )
-    stages = build_stages(
-        levels,
-        lambda blocks, pruned: RoutedStage(
-            blocks, branches=drnet.BRANCHES, temperature=tuple(drnet.TEMPERATURE), pruned=pruned
-        ),
-        chosen=cfg.MODEL.DGNET.STAGES,
-        all_of_them="cells are routed in all stages" if cells else "",
-        pruned=parse_branches(drnet.PRUNED_BRANCHES),
-        key=KEY,
-    )
+    chosen = cfg.MODEL.DGNET.STAGES
+    if cells and set(chosen) != set(LEVELS):
+        raise UserError(
+            f"MODEL.DGNET.STAGES {list(chosen)}: name them all: cells are routed in all stages"
+        )
+    pruned = parse_branches(drnet.PRUNED_BRANCHES)
+
+    def make(name: str, blocks: Sequence[Block]) -> RoutedStage:
+        try:
+            return RoutedStage(
+                blocks,
+                branches=drnet.BRANCHES,
+                temperature=tuple(drnet.TEMPERATURE),
+                pruned=pruned.pop(name, ()),
+            )
+        except UserError as error:
+            raise UserError(f"{KEY}: {name}: {error}") from error
+
+    stages = build_stages(levels, make, chosen=chosen)
+    if pruned:
+        raise UserError(f"{KEY}: there is no such stage, or it is plain: {', '.join(pruned)}")
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
-    return DGNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=freeze_at)
+    return DRNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=freeze_at)
 
 
 @BACKBONE_REGISTRY.register()

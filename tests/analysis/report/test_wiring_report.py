@@ -26,7 +26,7 @@ from dgnet_det.config import load_cfg
 from dgnet_det.data import read_image
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
-from dgnet_det.graph.routing import EdgeWeights
+from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, record_edge_weights
 from studies.coco import write_split
@@ -132,7 +132,7 @@ def wirings(made: Made) -> dict[str, np.ndarray]:
         for k in range(NUM_IMAGES):
             predictor(read_image(made.images / f"{k}.png", "BGR"))
             for name, wiring in latest.items():
-                pair = torch.cat([wiring.weight, wiring.alpha]).double().numpy()
+                pair = torch.cat([wiring.weight, wiring.value]).double().numpy()
                 found.setdefault(name, []).append(pair)
     return {name: np.stack(pairs, axis=1) for name, pairs in found.items()}
 
@@ -241,7 +241,7 @@ def make_survey(weight: np.ndarray) -> Survey:
     images = [{"file": f"{k}.png", **image, "all_open_macs": 100} for k in range(len(weight))]
     alpha = torch.zeros(len(weight), 4, 4, dtype=torch.float64)
     alpha[:, edges] = torch.tensor(weight)
-    return Survey(images, {"res2.0": EdgeWeights(alpha.ne(0), alpha, alpha, edges, False)})
+    return Survey(images, {"res2.0": Decisions(alpha.ne(0), alpha, alpha, edges, (), ())})
 
 
 def test_a_survey_in_figures_by_hand() -> None:

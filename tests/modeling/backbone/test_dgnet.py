@@ -9,7 +9,7 @@ from torch import nn
 
 from dgnet_det.errors import UserError
 from dgnet_det.graph.stage import DynamicGraph
-from dgnet_det.modeling.backbone import DGNet, dgnet
+from dgnet_det.modeling.backbone import DGNet, base
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
 
 PAPER = ("MODEL.DGNET.WIRING", "paper")
@@ -137,7 +137,7 @@ def edge_weights_of(backbone: DGNet, images: torch.Tensor) -> torch.Tensor:
     """α of all edges of all graphs, one after the other, [B, E]."""
     with torch.no_grad(), record_edge_weights(backbone) as latest:
         backbone(images)
-    return torch.cat([weights.alpha[:, weights.edges] for weights in latest.values()], dim=1)
+    return torch.cat([weights.value[:, weights.learned] for weights in latest.values()], dim=1)
 
 
 def test_half_precision_has_the_edge_weights_of_single_precision() -> None:
@@ -167,7 +167,7 @@ def test_edge_weights_are_the_same_alone_and_in_a_batch_with_a_larger_image(
     difference = (in_batch - alone).abs().mean()
     assert difference < 0.01
     if wiring == PAPER:  # an average over the padding makes more of it
-        monkeypatch.setattr(dgnet, "valid_sizes", lambda _: torch.tensor([[288, 416]]))
+        monkeypatch.setattr(base, "valid_sizes", lambda _: torch.tensor([[288, 416]]))
         assert (edge_weights_of(backbone, padded) - alone).abs().mean() > 5 * difference
 
 
