@@ -1,11 +1,13 @@
 """Edge weights: pooling and router (Eq. 4), the threshold (Eq. 5) and the adjacency matrix M."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgnet_det.graph.aggregation import weighted_sum
 from dgnet_det.graph.decisions import Decisions
 
 # α of every edge at the start, for an average of zeros. The sigmoid is steepest at 0.5; at 0.98 it
@@ -92,25 +94,43 @@ class Adjacency:
     """The matrix M, [B, N, N], of one forward pass of one graph: node i writes column i, node j
     reads row j. It holds the factors in the gathered sums."""
 
-    def __init__(self, num_nodes: int, *, can_close: bool) -> None:
-        """``can_close`` tells whether Eq. 5 can close an edge at all."""
+    columns: Tensor  # [B, N, number of columns written]
+
+    def __init__(
+        self, num_nodes: int, projected: Tensor, valid: Tensor | None, *, can_close: bool
+    ) -> None:
+        """
+        Args:
+            num_nodes: N.
+            projected: a feature map of the size of the nodes' outputs, [B, C, H, W].
+            valid: as for :func:`position_weights`.
+            can_close: whether Eq. 5 can close an edge at all.
+        """
         self.num_nodes = num_nodes
         self.can_close = can_close
+        self.positions = position_weights(projected, valid)
         self.alphas: list[Tensor] = []  # of each node, before Eq. 5; 0 where it is absent
-        self.columns: Tensor | None = None  # [B, N, number of columns written]
         self.reopened: dict[int, Tensor] = {}
+
+    def average(self, x: Tensor) -> Tensor:
+        """GAP of Eq. 4, [B, C, H, W] → [B, C], over the part that is no padding, so that an image's
+        edge weights do not depend on the images beside it."""
+        return average(x, self.positions)
 
     def write(self, alpha: Tensor, weight: Tensor) -> None:
         """Append the next node's column: α before Eq. 5 and the factors in the sums, [B, K] each,
         for its edges to the last K nodes."""
-        self.alphas.append(alpha)
         column = F.pad(weight, (self.num_nodes - weight.shape[1], 0))[:, :, None]
-        self.columns = column if self.columns is None else torch.cat([self.columns, column], dim=2)
+        self.columns = torch.cat([self.columns, column], dim=2) if self.alphas else column
+        self.alphas.append(alpha)
 
     def row(self, j: int) -> Tensor:
         """The factors of the edges into node j from all nodes before it, [B, j]."""
-        assert self.columns is not None
-        return self.columns[:, j]
+        return self.reopened[j] if j in self.reopened else self.columns[:, j]
+
+    def gather(self, j: int, nodes: Sequence[Tensor]) -> Tensor:
+        """The sum in Eq. 3, Σ_{i<j} M[b, j, i] · x_i, of the outputs of the nodes before node j."""
+        return weighted_sum(nodes, self.row(j))
 
     def strongest(self, j: int, *, samples: int | None = None) -> Tensor:
         """α of the strongest edge into node j and 0 for the others, [B, j]; with ``samples``, only
@@ -122,11 +142,6 @@ class Adjacency:
         chosen = strongest.amax(dim=1).topk(samples).indices
         return torch.zeros_like(strongest).index_copy(0, chosen, strongest[chosen])
 
-    def reopen(self, j: int, row: Tensor) -> Tensor:
-        """Let ``row`` [B, j] stand for row j in what is recorded. Returns it."""
-        self.reopened[j] = row
-        return row
-
     def decisions(self, thresholds: Tensor, learned: Tensor) -> Decisions:
         """What the pass decided.
 
@@ -134,7 +149,6 @@ class Adjacency:
             thresholds: τ of the nodes that have a router, the first ones.
             learned: the edges that routers weigh, bool, [N, N].
         """
-        assert self.columns is not None
         n = self.num_nodes
         alpha = torch.stack([F.pad(a, (n - a.shape[1], 0)) for a in self.alphas], dim=2)
         alpha, weight = (F.pad(x, (0, 1)) for x in (alpha, self.columns))

@@ -18,8 +18,6 @@ from dgnet_det.graph.routing import (
     Router,
     StaticRouter,
     apply_threshold,
-    average,
-    position_weights,
 )
 
 
@@ -120,7 +118,8 @@ class DynamicGraph(PlainStage):
         # The edges that routers weigh: row j holds those into node j.
         self.edges = torch.ones(n, n, dtype=torch.bool, device="cpu").tril(-self.nearest)
         self.decisions = DecisionPoint()
-        self.prepared: Callable[..., Tensor | None] | None = None
+        # Makes the matrix M after :func:`.prepared.prepare`.
+        self.prepared: Callable[..., Adjacency | None] | None = None
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """
@@ -132,16 +131,20 @@ class DynamicGraph(PlainStage):
         Returns:
             The stage's output, [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉].
         """
-        if self.prepared and (output := self.prepared(self, x, valid)) is not None:
-            return output
-        m = Adjacency(self.num_nodes, can_close=is_recording(x) or self.can_close())
         nodes = [self.project(x)]
-        positions = position_weights(nodes[0], valid)
+        m = self.adjacency(nodes[0], valid)
         for j in range(1, self.num_nodes):
-            m.write(*self.weigh(j - 1, nodes[-1], positions, m))  # Eqs. 4, 5: column j - 1
+            m.write(*self.weigh(j - 1, nodes[-1], m))  # Eqs. 4 and 5: column j - 1
             nodes.append(self.run(j, [x] if j == 1 else nodes, m, nodes[0]))  # Eq. 3: row j
         self.decisions(partial(m.decisions, self.thresholds, self.edges))
         return nodes[-1]
+
+    def adjacency(self, projected: Tensor, valid: Tensor | None) -> Adjacency:
+        """An empty matrix M for one forward pass."""
+        if self.prepared and (m := self.prepared(self, projected, valid)):
+            return m
+        can_close = is_recording(projected) or self.can_close()
+        return Adjacency(self.num_nodes, projected, valid, can_close=can_close)
 
     def can_close(self) -> bool:
         """Whether a τ is above 0. α never is below."""
@@ -167,14 +170,12 @@ class DynamicGraph(PlainStage):
             x = F.max_pool2d(x, kernel_size=3, stride=self.stride, padding=1)
         return x if self.projection is None else self.projection(x)
 
-    def weigh(self, i: int, x_i: Tensor, positions: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
-        """Column i of M: α by Eq. 4 and, after Eq. 5, the factors in the sums, [B, K] each.
-        ``positions`` are the :func:`position_weights`."""
+    def weigh(self, i: int, x_i: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
+        """Column i of M: α by Eq. 4 and, after Eq. 5, the factors in the sums, [B, K] each."""
         if str(i) not in self.routers:
-            nothing = positions[:, :0, 0]
+            nothing = m.positions[:, :0, 0]
             return nothing, self.factor(i, nothing)
-        alpha = self.routers[str(i)](average(x_i, positions))
-        opened = alpha
+        alpha = opened = self.routers[str(i)](m.average(x_i))
         if m.can_close or torch.is_grad_enabled():
             opened, _ = apply_threshold(alpha, self.thresholds[i])
         return alpha, self.factor(i, opened)
@@ -193,15 +194,16 @@ class DynamicGraph(PlainStage):
 
 def f_of_sum(
     f: Callable[[Tensor], Tensor],
-    inputs: Sequence[Tensor],
-    row: Tensor,
     activation: Callable[[Tensor], Tensor],
+    j: int,
+    nodes: Sequence[Tensor],
+    m: Adjacency,
 ) -> Tensor:
-    """f(activation(Σ_i row[b, i] · inputs[i][b])). The backward pass makes the sum anew."""
-    total = weighted_sum(inputs, row)
+    """f(activation(Σ_i M[b, j, i] · nodes[i][b])). The backward pass makes the sum anew."""
+    total = m.gather(j, nodes)
     if is_recording(total) or not total.requires_grad:
         return f(activation(total))
-    inputs, row = [x.detach() for x in inputs], row.detach()
+    inputs, row = [x.detach() for x in nodes], m.row(j).detach()
     with recompute_in_backward(total, lambda: activation(weighted_sum(inputs, row))):
         return f(activation(total))
 

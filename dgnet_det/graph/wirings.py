@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_det.graph.aggregation import is_recording, weighted_sum
+from dgnet_det.graph.aggregation import is_recording
 from dgnet_det.graph.routing import Adjacency
 from dgnet_det.graph.stage import Block, DynamicGraph, f_of_sum
 
@@ -30,39 +30,42 @@ class PaperGraph(DynamicGraph):
     nearest = 1
     has_shortcuts = False
 
-    def weigh(self, i: int, x_i: Tensor, positions: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
+    def weigh(self, i: int, x_i: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
         """As :meth:`DynamicGraph.weigh`. An absent node sends nothing."""
-        alpha, weight = super().weigh(i, x_i, positions, m)
+        alpha, weight = super().weigh(i, x_i, m)
         if i == 0 or not m.can_close:
             return alpha, weight
-        is_fed = m.reopened.get(i, m.row(i)).ne(0).any(dim=1, keepdim=True)
+        is_fed = m.row(i).ne(0).any(dim=1, keepdim=True)
         return alpha * is_fed, weight * is_fed
 
     def run(self, j: int, nodes: Sequence[Tensor], m: Adjacency, projected: Tensor) -> Tensor:
         """x_j = f_j(Σ α_ij x_i)."""
-        row = m.row(j)
         if j == self.num_nodes - 1:
             if m.can_close:
-                is_closed = row.eq(0).all(dim=1, keepdim=True)
-                row = m.reopen(j, row + is_closed * m.strongest(j))
-            return self.activation(weighted_sum(nodes, row))
+                is_closed = m.row(j).eq(0).all(dim=1, keepdim=True)
+                m.reopened[j] = m.row(j) + is_closed * m.strongest(j)
+            return self.activation(m.gather(j, nodes))
         block = self.node(j)
         # A recorded program must not depend on the image: it computes absent nodes, and does not
         # send them. In training that would give batch norm other statistics.
         if m.can_close and (self.training or not is_recording(projected)):
-            is_fed = row.ne(0).any(dim=1)
             if self.training and not self.is_frozen():
-                needed = min(1 if projected[0, 0].numel() > 1 else 2, len(row))
-                if is_fed.sum() < needed:
-                    strongest = m.strongest(j, samples=needed)
-                    row = m.reopen(j, torch.where(is_fed[:, None], row, strongest))
-                    is_fed = row.ne(0).any(dim=1)
+                self._feed(j, m, 1 if projected[0, 0].numel() > 1 else 2)
+            is_fed = m.row(j).ne(0).any(dim=1)
             if not is_fed.any():
                 return torch.zeros_like(projected[:1, :1, :1, :1]).expand_as(projected)
             if not is_fed.all():
-                x_j = block(block.activation(weighted_sum(nodes, row)[is_fed]))
+                x_j = block(block.activation(m.gather(j, nodes)[is_fed]))
                 return x_j.new_zeros(len(is_fed), *x_j.shape[1:]).index_put((is_fed,), x_j)
-        return f_of_sum(block, nodes, row, block.activation)
+        return f_of_sum(block, block.activation, j, nodes, m)
+
+    def _feed(self, j: int, m: Adjacency, samples: int) -> None:
+        """Open the strongest edge into node j where fewer than ``samples`` samples feed it."""
+        row = m.row(j)
+        is_fed, samples = row.ne(0).any(dim=1), min(samples, len(row))
+        if is_fed.sum() < samples:
+            strongest = m.strongest(j, samples=samples)
+            m.reopened[j] = torch.where(is_fed[:, None], row, strongest)
 
 
 class ResidualGraph(DynamicGraph):
@@ -102,8 +105,8 @@ class ResidualGraph(DynamicGraph):
             block = self.node(1)
             return block(nodes[0]) if block.shortcut is None else block(nodes[0], projected)
         if j == self.num_nodes - 1:
-            return weighted_sum(nodes, m.row(j))
-        return f_of_sum(self.node(j), nodes, m.row(j), _identity)
+            return m.gather(j, nodes)
+        return f_of_sum(self.node(j), _identity, j, nodes, m)
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Norms of fixed statistics folded into the convolutions before them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.regnet import BottleneckTransform, ResBottleneckBlock, SimpleStem
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_weights
+
+from dgnet_det.graph.prepared import prepare
+from dgnet_det.graph.stage import DynamicGraph
 
 NORMS = (_BatchNorm, FrozenBatchNorm2d)
 # Modules whose neighbouring children follow each other in the forward pass.
@@ -36,49 +39,9 @@ class FoldingConv2d(Conv2d):
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * scale
-        scale = scale[:, None, None, None]
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        if torch.is_grad_enabled() and not torch.jit.is_tracing():
-            x = _ScaledConv2d.apply(x, self.weight, scale, bias, geometry)
-        else:
-            x = F.conv2d(x, self.weight * scale, bias, *geometry)
+        weight = self.weight * scale[:, None, None, None]
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return x if self.activation is None else self.activation(x)
-
-
-class _ScaledConv2d(torch.autograd.Function):
-    """Convolution with ``weight * scale``. Autograd would keep that product, a copy of every
-    layer's weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: tuple
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, scale)
-        ctx.geometry = geometry
-        return F.conv2d(x, weight * scale, bias, *geometry)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        # Under autocast the convolution ran in another dtype than what went into it.
-        grad_x, grad_scaled, _ = torch.ops.aten.convolution_backward(
-            grad,
-            x.to(grad.dtype),
-            (weight * scale).to(grad.dtype),
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            [0, 0],
-            groups,
-            [*ctx.needs_input_grad[:2], False],
-        )
-        grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        grad_weight = None if grad_scaled is None else grad_scaled.to(weight.dtype) * scale
-        return grad_x, grad_weight, None, None, None
 
 
 def fold_frozen_norms(model: nn.Module) -> None:
@@ -96,9 +59,13 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     mode, and lay it out channels-last on a CPU.
 
     For inference alone, and after the weights are loaded: the model no longer has the names of a
-    checkpoint, nor can it be trained. Its outputs change by rounding.
+    checkpoint, nor can it be trained. Its outputs change by rounding. What forward hooks inside a
+    graph get to see is overwritten later (:func:`.prepared.prepare`); outputs are not.
     """
     model.eval()
+    for module in model.modules():
+        if isinstance(module, DynamicGraph):
+            prepare(module)
     for parent, name, conv, norm in list(_convolutions_with_norm(model)):
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight,
@@ -116,11 +83,16 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
 
 def _convolutions_with_norm(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, Any]]:
-    """Every norm behind a convolution: the norm's parent, its name there, convolution, norm."""
+    """Every norm that follows a convolution and nothing else does: the norm's parent, its name
+    there, convolution, norm."""
+    found: list[tuple[nn.Module, str, nn.Conv2d, Any]] = []
     for module in model.modules():
         if isinstance(module, Conv2d) and isinstance(module.norm, NORMS):
-            yield module, "norm", module, module.norm
+            found.append((module, "norm", module, module.norm))
         elif isinstance(module, CHAINS):
             for (_, conv), (name, norm) in pairwise(module.named_children()):
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS):
-                    yield module, name, conv, norm
+                bare = isinstance(conv, nn.Conv2d) and getattr(conv, "activation", None) is None
+                if bare and isinstance(norm, NORMS):
+                    found.append((module, name, conv, norm))
+    uses = Counter(conv for _, _, conv, _ in found)
+    yield from (one for one in found if uses[one[2]] == 1)

@@ -97,7 +97,7 @@ class StagedBackbone(Backbone):
         for name in self.stage_names:
             for stage in getattr(self, name):
                 stride *= stage.stride
-                x = stage(x, torch.div(valid + stride - 1, stride, rounding_mode="floor"))
+                x = stage(x, torch.div(valid + (stride - 1), stride, rounding_mode="floor"))
             if name in self._out_features:
                 outputs[name] = x
         return outputs
