@@ -30,6 +30,8 @@ def drnet(family: str, **arguments: object) -> DGNet:
     cfg = get_cfg()
     cfg.MODEL.DGNET.FAMILY = family
     options = {"norm": "FrozenBN", "out_features": STAGES, "freeze_at": 0, "stride_in_1x1": False}
+    if arguments.get("depth") == 18:
+        options["res2_out_channels"] = 64
     for name, value in {**options, **arguments}.items():
         key = KEYS.get(name, f"RESNETS.{name.upper()}")
         cfg.merge_from_list([f"MODEL.{key}", value])

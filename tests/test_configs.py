@@ -12,7 +12,7 @@ from configs import DETECTORS, ROOT
 from dgnet_det import model_zoo
 from dgnet_det.config import get_cfg, is_classifier, load_cfg, with_own_weights
 from dgnet_det.errors import UserError
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.base import StagedBackbone
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_builds_and_runs(path: Path) -> None:
     cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"])
     model = build_model(cfg).eval()
     backbone = model.backbone.bottom_up
-    assert isinstance(backbone, DGNet)
+    assert isinstance(backbone, StagedBackbone)
     strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
     names = (
         ["res3", "res4", "res5"] if "retinanet" in path.stem else ["res2", "res3", "res4", "res5"]

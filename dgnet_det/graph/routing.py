@@ -45,7 +45,7 @@ class Router(nn.Module):
         """
         with torch.autocast(average.device.type, enabled=False):
             if self.normalised:
-                average = F.layer_norm(average, average.shape[1:])
+                average = F.layer_norm(average, (self.linear.in_features,))
             return torch.sigmoid(self.linear(average.to(self.linear.weight.dtype)))
 
 
@@ -111,6 +111,7 @@ class Adjacency:
         self.positions = position_weights(projected, valid)
         self.alphas: list[Tensor] = []  # of each node, before Eq. 5; 0 where it is absent
         self.reopened: dict[int, Tensor] = {}
+        self.absent: set[int] = set()  # the nodes that are absent in every sample
 
     def average(self, x: Tensor) -> Tensor:
         """GAP of Eq. 4, [B, C, H, W] → [B, C], over the part that is no padding, so that an image's

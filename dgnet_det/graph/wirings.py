@@ -32,6 +32,9 @@ class PaperGraph(DynamicGraph):
 
     def weigh(self, i: int, x_i: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
         """As :meth:`DynamicGraph.weigh`. An absent node sends nothing."""
+        if i in m.absent:
+            nothing = m.positions.new_zeros(len(x_i), self.num_nodes - 1 - i)
+            return nothing, nothing
         alpha, weight = super().weigh(i, x_i, m)
         if i == 0 or not m.can_close:
             return alpha, weight
@@ -53,6 +56,7 @@ class PaperGraph(DynamicGraph):
                 self._feed(j, m, 1 if projected[0, 0].numel() > 1 else 2)
             is_fed = m.row(j).ne(0).any(dim=1)
             if not is_fed.any():
+                m.absent.add(j)
                 return torch.zeros_like(projected[:1, :1, :1, :1]).expand_as(projected)
             if not is_fed.all():
                 x_j = block(block.activation(m.gather(j, nodes)[is_fed]))

@@ -88,7 +88,7 @@ class RegNetNode(ResBottleneckBlock):
         if not self.has_shortcut:
             return self.f(x)
         if projected is None:
-            projected = x if self.shortcut is None else self.shortcut(x)
+            projected = x if self.proj is None else self.bn(self.proj(x))
         return self.activation(self.f(x).add_(projected))
 
 
