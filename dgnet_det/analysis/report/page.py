@@ -96,7 +96,7 @@ def draw_mean_and_spread(survey: Survey) -> Figure:
     """The mean weight of every edge as arcs, its standard deviation in the cells. Edges that are
     closed in every image are grey."""
     weight = survey.of_edges("weight")
-    closed = ~survey.of_edges("alpha").any(axis=0)
+    closed = ~survey.of_edges("value").any(axis=0)
     mean = np.where(closed, np.nan, weight.mean(axis=0))
     std = np.where(closed, np.nan, weight.std(axis=0))
     graphs = survey.graphs.items()
