@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from dgnet_det.data.coco import is_mask, read_coco, rotation
-from dgnet_det.data.coco_checks import FRACTION_LIMIT
+from dgnet_det.data.coco_checks import FRACTION_LIMIT, fills
 from dgnet_det.data.shapes import (
     around,
     around_centre,
@@ -230,22 +230,29 @@ def _read_coco(path: Path) -> Iterator[Labels]:
         images[str(identity)] = Labels((file, unquote(file)), [], size=size, notes={})
     for number, annotation in enumerate(coco["annotations"], 1):
         where = f"annotation {_field(annotation, 'id', f'annotation {number}')}"
-        image_id, category_id, bbox = (
-            _field(annotation, key, where) for key in ("image_id", "category_id", "bbox")
+        image_id, category_id = (
+            _field(annotation, key, where) for key in ("image_id", "category_id")
         )
         if str(image_id) not in images or str(category_id) not in names:
             raise Malformed(f"{where}: its image {image_id} or category {category_id} is not there")
         labels, degrees = images[str(image_id)], rotation(annotation)
         fields = ("bbox", "area", "segmentation", "keypoints", "num_keypoints")
         kept = {key: annotation[key] for key in fields if annotation.get(key) is not None}
-        if not is_mask(kept.get("segmentation")) and kept.pop("segmentation", None):
+        mask = kept.pop("segmentation", None)
+        if is_mask(mask) and (isinstance(mask, list) or fills(mask)):
+            kept["segmentation"] = mask
+        elif mask:
             labels.notes["mask"] = "a 'segmentation' that is no mask is left out"
+        if len(kept.get("keypoints", ())) % 3:
+            raise Malformed(f"{where}: its keypoints are not x, y and visibility of each")
         if not isinstance(kept.get("area", 0), (int, float)):
             del kept["area"]
+        sides = beside_corner(annotation.get("bbox"))
+        if "bbox" not in kept and isinstance(kept.get("segmentation"), list):
+            sides = around(p for m in mask for p in zip(m[::2], m[1::2], strict=False))
         if degrees % 180:
-            kept = {}
+            sides, kept = turned(sides, degrees), {}
             labels.notes["turned"] = "a box with a rotation becomes the upright box around it"
-        sides = turned(beside_corner(bbox), degrees if degrees % 180 else 0)
         crowd = bool(annotation.get("iscrowd") or annotation.get("ignore"))
         found = _object(where, names[str(category_id)], sides, crowd)
         labels.objects.append(found._replace(coco=kept))

@@ -280,7 +280,11 @@ def _head(file: Path) -> bytes:
 def _is_coco(file: Path) -> bool:
     head = _head(file)
     keys = re.search(rb'"(images|annotations|categories)"\s*:', head)
-    return head.lstrip().startswith(b"{") and bool(keys) and b'"shapes"' not in head
+    return (
+        head.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"{")
+        and bool(keys)
+        and b'"shapes"' not in head
+    )
 
 
 def _annotation_files(path: Path, layout: str, skip: Path | None) -> list[Path]:

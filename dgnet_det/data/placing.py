@@ -39,7 +39,7 @@ class Placement(NamedTuple):
     def mask(self, mask: Any, size: tuple[int, int]) -> Any:
         """Polygons, or a run-length encoding, for an image of a size."""
         if isinstance(mask, list):
-            points = ([self.point(*p) for p in zip(m[::2], m[1::2], strict=True)] for m in mask)
+            points = ([self.point(*p) for p in zip(m[::2], m[1::2], strict=False)] for m in mask)
             return [[value for point in polygon for value in point] for polygon in points]
         if isinstance(mask["counts"], list):
             mask = mask_tools.frPyObjects(mask, *mask["size"])
@@ -107,7 +107,7 @@ def annotation(
     kept = dict(found.coco)
     if kept and (placement.turn > 1 or placement.scale != (1, 1)):
         x, y = placement.scale
-        del kept["bbox"]
+        kept.pop("bbox", None)
         kept["area"] = kept.get("area", area / x / y) * x * y
         if "segmentation" in kept:
             kept["segmentation"] = placement.mask(kept["segmentation"], size)

@@ -213,6 +213,14 @@ def test_coco_split_by_groups(tmp_path: Path) -> None:
     assert not names["train"] & names["val"]
 
 
+def test_coco_without_boxes(tmp_path: Path) -> None:
+    """The box around the polygons is taken."""
+    content = coco("a.jpg", SIZE, segmentation=[[1, 2, 9, 4, 5, 8], [20, 3, 22, 3, 21, 9]])
+    del content["annotations"][0]["bbox"]
+    folder = fill(tmp_path / "set", {"a.json": json.dumps(content), "a.jpg": None})
+    assert convert(folder)["train"]["annotations"][0]["bbox"] == [1, 2, 21, 7]
+
+
 @pytest.mark.parametrize("place", ["attributes", "top"])
 def test_coco_boxes_with_a_rotation(tmp_path: Path, place: str) -> None:
     values = {"attributes": {"rotation": 90.0}} if place == "attributes" else {"rotation": 90}
