@@ -185,7 +185,7 @@ class _Finder:
         paths = [Path(_composed(name.replace("\\", "/"))) for name in names if name]
         stems = [path.stem if is_image(path) else path.name for path in paths]
         found = next((self.by_stem[stem] for stem in stems if stem in self.by_stem), [])
-        about = {part for path in (annotation, *paths) for part in path.parts}
+        about = {_composed(part) for path in (annotation, *paths) for part in path.parts}
         common = [len(about & set(map(_composed, image.parts))) for image in found]
         best = [image for image, n in zip(found, common, strict=True) if n == max(common)]
         name = " or ".join(dict.fromkeys(map(str, paths)))
@@ -218,7 +218,7 @@ class _Finder:
             if listed is not None:
                 return listed
             if file and lists:
-                return lists.get(file.stem, [])
+                return lists.get(_composed(file.stem), [])
             said = [labels.split, *self._inside(image)]
             if file:
                 said += file.relative_to(self.folder).parts
@@ -341,10 +341,10 @@ def _coco_categories(files: list[Path], findings: Findings) -> dict[str, dict[st
 
 def _split_lists(lists: Path, files: list[Path], findings: Findings) -> dict[str, list[str]]:
     """The splits of each stem, by Pascal VOC's lists."""
-    stems = {file.stem for file in files}
+    stems = {_composed(file.stem) for file in files}
     splits: dict[str, list[str]] = {}
     for path in [p for p in sorted(lists.glob("*.txt")) if p.stem in SPLITS]:
-        for name in filter(None, map(str.strip, read_text(path).splitlines())):
+        for name in filter(None, map(str.strip, _composed(read_text(path)).splitlines())):
             stem = name if name in stems else Path(name).stem
             splits.setdefault(stem, []).append(SPLITS[path.stem])
             if stem not in stems:

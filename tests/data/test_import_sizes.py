@@ -241,6 +241,7 @@ def test_coco_boxes_with_a_rotation(tmp_path: Path, place: str) -> None:
         (None, False),
         ("", False),
         ({}, False),
+        ({"size": [60, 80], "counts": [0, 9]}, False),
         ([[1, 2, 9, 4, 5, 8]], True),
         ({"size": [60, 80], "counts": [0, 4800]}, True),
     ],
@@ -259,6 +260,7 @@ def test_coco_masks_that_are_none(tmp_path: Path, segmentation: Any, kept: bool)
         ({"image_id": 9}, "annotation 0: its image 9 or category 3 is not there"),
         ({"category_id": 9}, "annotation 0: its image 7 or category 9 is not there"),
         ({"bbox": [1, 2, 3]}, "annotation 0: no box of numbers"),
+        ({"keypoints": [1, 2]}, "annotation 0: its keypoints are not x, y and visibility"),
         ({"bbox": [1, 2, -3, 4]}, "annotation 0: no box of numbers"),
     ],
 )
@@ -277,6 +279,10 @@ def test_names_in_two_unicode_forms(tmp_path: Path, layout: str, forms: tuple[An
     files = {file.replace("a.", "b."): text for file, text in files.items()}
     folder = fill(tmp_path / "set", files | {on_disk: None})
     assert set(boxes_by_file(convert(folder)["train"])) == {on_disk}
+    if layout == "voc":  # by the XML's own name, in a split by a list
+        (folder / "b.xml").rename(folder / f"{on_disk[:-4]}.xml")
+        fill(folder, {"ImageSets/Main/val.txt": name.replace(".jpg", "\n")})
+        assert set(boxes_by_file(convert(folder)["val"])) == {on_disk}
 
 
 @pytest.mark.parametrize(
