@@ -1,7 +1,7 @@
 """What the networks of this project share: a stem, stages in a row, and an FPN on top."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from detectron2.config import CfgNode
@@ -60,12 +60,7 @@ class StagedBackbone(Backbone):
             self._out_feature_channels[name] = level[-1].out_channels
             self._out_feature_strides[name] = stride
         self.freeze(freeze_at)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Where torch lets a module load in its own way, before its children: here static names
-        become this project's."""
-        load_static_names(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.register_load_state_dict_pre_hook(load_static_names)
 
     def stages(self) -> dict[str, PlainStage]:
         """All stages in order, by name: ``res2.0``, …."""

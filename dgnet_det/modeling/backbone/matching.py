@@ -100,7 +100,7 @@ class Match:
 
 
 def kind_of(names: Iterable[str]) -> str:
-    """How the network is wired whose :class:`DGNet` has these names."""
+    """How the network is wired whose :class:`StagedBackbone` has these names."""
     dynamic = " ".join(name for name in names if DYNAMIC.match(name))
     if not dynamic:
         return STATIC
@@ -143,8 +143,8 @@ def recognise(names: Iterable[str], prefix: str = "") -> Source:
 
 
 def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: str = "") -> Match:
-    """Rename a checkpoint's tensors for a :class:`DGNet` whose names in the model start with
-    ``prefix``. Neither is changed.
+    """Rename a checkpoint's tensors for a :class:`StagedBackbone`, whose names in the model start
+    with ``prefix``. Neither is changed.
 
     Raises:
         UserError: as :func:`recognise`.
@@ -190,8 +190,8 @@ def _in_c4_heads(name: str) -> str:
 def load_static_names(
     backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    """Rename in place what ``state_dict`` holds for a :class:`DGNet` under another library's names,
-    before torch loads it. This is a hook for ``register_load_state_dict_pre_hook``.
+    """Rename in place what ``state_dict`` holds for a :class:`StagedBackbone` under another
+    library's names, before torch loads it: a hook for ``register_load_state_dict_pre_hook``.
 
     A classifier's head and stages that the backbone leaves out are dropped. What a static network
     cannot have keeps its values. torch reports what does not fit; the cause is logged. torch shows

@@ -15,7 +15,7 @@ class Blocks(NamedTuple):
 
     # Matches the start of a name, up to the name inside the block. Its groups are numbers.
     pattern: str
-    node: Callable[..., str]  # from these numbers to the block's name in :class:`DGNet`
+    node: Callable[..., str]  # from these numbers to the block's name in :class:`StagedBackbone`
     # Modules inside a block, from the source's names to ours. Other names stay as they are.
     inside: Mapping[str, str] = {}
 
@@ -36,8 +36,8 @@ class Format(NamedTuple):
     unsupported: Mapping[str, str] = {}
 
     def rename(self, name: str) -> str | None:
-        """:class:`DGNet`'s name for a tensor, both without the backbone's prefix. None for a tensor
-        outside the backbone."""
+        """:class:`StagedBackbone`'s name for a tensor, both without the backbone's prefix. None for
+        a tensor outside the backbone."""
         for blocks in self.blocks:
             if block := re.match(blocks.pattern, name):
                 inside = name[block.end() :]
@@ -60,8 +60,8 @@ class Family(NamedTuple):
 
 
 def own_format(tensor: str) -> Format:
-    """:class:`DGNet`'s own names, for a family whose nodes hold ``tensor``. Where branches are
-    pruned, not all nodes do."""
+    """:class:`StagedBackbone`'s own names, for a family whose nodes hold ``tensor``. Where branches
+    are pruned, not all nodes do."""
     return Format(
         "dgnet_det",
         r"res\d\.\d+\.nodes\.\d+\." + re.escape(tensor),
