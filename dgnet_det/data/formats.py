@@ -217,46 +217,58 @@ def _read_coco(path: Path) -> Iterator[Labels]:
     """Boxes with a rotation are turned; masks and keypoints are kept with upright ones."""
     coco = read_coco(str(path))
     names = {
-        str(_field(category, "id", f"category {number}")): _field(category, "name", f"{number}")
+        coco_id(category, "id", f"category {number}"): _field(
+            category, "name", f"category {number}"
+        )
         for number, category in enumerate(coco["categories"], 1)
     }
     images: dict[str, Labels] = {}
     for number, image in enumerate(coco["images"], 1):
-        identity, file = (_field(image, key, f"image {number}") for key in ("id", "file_name"))
-        if str(identity) in images:
+        identity = coco_id(image, "id", f"image {number}")
+        if identity in images:
             raise Malformed(f"two images have the id {identity}")
+        file = re.sub(r"\?.*", "", str(_field(image, "file_name", f"image {number}")))  # of a link
+        own = re.sub(r"^(.*[/\\])?[0-9a-f]{8}-", "", file)  # Label Studio puts this before a name
         size = _size(image.get("width"), image.get("height"))
-        file = re.sub(r"\?.*", "", str(file))  # of a link
-        images[str(identity)] = Labels((file, unquote(file)), [], size=size, notes={})
+        images[identity] = Labels((file, unquote(file), unquote(own)), [], size=size, notes={})
     for number, annotation in enumerate(coco["annotations"], 1):
-        where = f"annotation {_field(annotation, 'id', f'annotation {number}')}"
-        image_id, category_id = (
-            _field(annotation, key, where) for key in ("image_id", "category_id")
-        )
-        if str(image_id) not in images or str(category_id) not in names:
+        image_id = coco_id(annotation, "image_id", f"annotation {number}")
+        where = f"annotation {annotation.get('id', number)}"
+        category_id = coco_id(annotation, "category_id", where)
+        if image_id not in images or category_id not in names:
             raise Malformed(f"{where}: its image {image_id} or category {category_id} is not there")
-        labels, degrees = images[str(image_id)], rotation(annotation)
-        fields = ("bbox", "area", "segmentation", "keypoints", "num_keypoints")
-        kept = {key: annotation[key] for key in fields if annotation.get(key) is not None}
-        mask = kept.pop("segmentation", None)
-        if is_mask(mask) and (isinstance(mask, list) or fills(mask)):
-            kept["segmentation"] = mask
-        elif mask:
-            labels.notes["mask"] = "a 'segmentation' that is no mask is left out"
-        if len(kept.get("keypoints", ())) % 3:
-            raise Malformed(f"{where}: its keypoints are not x, y and visibility of each")
-        if not isinstance(kept.get("area", 0), (int, float)):
-            del kept["area"]
-        sides = beside_corner(annotation.get("bbox"))
-        if "bbox" not in kept and isinstance(kept.get("segmentation"), list):
-            sides = around(p for m in mask for p in zip(m[::2], m[1::2], strict=False))
-        if degrees % 180:
-            sides, kept = turned(sides, degrees), {}
-            labels.notes["turned"] = "a box with a rotation becomes the upright box around it"
-        crowd = bool(annotation.get("iscrowd") or annotation.get("ignore"))
-        found = _object(where, names[str(category_id)], sides, crowd)
+        labels = images[image_id]
+        sides, kept = _coco_box(annotation, where, labels.notes)
+        crowd = any(_is_true(str(annotation.get(key))) for key in ("iscrowd", "ignore"))
+        found = _object(where, names[category_id], sides, crowd)
         labels.objects.append(found._replace(coco=kept))
     yield from images.values()
+
+
+def _coco_box(
+    annotation: dict[str, Any], where: str, notes: dict[str, str]
+) -> tuple[Iterable[Any], dict[str, Any]]:
+    """The sides of an annotation's box, and the fields that are kept beside it."""
+    fields = ("bbox", "area", "segmentation", "keypoints", "num_keypoints")
+    kept = {key: annotation[key] for key in fields if annotation.get(key) is not None}
+    mask = kept.pop("segmentation", None)
+    if is_mask(mask) and (isinstance(mask, list) or fills(mask)):
+        kept["segmentation"] = mask
+    elif mask:
+        notes["mask"] = "a 'segmentation' that is no mask is left out"
+    if len(kept.get("keypoints", ())) % 3:
+        raise Malformed(f"{where}: its keypoints are not x, y and visibility of each")
+    if not isinstance(kept.get("area", 0), (int, float)):
+        del kept["area"]
+    sides = beside_corner(kept.get("bbox", ()))
+    if "bbox" not in kept and isinstance(kept.get("segmentation"), list):
+        sides = around(p for m in mask for p in zip(m[::2], m[1::2], strict=False))
+    elif any(isinstance(value, str) for value in kept.get("bbox") or ()):
+        del kept["bbox"]  # numbers in quotes
+    if (degrees := rotation(annotation)) % 180:
+        notes["turned"] = "a box with a rotation becomes the upright box around it"
+        return turned(sides, degrees), {}
+    return sides, kept
 
 
 # By format: the ending of its files, and what gives the images of one.
@@ -340,8 +352,14 @@ def _field(entry: Any, key: str, where: str) -> Any:
     return entry[key]
 
 
+def coco_id(entry: Any, key: str, where: str) -> str:
+    """An id as text; a decimal such as 1.0 is the same as 1."""
+    value = _field(entry, key, where)
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def _is_true(text: str | None) -> bool:
-    return (text or "").strip().lower() in ("1", "true")
+    return (text or "").strip().lower() in ("1", "1.0", "true")
 
 
 def _size(width: Any, height: Any) -> tuple[float, float] | None:

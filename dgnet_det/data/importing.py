@@ -16,7 +16,14 @@ from tqdm import tqdm
 from dgnet_det.data import yolo
 from dgnet_det.data.coco import read_coco, root_categories
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.formats import READERS, Labels, has_box_columns, read_annotations, read_text
+from dgnet_det.data.formats import (
+    READERS,
+    Labels,
+    coco_id,
+    has_box_columns,
+    read_annotations,
+    read_text,
+)
 from dgnet_det.data.images import is_image, opened, orientation, stored_size, upright_size
 from dgnet_det.data.placing import annotation, place
 from dgnet_det.data.writing import LabelledImage, Splits
@@ -91,10 +98,11 @@ def read_dataset(
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder")
-    output = None if output and output in path.parents else output
+    folder = path if path.is_dir() else path.parent
+    below = output is not None and folder.resolve() in output.resolve().parents
+    output = folder / output.resolve().relative_to(folder.resolve()) if output and below else None
     layout = layout or _detect_format(path, output)
     names, options, description = list(classes), dict[str, Any](), dict[str, Any]()
-    folder = path if path.is_dir() else path.parent
     if layout == "yolo":
         description = yolo.read_description(path)
         folder = yolo.dataset_folder(path, description)
@@ -328,11 +336,13 @@ def _coco_categories(files: list[Path], findings: Findings) -> dict[str, dict[st
     known: dict[str, dict[str, Any]] = {}
     for file in files:
         coco = read_coco(str(file))
-        categories, used = coco["categories"], {a["category_id"] for a in coco["annotations"]}
-        roots = root_categories(categories, used)
+        categories = coco["categories"]
+        used = {coco_id(each, "category_id", "") for each in coco["annotations"]}
+        ids = [each["id"] for each in categories if coco_id(each, "id", "") in used]
+        roots = root_categories(categories, ids)
         for category in sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"])):
             if category not in roots:
-                known.setdefault(category["name"], category)
+                known.setdefault(category["name"].strip(), category)
         for root in roots:
             problem = f"category {root['name']!r}, the supercategory of the others, is left out"
             findings.warning("root-category", problem, root["name"], file)

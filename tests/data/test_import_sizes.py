@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from imported_sets import SIZE, boxes_by_file, convert, fill, voc
+from imported_sets import SIZE, TOOL, boxes_by_file, convert, fill, voc
 from PIL import Image
 from pycocotools import mask as mask_tools
 
@@ -209,8 +209,23 @@ def test_coco_split_by_groups(tmp_path: Path) -> None:
     folder = fill(tmp_path / "set", files | {"all.json": json.dumps(content)})
     splits = convert(folder, "--val-share", "0.33", "--group-by", "^(v.)_")
     names = {s: {i["file_name"][:2] for i in found["images"]} for s, found in splits.items()}
+    for _ in range(2):  # what was written before is no part of the dataset
+        TOOL["main"]([str(folder), str(folder / "own/../coco"), "--val-share", "0.33"])
+    assert len(json.loads((folder / "coco/val.json").read_text())["images"]) == 4
     assert len(names["val"]) == 1
     assert not names["train"] & names["val"]
+
+
+def test_coco_of_loose_types(tmp_path: Path) -> None:
+    """Ids as decimals or texts, or none of annotations; numbers and flags in quotes; the name of a
+    file as Label Studio changes it."""
+    content = coco("1/0a1b2c3d-a.jpg", SIZE, image_id=7.0, category_id="3", iscrowd="0")
+    del content["annotations"][0]["id"]
+    content["annotations"][0]["bbox"] = ["10", "8", "15.0", "12"]
+    content["annotations"].append(content["annotations"][0] | {"iscrowd": True})
+    folder = fill(tmp_path / "set", {"a.json": json.dumps(content), "a.jpg": None})
+    boxes = boxes_by_file(convert(folder)["train"])
+    assert boxes == {"a.jpg": [("car", [10, 8, 15, 12], 0), ("car", [10, 8, 15, 12], 1)]}
 
 
 def test_coco_without_boxes(tmp_path: Path) -> None:
