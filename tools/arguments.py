@@ -6,6 +6,7 @@ act on.
 """
 
 import argparse
+import importlib
 import logging
 import multiprocessing
 import os
@@ -32,7 +33,6 @@ FOREIGN_WARNINGS = (
     r"Creating a tensor from a list of numpy",
 )
 FOREIGN_LOGGERS = ("torch.fx._symbolic_trace", "torch.utils.cpp_extension")
-INTERRUPTED = 130  # exit code, as a shell's after Ctrl-C
 
 
 def silence_other_libraries() -> None:
@@ -50,7 +50,7 @@ class ConfigParser(argparse.ArgumentParser):
     """A parser with ``--config-file`` and overrides of its keys.
 
     The parsed arguments have ``config_file`` and ``opts``, a list [KEY, VALUE, KEY, VALUE, ...].
-    A key ends an option of several values.
+    A key ends an option of several values. What ``--import`` names is imported.
     """
 
     def __init__(
@@ -72,6 +72,14 @@ class ConfigParser(argparse.ArgumentParser):
             default=default_config,
             metavar="FILE",
             help=config_help,
+        )
+        self.add_argument(
+            "--import",
+            dest="modules",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="import a module of yours first, which registers datasets, heads or backbones",
         )
         self.add_argument(
             "opts", nargs="*", metavar="KEY VALUE", help="overrides of the config's keys"
@@ -104,15 +112,14 @@ class ConfigParser(argparse.ArgumentParser):
         self.add_argument(
             "--num-gpus",
             type=int,
-            default=1,
             metavar="N",
-            help="processes of this machine: one per GPU, or CPU processes without one",
+            help="processes of this machine: one per GPU, or on the CPU without one (default: 1);"
+            " torchrun and srun start their own",
         )
-        self.add_argument("--num-machines", type=int, default=1, metavar="N")
-        self.add_argument("--machine-rank", type=int, default=0, metavar="K", help="this machine's")
-        self.add_argument(
-            "--dist-url", default="auto", metavar="URL", help="of the first, tcp://HOST:PORT"
-        )
+        self.add_argument("--num-machines", type=int, metavar="N")
+        self.add_argument("--machine-rank", type=int, metavar="K", help="this machine's")
+        self.add_argument("--dist-url", metavar="URL", help="of the first, tcp://HOST:PORT")
+        self.add_argument("--local-rank", help=argparse.SUPPRESS)  # from torch.distributed.launch
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -121,12 +128,24 @@ class ConfigParser(argparse.ArgumentParser):
         words = iter(sys.argv[1:] if args is None else args)
         rest, overrides = [], []
         for word in words:
-            if KEY.fullmatch(word) and not os.path.exists(word):
-                overrides += [word, *islice(words, 1)]
+            key, equals, value = word.partition("=")  # as LazyConfigs have it
+            if KEY.fullmatch(key) and not os.path.exists(word):
+                values = [value] if equals else list(islice(words, 1))
+                if not values or values[0].startswith("--") or KEY.fullmatch(values[0]):
+                    self.error(f"{key}: an override needs a value: give KEY VALUE pairs")
+                overrides += [key, *values]
             else:
                 rest.append(word)
         parsed, unknown = super().parse_known_args(rest, namespace)
         parsed.opts = [*parsed.opts, *overrides]
+        for module in parsed.modules:
+            sys.path.insert(0, os.getcwd())
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                if error.name != module:
+                    raise
+                self.error(f"--import {module}: there is no such module on PYTHONPATH or here")
         return parsed, unknown
 
 
@@ -155,10 +174,11 @@ def chosen_images(
 
 def run(main: Callable[[], None]) -> None:
     """Run a tool. What its user or the machine is to blame for becomes one line on stderr and exit
-    code 1; Ctrl-C and SIGTERM exit with 130.
+    code 1; Ctrl-C exits with 130, SIGTERM with 143.
 
     Args:
-        main: the tool. The argument of a ``KeyboardInterrupt`` that it raises says what was saved.
+        main: the tool. The arguments of a ``KeyboardInterrupt`` that it raises are the signal's
+            number and what was saved.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -166,7 +186,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as error:
         for process in multiprocessing.active_children():
             process.terminate()
-        _exit(": ".join(("interrupted", *map(str, error.args))), INTERRUPTED)
+        number, *saved = error.args or (signal.SIGINT,)
+        _exit(": ".join(("interrupted", *saved)), 128 + number)
     except Exception as error:
         if isinstance(error, ImportError) and error.name == "detectron2":
             _exit(f"error: {error}", 1)
@@ -178,36 +199,55 @@ def run(main: Callable[[], None]) -> None:
         _exit(f"error: {message}", 1)
 
 
-def train(work: Callable[..., None], cfg: Any, args: argparse.Namespace, *more: Any) -> None:
-    """Call ``work(cfg, args, *more)`` in the processes that the options of
-    :meth:`ConfigParser.add_training` ask for. An interruption says which checkpoint is the last."""
-    from dgnet_det.engine.launch import launch
+def processes(args: argparse.Namespace) -> int:
+    """How many processes train, on all machines."""
+    from dgnet_det.engine.launch import launched
+
+    other = launched()
+    return other.world_size if other else (args.num_gpus or 1) * (args.num_machines or 1)
+
+
+def launch(work: Callable[..., None], cfg: Any, args: argparse.Namespace) -> None:
+    """Call ``work(cfg, args)`` in the processes that the options of
+    :meth:`ConfigParser.add_training`, or another launcher, ask for. What is interrupted, or loses a
+    process, says which checkpoint is the last."""
+    from dgnet_det.engine import launch as engine
+    from dgnet_det.errors import UserError
 
     start = time.time()
+    args.resume = args.resume or engine.restarted()
     try:
-        launch(
+        engine.launch(
             work,
             cfg,
             args,
-            *more,
             processes=args.num_gpus,
             machines=args.num_machines,
             machine_rank=args.machine_rank,
             url=args.dist_url,
+            modules=args.modules,
         )
-    except KeyboardInterrupt:
-        last = Path(cfg.OUTPUT_DIR, "last_checkpoint")
-        message = "no checkpoint was saved"
-        # One that was there before counts only for a training that goes on from it.
-        if last.exists() and (args.resume or last.stat().st_mtime >= start):
-            message = f"{last.with_name(last.read_text().strip())} is saved; to go on, add --resume"
-        raise KeyboardInterrupt(message) from None
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        if (other := engine.launched()) and other.rank:
+            sys.exit(128 + number)  # the first process tells
+        raise KeyboardInterrupt(number, _last_checkpoint(cfg, args, start)) from None
+    except engine.ProcessLostError as error:
+        raise UserError(f"{error}: {_last_checkpoint(cfg, args, start)}") from error
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _last_checkpoint(cfg: Any, args: argparse.Namespace, start: float) -> str:
+    last = Path(cfg.OUTPUT_DIR, "last_checkpoint")
+    # One that was there before counts only for a training that goes on from it.
+    if last.exists() and (args.resume or last.stat().st_mtime >= start):
+        return f"{last.with_name(last.read_text().strip())} is saved; to go on, add --resume"
+    return "no checkpoint was saved"
+
+
+def _interrupt(number: int, _: Any) -> NoReturn:
     # A signal to the whole process group ends data loading's workers too, which PyTorch reports.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 def _exit(message: str, code: int) -> NoReturn:

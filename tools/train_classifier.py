@@ -12,7 +12,8 @@ The paper's ablation, one learned weight per edge: MODEL.DGNET.EDGE_WEIGHTS stat
 with a static network's own outputs, from what tools/convert_checkpoint.py makes of its checkpoint
 with this tool's YAML: MODEL.DGNET.WIRING residual MODEL.WEIGHTS weights/static-R-50.pth.
 
-SOLVER.IMS_PER_BATCH is the batch of all processes. KEY VALUE pairs override the config.
+KEY VALUE pairs override the config. SOLVER.IMS_PER_BATCH is the batch of all processes, by default
+128 of each; the learning rate scales to it.
 """
 
 from argparse import Namespace
@@ -29,26 +30,31 @@ def work(cfg: "CfgNode", args: Namespace) -> None:
     """What each process does."""
     from detectron2.utils import comm
 
-    from dgnet_det.engine.classification import evaluate_checkpoint, train
+    from dgnet_det.engine.classification import evaluate_classifier, train_classifier
     from dgnet_det.utils.files import write_json
 
-    results = (evaluate_checkpoint if args.eval_only else train)(cfg, resume=args.resume)
-    if comm.is_main_process():
-        print(f"top-1 {results['top1']:.2f} %, top-5 {results['top5']:.2f} %")
-        if args.json:
-            write_json(args.json, results)
+    results = (evaluate_classifier if args.eval_only else train_classifier)(cfg, resume=args.resume)
+    if args.json and comm.is_main_process():
+        write_json(args.json, results)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, train or evaluate, write the metrics."""
+    """Parse the command line, fit the schedule, then launch the processes."""
     parser = arguments.ConfigParser(__doc__, config_help="YAML of the classifier")
     parser.add_training()
     args = parser.parse_args(argv)
 
-    from dgnet_det.config import load_cfg, with_own_weights
+    from dgnet_det.config import load_cfg, read_yaml, with_own_weights
+    from dgnet_det.data.classification import build_datasets
+    from dgnet_det.engine.schedule import fit_classifier_schedule
 
     opts = with_own_weights(args.config_file, args.opts) if args.eval_only else args.opts
-    arguments.train(work, load_cfg(args.config_file, opts), args)
+    cfg = load_cfg(args.config_file, opts)
+    if not args.eval_only:
+        images, processes = len(build_datasets(cfg)[0]), arguments.processes(args)
+        recipe, given = read_yaml(args.config_file), args.opts[::2]
+        cfg = fit_classifier_schedule(cfg, processes, images, recipe=recipe, given=given)
+    arguments.launch(work, cfg, args)
 
 
 if __name__ == "__main__":

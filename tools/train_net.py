@@ -25,30 +25,29 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 
-def work(cfg: "CfgNode", args: Namespace, recipe: "CfgNode") -> None:
+def work(cfg: "CfgNode", args: Namespace) -> None:
     """What each process does."""
     from detectron2.utils import comm
 
-    from dgnet_det.engine.trainer import evaluate, train
+    from dgnet_det.engine.detection import evaluate_detector, train_detector
     from dgnet_det.utils.files import write_json
 
-    if args.eval_only:
-        results = evaluate(cfg, resume=args.resume)
-    else:
-        given = args.opts[::2]
-        results = train(cfg, resume=args.resume, recipe=recipe, given=given)
+    results = (evaluate_detector if args.eval_only else train_detector)(cfg, resume=args.resume)
     if args.json and comm.is_main_process():
         write_json(args.json, results)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, check config and data, then launch the processes."""
+    """Parse the command line, check config and data, fit the schedule, then launch the
+    processes."""
     parser = arguments.ConfigParser(__doc__, config_help="YAML of the detector")
     parser.add_training()
     args = parser.parse_args(argv)
 
     from dgnet_det.config import read_yaml, with_own_weights
     from dgnet_det.data import check_datasets, load_cfg_with_data
+    from dgnet_det.engine.detection import training_images
+    from dgnet_det.engine.schedule import fit_schedule
     from dgnet_det.errors import UserError
 
     opts = with_own_weights(args.config_file, args.opts) if args.eval_only else args.opts
@@ -65,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("DATASETS.TRAIN: empty: there is nothing to train on")
     train_sets = () if args.eval_only else cfg.DATASETS.TRAIN
     check_datasets(cfg, [*train_sets, *cfg.DATASETS.TEST])
-    arguments.train(work, cfg, args, read_yaml(args.config_file))
+    if not args.eval_only:
+        images = len(training_images(cfg))
+        recipe, given = read_yaml(args.config_file), args.opts[::2]
+        cfg = fit_schedule(cfg, arguments.processes(args), images, recipe=recipe, given=given)
+    arguments.launch(work, cfg, args)
 
 
 if __name__ == "__main__":

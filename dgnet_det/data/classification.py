@@ -1,28 +1,23 @@
-"""Labelled images, ImageNet-style folders and Fashion-MNIST, and their batches.
-
-Which images a batch has, in which order and with which augmentation, follows from the seed and the
-iteration alone, so that a resumed run sees what the uninterrupted one would have seen, and any
-number of processes sees the same images.
-"""
+"""Labelled images, ImageNet-style folders and Fashion-MNIST, and their batches."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
 from dgnet_det.config import one_line
 from dgnet_det.data.images import load_image
+from dgnet_det.data.order import TrainingBatches, build_loader, data_seed, loader_workers
 from dgnet_det.errors import UserError, check_choice, first_few
 
 
@@ -46,7 +41,7 @@ def fashion_mnist(split: str) -> datasets.FashionMNIST:
         ) from error
 
 
-def build_datasets(cfg: CfgNode) -> tuple[Dataset, Dataset]:
+def build_datasets(cfg: CfgNode) -> tuple[Any, Any]:
     """The training and validation images that ``CLASSIFICATION`` names, as (RGB image, label).
 
     Raises:
@@ -86,77 +81,37 @@ def _read_image(path: str) -> Image.Image:
     return load_image(path).convert("RGB")
 
 
-def mix_seeds(*seeds: int) -> int:
-    """One seed from several, unlike that of any other combination of as many."""
-    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
-
-
-class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """Endless micro-batches of this process, each a list of (epoch, index).
-
-    An iteration takes ``accumulation`` of them, ``batch_size`` images over all processes. Each
-    epoch is shuffled anew, its incomplete last batch dropped.
-
-    Raises:
-        UserError: a batch that cannot be split evenly, or of more images than there are.
-    """
-
-    def __init__(self, dataset: Dataset, *, batch_size: int, accumulation: int, seed: int) -> None:
-        world_size, size = comm.get_world_size(), len(dataset)  # type: ignore[arg-type]
-        if batch_size % (world_size * accumulation):
-            raise UserError(
-                f"SOLVER.IMS_PER_BATCH {batch_size}: make it a multiple of {world_size} processes"
-                f" × CLASSIFICATION.ACCUMULATION {accumulation}"
-            )
-        if size < batch_size:
-            raise UserError(
-                f"SOLVER.IMS_PER_BATCH {batch_size}: there are only {size} training images;"
-                " lower it"
-            )
-        self.iterations_per_epoch = size // batch_size
-        self.start_iteration = 0
-        self.batch_size = batch_size // world_size
-        self.micro_batch_size = self.batch_size // accumulation
-        self.size, self.seed = size, seed
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first_epoch, skipped = divmod(self.start_iteration, self.iterations_per_epoch)
-        for epoch in count(first_epoch):
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            order = torch.randperm(self.size, generator=generator)
-            indices = order[comm.get_rank() :: comm.get_world_size()].tolist()
-            start = skipped * self.batch_size if epoch == first_epoch else 0
-            stop = self.iterations_per_epoch * self.batch_size
-            for i in range(start, stop, self.micro_batch_size):
-                yield [(epoch, index) for index in indices[i : i + self.micro_batch_size]]
-
-
 class Transformed(Dataset):
-    """Images under a transform, whose random draws follow from the seed, the epoch and the image
-    alone."""
+    """Images under a transform."""
 
-    def __init__(self, dataset: Dataset, *transform: Callable, seed: int) -> None:
+    def __init__(self, dataset: Dataset, *transform: Callable) -> None:
         self.dataset = dataset
         self.transform = transforms.Compose([*transform, transforms.PILToTensor()])
-        self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        """The transformed image, uint8 [3, H, W], and the label of an epoch and an index."""
-        image, label = self.dataset[key[1]]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mix_seeds(self.seed, *key))
-            return self.transform(image), label
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The transformed image, uint8 [3, H, W], and its label."""
+        image, label = self.dataset[index]
+        return self.transform(image), label
 
 
-def build_train_loader(
-    cfg: CfgNode, dataset: Dataset, batches: TrainingBatches, *, seed: int
-) -> DataLoader:
-    """Endless micro-batches: uint8 RGB images [b, 3, SIZE, SIZE], randomly cropped and flipped, and
-    labels [b]."""
-    options = cfg.CLASSIFICATION
+def build_train_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
+    """Endless micro-batches, ``CLASSIFICATION.ACCUMULATION`` an iteration: uint8 RGB images
+    [b, 3, SIZE, SIZE], randomly cropped and flipped, and labels [b].
+
+    Raises:
+        UserError: the batch cannot be split evenly.
+    """
+    options, world_size, size = cfg.CLASSIFICATION, comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+    if size % (world_size * options.ACCUMULATION):
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {size}: make it a multiple of {world_size} processes"
+            f" × CLASSIFICATION.ACCUMULATION {options.ACCUMULATION}"
+        )
     crop = transforms.RandomResizedCrop(options.SIZE, scale=tuple(options.CROP_AREA))
-    images = Transformed(dataset, crop, transforms.RandomHorizontalFlip(), seed=seed)
-    return _loader(cfg, images, batch_sampler=cast(Sampler[list], batches))
+    images = Transformed(dataset, crop, transforms.RandomHorizontalFlip())
+    order = TrainingSampler(len(dataset), seed=data_seed(cfg))  # type: ignore[arg-type]
+    batches = TrainingBatches(order, size // (world_size * options.ACCUMULATION))
+    return build_loader(cfg, images, batches)
 
 
 def build_test_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
@@ -164,13 +119,12 @@ def build_test_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
     labels [b]."""
     options, world_size = cfg.CLASSIFICATION, comm.get_world_size()
     resize, crop = transforms.Resize(options.TEST_RESIZE), transforms.CenterCrop(options.SIZE)
-    size = len(dataset)  # type: ignore[arg-type]
-    share = [(0, index) for index in range(comm.get_rank(), size, world_size)]
+    share = range(comm.get_rank(), len(dataset), world_size)  # type: ignore[arg-type]
     batch_size = max(cfg.SOLVER.IMS_PER_BATCH // (world_size * options.ACCUMULATION), 1)
-    images = Transformed(dataset, resize, crop, seed=0)
-    return _loader(cfg, images, sampler=share, batch_size=batch_size)
-
-
-def _loader(cfg: CfgNode, images: Transformed, **options: Any) -> DataLoader:
-    workers, pin = cfg.DATALOADER.NUM_WORKERS, torch.cuda.is_available()
-    return DataLoader(images, num_workers=workers, pin_memory=pin, **options)
+    return DataLoader(
+        Transformed(dataset, resize, crop),
+        sampler=share,
+        batch_size=batch_size,
+        num_workers=loader_workers(cfg),
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,7 +1,6 @@
 """Detectron2's optimizer, with a learning rate of its own for what decides on edges."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
-from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone.base import StagedBackbone
 
 DECIDING = {"routers", "thresholds", "gammas"}  # parts of a graph
@@ -23,25 +21,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     groups = separate_routers(optimizer.param_groups, model, cfg.SOLVER.ROUTER_LR_FACTOR)
     optimizer.param_groups[:] = groups
     return optimizer
-
-
-@contextmanager
-def checked_optimizer_state(folder: str) -> Iterator[None]:
-    """A body that loads the last checkpoint of ``folder``, which may have been saved with
-    Detectron2's own groups.
-
-    Raises:
-        UserError: the state of the optimizer that was saved is of other groups.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(
-            f"OUTPUT_DIR {folder}: its last checkpoint has other groups of parameters than this"
-            " version: name it as MODEL.WEIGHTS, and another OUTPUT_DIR, without --resume"
-        ) from error
 
 
 def get_optimizer_params(

@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Collection, Sequence
+from functools import reduce
+from operator import getitem
+from typing import Any
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from dgnet_det.errors import UserError
+from dgnet_det.errors import UserError, check_choice
 
 # Of the iterations, where the recipe has no larger share: a warm-up for many images must not use up
 # the training on few.
 LARGEST_WARMUP = 0.1
 MANY_EPOCHS = 500
+# Detectron2's own learning rate for an image of the batch, and how many times as much is a doubt.
+USUAL_RATE, DOUBTFUL = 0.02 / 16, 1.5
 # The least that keys of a training take.
 LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
@@ -28,6 +33,21 @@ LEAST = {
     "CLASSIFICATION.ACCUMULATION": 1,
     "CLASSIFICATION.SIZE": 1,
 }
+# What Detectron2 knows, of keys that it reads once a training has begun.
+CHOICES = {
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+    ),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "DATALOADER.SAMPLER_TRAIN": (
+        "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
+        "WeightedTrainingSampler", "WeightedCategoryTrainingSampler",
+    ),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+}  # fmt: skip
 
 
 def fit_schedule(
@@ -47,9 +67,9 @@ def fit_schedule(
     - the batch: each process takes as many images as in the recipe;
     - the learning rate grows in proportion to the batch, the iterations shrink;
     - ``EPOCHS``, or iterations given, set the length of the training. ``STEPS`` and the periods of
-      checkpoints and evaluation keep their places in it, but with ``EPOCHS`` no period is shorter
-      than one; the warm-up stays as many images long, but takes no more than ``LARGEST_WARMUP`` of
-      it, or the recipe's share.
+      checkpoints and evaluation keep their places in it, but no period is shorter than an epoch;
+      the warm-up stays as many images long, but takes no more than ``LARGEST_WARMUP`` of it, or
+      the recipe's share.
 
     With ``REFERENCE_WORLD_SIZE`` 0, Detectron2's default, the batch, the learning rate and the
     iterations are taken as they are; ``EPOCHS`` still sets the length. Steps that the training does
@@ -93,6 +113,8 @@ def fit_schedule(
         )
     if "SOLVER.BASE_LR" not in given:
         solver.BASE_LR = old.BASE_LR * factor
+    if "SOLVER.BASE_LR_END" not in given and old.BASE_LR:
+        solver.BASE_LR_END = old.BASE_LR_END * solver.BASE_LR / old.BASE_LR
 
     if "SOLVER.MAX_ITER" in given:
         if "SOLVER.EPOCHS" in given and solver.EPOCHS:
@@ -103,8 +125,12 @@ def fit_schedule(
     else:
         solver.MAX_ITER = round(old.MAX_ITER / factor)
     if solver.REFERENCE_WORLD_SIZE or solver.EPOCHS:
-        epoch = math.ceil(num_images / solver.IMS_PER_BATCH) if solver.EPOCHS else 1
-        _stretch(cfg, recipe, factor, epoch, given)
+        _stretch(cfg, recipe, factor, math.ceil(num_images / solver.IMS_PER_BATCH), given)
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR_END > solver.BASE_LR:
+        raise UserError(
+            f"SOLVER.BASE_LR_END {solver.BASE_LR_END:g}: more than SOLVER.BASE_LR"
+            f" {solver.BASE_LR:g}, where the cosine starts: lower it"
+        )
     # Detectron2 refuses one at the very end.
     solver.STEPS = tuple(dict.fromkeys(step for step in solver.STEPS if step < solver.MAX_ITER))
     if frozen:
@@ -112,11 +138,48 @@ def fit_schedule(
     return cfg
 
 
+def fit_classifier_schedule(
+    cfg: CfgNode,
+    processes: int,
+    num_images: int,
+    *,
+    recipe: CfgNode | None = None,
+    given: Collection[str] = (),
+) -> CfgNode:
+    """As :func:`fit_schedule`, with the epochs, and those of the warm-up, of ``CLASSIFICATION``.
+
+    Raises:
+        UserError: as :func:`fit_schedule`; the length is given in iterations, or is not longer than
+            the warm-up.
+    """
+    check_solver(cfg)
+    for key, instead in (("MAX_ITER", "EPOCHS"), ("WARMUP_ITERS", "WARMUP_EPOCHS")):
+        if f"SOLVER.{key}" in given:
+            raise UserError(f"SOLVER.{key}: of a classifier, give CLASSIFICATION.{instead}")
+    cfg = cfg.clone()
+    cfg.defrost()
+    options = cfg.CLASSIFICATION
+    if "SOLVER.EPOCHS" in given:
+        options.EPOCHS = cfg.SOLVER.EPOCHS
+    if options.WARMUP_EPOCHS >= options.EPOCHS:
+        raise UserError(
+            f"CLASSIFICATION.WARMUP_EPOCHS {options.WARMUP_EPOCHS}: it must be less than"
+            f" CLASSIFICATION.EPOCHS {options.EPOCHS}"
+        )
+    cfg.SOLVER.EPOCHS = options.EPOCHS
+    cfg = fit_schedule(cfg, processes, num_images, recipe=recipe, given=given)
+    cfg.SOLVER.WARMUP_ITERS = math.ceil(
+        options.WARMUP_EPOCHS * num_images / cfg.SOLVER.IMS_PER_BATCH
+    )
+    cfg.freeze()
+    return cfg
+
+
 def _stretch(
-    cfg: CfgNode, recipe: CfgNode, factor: float, shortest: int, given: Collection[str]
+    cfg: CfgNode, recipe: CfgNode, factor: float, epoch: int, given: Collection[str]
 ) -> None:
-    """Put what the recipe does at some iteration at the same place in ``cfg``'s iterations, and
-    let periods be ``shortest`` at least."""
+    """Put what the recipe does at some iteration at the same place in ``cfg``'s iterations. Where
+    the training becomes shorter, its periods do not fall below an ``epoch``, or the recipe's."""
     solver, old = cfg.SOLVER, recipe.SOLVER
     ratio = solver.MAX_ITER / old.MAX_ITER
     if "SOLVER.STEPS" not in given:
@@ -127,32 +190,41 @@ def _stretch(
     for group, key in (("SOLVER", "CHECKPOINT_PERIOD"), ("TEST", "EVAL_PERIOD")):
         period = recipe[group][key]
         if f"{group}.{key}" not in given and period > 0 and ratio != 1:
-            cfg[group][key] = max(shortest, round(period * ratio))
+            least = epoch if solver.EPOCHS else min(epoch, round(period / factor))
+            cfg[group][key] = max(1, least, round(period * ratio))
 
 
 def check_solver(cfg: CfgNode) -> None:
     """
     Raises:
-        UserError: a key of ``LEAST`` is below its least value.
+        UserError: a key of ``LEAST`` is below its least value, or one of ``CHOICES`` none of them.
     """
     for name, least in LEAST.items():
-        group, key = name.split(".")
-        if not cfg[group][key] >= least:
-            raise UserError(f"{name} {cfg[group][key]}: give at least {least}")
+        if not (value := _value(cfg, name)) >= least:
+            raise UserError(f"{name} {value}: give at least {least}")
+    for name, choices in CHOICES.items():
+        check_choice(name, _value(cfg, name), choices)
+
+
+def _value(cfg: CfgNode, name: str) -> Any:
+    return reduce(getitem, name.split("."), cfg)
 
 
 def divergence(cfg: CfgNode, iteration: int) -> str:
     """What to say of a loss that is no number."""
+    solver = cfg.SOLVER
     return (
-        f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g}, with a batch of {cfg.SOLVER.IMS_PER_BATCH}: the"
-        f" loss became NaN or infinite at iteration {iteration}: set a lower one"
+        f"SOLVER.BASE_LR {solver.BASE_LR:g}, with a batch of {solver.IMS_PER_BATCH}: the loss"
+        f" became NaN or infinite at iteration {iteration}: set a lower one, or a longer warm-up"
+        f" than {solver.WARMUP_ITERS} iterations"
     )
 
 
 def describe_schedule(
-    cfg: CfgNode, processes: int, num_images: int, class_names: Sequence[str]
+    cfg: CfgNode, processes: int, num_images: int, class_names: Sequence[str], *, evaluates: bool
 ) -> str:
-    """What a fitted config will do, as a small table, with a line on what looks like a mistake."""
+    """What a fitted config will do, as a small table; ``evaluates`` tells whether there is data for
+    it."""
     solver = cfg.SOLVER
     batch, epochs = solver.IMS_PER_BATCH, solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
     shared = f" ({processes} processes × {batch // processes})" if processes > 1 else ""
@@ -172,12 +244,25 @@ def describe_schedule(
         ("learning rate", f"{solver.BASE_LR:.4g}, after {solver.WARMUP_ITERS} iterations of"
          f" warm-up; {decay}"),
         ("iterations", f"{solver.MAX_ITER}: {epochs:.4g} passes over the images"),
-        ("evaluation", evaluation if cfg.DATASETS.TEST else "none: no data to evaluate on"),
+        ("evaluation", evaluation if evaluates else "none: no data to evaluate on"),
         ("checkpoint", f"every {solver.CHECKPOINT_PERIOD} iterations"),
     ]  # fmt: skip
-    lines = [tabulate(rows, tablefmt="plain")]
+    return tabulate(rows, tablefmt="plain")
+
+
+def doubts(cfg: CfgNode, num_images: int) -> list[str]:
+    """What looks like a mistake in a fitted config, a line each."""
+    solver = cfg.SOLVER
+    batch, epochs = solver.IMS_PER_BATCH, solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
+    lines, usual = [], USUAL_RATE * batch
+    if not solver.REFERENCE_WORLD_SIZE and DOUBTFUL * usual < solver.BASE_LR:
+        lines.append(
+            f"SOLVER.BASE_LR {solver.BASE_LR:g} is not scaled to the batch of {batch}: Detectron2's"
+            f" 0.02 for 16 images would be {usual:.4g}. SOLVER.REFERENCE_WORLD_SIZE 8"
+            " scales the rate and the schedule of a config for 8 GPUs"
+        )
     if epochs > MANY_EPOCHS:
         lines.append(f"{epochs:.4g} passes are many: SOLVER.EPOCHS sets their number")
     if batch > num_images:
         lines.append(f"SOLVER.IMS_PER_BATCH {batch} is more than all {num_images} images")
-    return "\n".join(lines)
+    return lines

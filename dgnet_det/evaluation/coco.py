@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dgnet_det.data import CheckedDatasetMapper
+from dgnet_det.data.order import loader_workers
 from dgnet_det.errors import UserError
 
 try:
@@ -28,9 +29,7 @@ def build_image_loader(cfg: CfgNode, images: Any) -> Iterable[list[dict[str, Any
     """Detectron2's loader of images in its dataset format, one at a time, resized for testing and
     checked as they are read."""
     mapper = CheckedDatasetMapper(cfg, is_train=False)
-    return build_detection_test_loader(
-        images, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    return build_detection_test_loader(images, mapper=mapper, num_workers=loader_workers(cfg))
 
 
 class Evaluator(COCOEvaluator):
@@ -88,7 +87,8 @@ class Evaluator(COCOEvaluator):
         if "annotations" not in self.truth.dataset:
             return  # a test set whose annotations are not public
         for task in self._tasks_from_predictions(self.found):
-            evaluation = self._evaluation(task, img_ids) if self.found else None
+            with contextlib.redirect_stdout(io.StringIO()):  # COCO's own twenty lines
+                evaluation = self._evaluation(task, img_ids) if self.found else None
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
 

@@ -12,7 +12,7 @@ from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.hooks import RoutingSchedule
 from dgnet_det.engine.optimizer import build_optimizer
-from dgnet_det.engine.trainer import Trainer
+from dgnet_det.engine.detection import build_detector
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
@@ -108,7 +108,7 @@ def detector_cfg(*opts: str):  # type: ignore[no-untyped-def]
 
 def test_routers_have_a_learning_rate_of_their_own_and_no_decay() -> None:
     cfg = detector_cfg("SOLVER.ROUTER_LR_FACTOR", "0.5")
-    model = Trainer.build_model(cfg)
+    model = build_detector(cfg)
     routers = {p for n, p in model.named_parameters() if ".routers." in n}
     for group in build_optimizer(cfg, model).param_groups:
         inside = [p in routers for p in group["params"]]
@@ -143,9 +143,9 @@ def test_the_temperature_follows_from_the_iteration() -> None:
 )
 def test_errors(opts: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Trainer.build_model(detector_cfg(*opts))
+        build_detector(detector_cfg(*opts))
 
 
 def test_no_loss_without_a_weight() -> None:
     cfg = detector_cfg("MODEL.DRNET.BUDGET_WEIGHT", "0.0")
-    assert budget_loss(cfg, Trainer.build_model(cfg)) is None
+    assert budget_loss(cfg, build_detector(cfg)) is None

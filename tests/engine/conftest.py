@@ -10,7 +10,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from configs import ROOT
-from dgnet_det.config import load_cfg
+from dgnet_det.config import load_cfg, read_yaml
+from dgnet_det.engine.schedule import fit_classifier_schedule
 
 # Their ids are in another order than their places in the file, and not contiguous.
 FRUIT = {7: "fig", 2: "apple", 30: "pear"}
@@ -103,6 +104,8 @@ def make_cfg(classifier: list[str], tmp_path: Path) -> Callable[..., CfgNode]:
 
     def make(*overrides: str, output: str = "output") -> CfgNode:
         _, config_file, *opts = classifier
-        return load_cfg(config_file, [*opts, "OUTPUT_DIR", str(tmp_path / output), *overrides])
+        opts += ["OUTPUT_DIR", str(tmp_path / output), *overrides]
+        cfg, recipe = load_cfg(config_file, opts), read_yaml(config_file)
+        return fit_classifier_schedule(cfg, 1, 18, recipe=recipe, given=opts[::2])
 
     return make

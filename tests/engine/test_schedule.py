@@ -1,5 +1,6 @@
 """The linear rule, against Detectron2's own scaling and figures worked out by hand."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,12 @@ from detectron2.engine import DefaultTrainer
 
 from configs import DETECTORS, ROOT
 from dgnet_det.config import load_cfg, read_yaml
-from dgnet_det.engine.schedule import describe_schedule, fit_schedule
+from dgnet_det.engine.schedule import (
+    describe_schedule,
+    doubts,
+    fit_classifier_schedule,
+    fit_schedule,
+)
 from dgnet_det.errors import UserError
 
 COCO = str(ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml")
@@ -75,6 +81,8 @@ def values(cfg: CfgNode) -> dict:
         # 18 evaluations, one for each period of the recipe, would be more than one an epoch
         (2, ["SOLVER.EPOCHS", "4"],
          {"batch": 4, "iterations": 300, "evaluation": 75, "checkpoint": 75}),
+        # nor where few iterations are given
+        (2, ["SOLVER.MAX_ITER", "30"], {"batch": 4, "evaluation": 75, "checkpoint": 75}),
         # steps at 1.33 and 1.78 of 2 iterations
         (8, ["SOLVER.MAX_ITER", "2"], {"batch": 16, "steps": (1,)}),
         (8, ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,2)"], {"steps": (1,)}),
@@ -129,6 +137,7 @@ def test_an_iteration_number_replaces_the_epochs_of_a_config(tmp_path: Path) -> 
     [
         (1, ["SOLVER.EPOCHS", "5", "SOLVER.MAX_ITER", "9"], "SOLVER.EPOCHS and SOLVER.MAX_ITER"),
         (2, ["SOLVER.IMS_PER_BATCH", "3"], "SOLVER.IMS_PER_BATCH 3: not a multiple of the 2"),
+        (1, ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"], "LR_SCHEDULER_NAME 'WarmupPolyLR': choose"),
         (1, ["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0: give at least 1"),
         (1, ["SOLVER.EPOCHS", "-1"], "SOLVER.EPOCHS -1: give at least 0"),
         (1, ["SOLVER.REFERENCE_WORLD_SIZE", "3"], "IMS_PER_BATCH 16: not a multiple of SOLVER.REF"),
@@ -140,9 +149,8 @@ def test_mistakes(processes: int, opts: list[str], message: str) -> None:
 
 
 def test_the_description_says_it_all() -> None:
-    text = describe_schedule(
-        fitted(COCO, 2, 300, "SOLVER.EPOCHS", "50"), 2, 300, ["apple", "fig", "pear"]
-    )
+    cfg = fitted(COCO, 2, 300, "SOLVER.EPOCHS", "50")
+    text = describe_schedule(cfg, 2, 300, ["apple", "fig", "pear"], evaluates=True)
     rows = dict(line.split("  ", 1) for line in text.splitlines())
     assert {key: value.strip() for key, value in rows.items()} == {
         "images": "300",
@@ -157,9 +165,50 @@ def test_the_description_says_it_all() -> None:
 
 @pytest.mark.parametrize(
     ("images", "opts", "said"),
-    [(300, [], "SOLVER.EPOCHS"), (12, ["SOLVER.EPOCHS", "2"], "more than all 12 images")],
-)
+    [
+        (300, [], "SOLVER.EPOCHS"),
+        (12, ["SOLVER.EPOCHS", "2"], "more than all 12 images"),
+        (118000, ["SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.IMS_PER_BATCH", "8"],
+         r"SOLVER.BASE_LR 0.02 is not scaled to the batch of 8: .* would be 0.01. SOLVER.REF"),
+    ],
+)  # fmt: skip
 def test_what_looks_like_a_mistake_is_said(images: int, opts: list[str], said: str) -> None:
-    description = describe_schedule(fitted(COCO, 8, images, *opts), 8, images, ["tree"])
-    assert said in description
-    assert said not in describe_schedule(fitted(COCO, 8, 118000), 8, 118000, ["tree"])
+    (doubt,) = doubts(fitted(COCO, 8, images, *opts), images)
+    assert re.search(said, doubt)
+    assert doubts(fitted(COCO, 8, 118000), 118000) == []
+
+
+def test_the_end_of_a_cosine_scales_too() -> None:
+    """So that it ends at the recipe's share of the start."""
+    opts = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.IMS_PER_BATCH", "1"]
+    recipe = read_yaml(COCO)
+    recipe.SOLVER.BASE_LR_END = 0.002
+    cfg = recipe.clone()
+    cfg.merge_from_list(opts)
+    fit = fit_schedule(cfg, 1, 300, recipe=recipe, given=opts[::2])
+    assert pytest.approx(0.1) == fit.SOLVER.BASE_LR_END / fit.SOLVER.BASE_LR
+    cfg.SOLVER.BASE_LR_END = 0.03
+    with pytest.raises(UserError, match=r"SOLVER.BASE_LR_END 0.03: more than SOLVER.BASE_LR"):
+        fit_schedule(cfg, 1, 300, recipe=recipe, given=[*opts[::2], "SOLVER.BASE_LR_END"])
+
+
+IMAGENET = str(ROOT / "configs/ImageNet-Classification/DG_R_50.yaml")
+
+
+def test_a_classifier_scales_as_a_detector_does() -> None:
+    """An epoch of ImageNet is 1251.1 batches of 1024 images."""
+
+    def fitted(processes: int, images: int, *opts: str) -> dict:
+        cfg, recipe = load_cfg(IMAGENET, opts), read_yaml(IMAGENET)
+        cfg = fit_classifier_schedule(cfg, processes, images, recipe=recipe, given=opts[::2])
+        assert fit_classifier_schedule(cfg, processes, images) == cfg
+        return {key: value for key, value in values(cfg).items() if key != "steps"}
+
+    assert fitted(8, 1281167) == {
+        "batch": 1024, "lr": 0.4, "iterations": 125114, "warm-up": 6256, "evaluation": 1252,
+        "checkpoint": 1252,
+    }  # fmt: skip
+    assert fitted(1, 1200, "SOLVER.IMS_PER_BATCH", "12", "SOLVER.EPOCHS", "20") == {
+        "batch": 12, "lr": 0.0046875, "iterations": 2000, "warm-up": 500, "evaluation": 100,
+        "checkpoint": 100,
+    }  # fmt: skip

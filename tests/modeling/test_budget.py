@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
-from dgnet_det.engine.trainer import Trainer
+from dgnet_det.engine.detection import build_detector
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
@@ -152,7 +152,7 @@ def test_training_reaches_a_budget(wiring: tuple[str, str]) -> None:
 
 def detector(*opts: str) -> nn.Module:
     cfg = load_cfg(config("faster"), [*SMALL, *opts])
-    return Trainer.build_model(cfg).train()
+    return build_detector(cfg).train()
 
 
 def losses(model: Callable, side: int = 96) -> dict[str, torch.Tensor]:

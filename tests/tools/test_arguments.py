@@ -33,7 +33,9 @@ def test_help_needs_no_library(tool: Path) -> None:
     assert result.stdout.startswith("usage: ")
 
 
-def test_overrides_are_told_from_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_are_told_from_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("DSC_0001.JPG").touch()
     parser = arguments.ConfigParser("A tool.")
@@ -48,6 +50,11 @@ def test_overrides_are_told_from_values(tmp_path: Path, monkeypatch: pytest.Monk
     assert args.opts == ["MODEL.WEIGHTS", "x.pth", "SEED", "1"]
     assert args.config_file == "c.yaml"
     assert args.resume
+    assert parser.parse_args(["--config-file", "c", "SEED=1"]).opts == ["SEED", "1"]
+    for words in ("SOLVER.BASE_LR SOLVER.MAX_ITER 5", "SOLVER.BASE_LR --resume", "SOLVER.BASE_LR"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--config-file", "c", *words.split()])
+        assert "SOLVER.BASE_LR: an override needs a value" in capsys.readouterr().err
     # What is no key is told where keys are checked.
     assert (
         parser.parse_args(["--config-file", "c", "model.weights", "x"]).opts[0] == "model.weights"
@@ -125,15 +132,15 @@ def test_an_interruption_says_what_is_saved(
 
     def end(*options: str) -> tuple[int, str]:
         args = parser.parse_args(["--config-file", "c.yaml", *options])
-        return end_of(lambda: arguments.train(stop, cfg, args), capsys)
+        return end_of(lambda: arguments.launch(stop, cfg, args), capsys)
 
-    assert end() == (130, "interrupted: no checkpoint was saved\n")
+    assert end() == (143, "interrupted: no checkpoint was saved\n")
     last = tmp_path / "last_checkpoint"
     last.write_text("model_0000009.pth")
     os.utime(last, (0, 0))  # of an earlier training
-    assert end() == (130, "interrupted: no checkpoint was saved\n")
+    assert end() == (143, "interrupted: no checkpoint was saved\n")
     saved = f"interrupted: {tmp_path}/model_0000009.pth is saved; to go on, add --resume\n"
-    assert end("--resume") == (130, saved)
+    assert end("--resume") == (143, saved)
 
 
 def test_without_detectron2_a_tool_says_how_to_install_it() -> None:
@@ -162,7 +169,7 @@ def test_workers_that_end_with_their_process_hide_no_interruption() -> None:
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)}
     try:
-        with pytest.raises(SystemExit, match="130"):
+        with pytest.raises(SystemExit, match="143"):
             arguments.run(main)
     finally:
         for number, handler in before.items():
