@@ -32,7 +32,11 @@ FOREIGN_WARNINGS = (
     r".*broadcast_buffers",
     r"Creating a tensor from a list of numpy",
 )
-FOREIGN_LOGGERS = ("torch.fx._symbolic_trace", "torch.utils.cpp_extension")
+FOREIGN_LOGGERS = (
+    "torch.fx._symbolic_trace",
+    "torch.utils.cpp_extension",
+    "detectron2.data.datasets.coco",  # that it numbers classes from 0
+)
 
 
 def silence_other_libraries() -> None:

@@ -186,6 +186,12 @@ class Trainer(SimpleTrainer):
             UserError: the training diverged.
         """
         self._between_steps = False
+        try:
+            self._step()
+        except FloatingPointError as error:  # also of Detectron2's heads
+            raise UserError(divergence(self.cfg, self.iter)) from error
+
+    def _step(self) -> None:
         # Not with the loader's start, which a resumed training repeats: it has its own generator.
         seed_all_rng(mix_seeds(data_seed(self.cfg), self.iter, comm.get_rank()))
         self.optimizer.zero_grad()
@@ -204,10 +210,7 @@ class Trainer(SimpleTrainer):
                 self.scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0) + loss.detach()
-        try:
-            self._write_metrics(totals, data_time)
-        except FloatingPointError as error:
-            raise UserError(divergence(self.cfg, self.iter)) from error
+        self._write_metrics(totals, data_time)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

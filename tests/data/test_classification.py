@@ -12,7 +12,6 @@ from PIL import Image
 
 from dgnet_det.config import get_cfg
 from dgnet_det.data.classification import (
-    TrainingBatches,
     build_datasets,
     build_test_loader,
     build_train_loader,
@@ -77,8 +76,8 @@ def test_fashion_mnist_is_read(no_fashion_mnist: Path) -> None:
     assert label == 1
     assert np.array_equal(np.asarray(image), np.repeat(images[11][:, :, None], 3, axis=2))
 
-    batches = TrainingBatches(train_set, batch_size=6, accumulation=2, seed=0)
-    pixels, labels = next(iter(build_train_loader(cfg, train_set, batches, seed=0)))
+    cfg.CLASSIFICATION.ACCUMULATION = 2
+    pixels, labels = next(iter(build_train_loader(cfg, train_set)))
     assert pixels.shape == (3, 3, 32, 32)
     assert pixels.dtype == torch.uint8
     assert labels.shape == (3,)
@@ -97,29 +96,6 @@ def test_damaged_fashion_mnist_is_told(no_fashion_mnist: Path) -> None:
         build_datasets(small(no_fashion_mnist, DATASET="fashion_mnist"))
 
 
-def test_an_epoch_shows_each_image_once_in_a_new_order(root: Path) -> None:
-    train_set, _ = build_datasets(small(root))
-    batches = iter(TrainingBatches(train_set, batch_size=6, accumulation=2, seed=0))
-    epochs = [[key for _ in range(6) for key in next(batches)] for _ in range(2)]
-    for epoch, keys in enumerate(epochs):
-        assert sorted(keys) == [(epoch, index) for index in range(18)]
-    assert [index for _, index in epochs[0]] != [index for _, index in epochs[1]]
-
-
-def test_augmentation_follows_from_seed_epoch_and_image(root: Path) -> None:
-    cfg = small(root)
-    train_set, _ = build_datasets(cfg)
-    batches = TrainingBatches(train_set, batch_size=6, accumulation=1, seed=0)
-
-    def draw(key: tuple[int, int], seed: int = 0) -> torch.Tensor:
-        torch.rand(3)
-        return build_train_loader(cfg, train_set, batches, seed=seed).dataset[key][0]
-
-    assert torch.equal(draw((0, 5)), draw((0, 5)))
-    assert not torch.equal(draw((0, 5)), draw((1, 5)))
-    assert not torch.equal(draw((0, 5)), draw((0, 5), seed=1))
-
-
 def test_processes_share_the_validation_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = small(root)
     _, test_set = build_datasets(cfg)
@@ -128,7 +104,7 @@ def test_processes_share_the_validation_images(root: Path, monkeypatch: pytest.M
     for rank in range(4):
         monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
         shares.append(list(build_test_loader(cfg, test_set).sampler))
-    assert sorted(index for share in shares for _, index in share) == list(range(9))
+    assert sorted(index for share in shares for index in share) == list(range(9))
     assert {len(share) for share in shares} == {2, 3}
 
 
@@ -163,16 +139,7 @@ def test_unusable_values_are_named(root: Path, key: str, value: object, message:
         build_datasets(small(root, **{key: value}))
 
 
-@pytest.mark.parametrize(
-    ("batch", "accumulation", "message"),
-    [
-        (6, 4, r"IMS_PER_BATCH 6: .*ACCUMULATION 4"),
-        (1024, 1, r"IMS_PER_BATCH 1024: .* only 18 training images"),
-    ],
-)
-def test_batches_that_cannot_be_are_named(
-    root: Path, batch: int, accumulation: int, message: str
-) -> None:
-    train_set, _ = build_datasets(small(root))
-    with pytest.raises(UserError, match=message):
-        TrainingBatches(train_set, batch_size=batch, accumulation=accumulation, seed=0)
+def test_a_batch_that_cannot_be_split_is_named(root: Path) -> None:
+    cfg = small(root, ACCUMULATION=4)
+    with pytest.raises(UserError, match=r"IMS_PER_BATCH 6: .*ACCUMULATION 4"):
+        build_train_loader(cfg, build_datasets(cfg)[0])

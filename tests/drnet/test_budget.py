@@ -10,9 +10,9 @@ from torch import nn
 from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
+from dgnet_det.engine.detection import build_detector
 from dgnet_det.engine.hooks import RoutingSchedule
 from dgnet_det.engine.optimizer import build_optimizer
-from dgnet_det.engine.detection import build_detector
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss

@@ -259,12 +259,11 @@ def test_a_static_checkpoint_is_fine_tuned(make_cfg: MakeCfg, tmp_path: Path) ->
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(
-    overrides: tuple[str, str], message: str, make_cfg: MakeCfg
+    overrides: tuple[str, str], message: str, make_cfg: MakeCfg, tmp_path: Path
 ) -> None:
-    cfg = make_cfg(*overrides)
     with pytest.raises(UserError, match=message):
-        train_classifier(cfg)
-    assert not Path(cfg.OUTPUT_DIR).exists()
+        train_classifier(make_cfg(*overrides))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluation_needs_a_checkpoint_with_this_head(make_cfg: MakeCfg, tmp_path: Path) -> None:

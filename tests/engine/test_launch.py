@@ -166,7 +166,8 @@ def test_two_machines_of_slurm_train_one_model(
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, (5, 8, 1, 4)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+         (5, 8, 1, 4)),
         ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2, 0, 1)),  # a pod of a PyTorchJob
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),

@@ -137,7 +137,11 @@ def test_an_iteration_number_replaces_the_epochs_of_a_config(tmp_path: Path) -> 
     [
         (1, ["SOLVER.EPOCHS", "5", "SOLVER.MAX_ITER", "9"], "SOLVER.EPOCHS and SOLVER.MAX_ITER"),
         (2, ["SOLVER.IMS_PER_BATCH", "3"], "SOLVER.IMS_PER_BATCH 3: not a multiple of the 2"),
-        (1, ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"], "LR_SCHEDULER_NAME 'WarmupPolyLR': choose"),
+        (
+            1,
+            ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"],
+            "LR_SCHEDULER_NAME 'WarmupPolyLR': choose",
+        ),
         (1, ["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH 0: give at least 1"),
         (1, ["SOLVER.EPOCHS", "-1"], "SOLVER.EPOCHS -1: give at least 0"),
         (1, ["SOLVER.REFERENCE_WORLD_SIZE", "3"], "IMS_PER_BATCH 16: not a multiple of SOLVER.REF"),
