@@ -182,6 +182,8 @@ def _stretch(
     the training becomes shorter, its periods do not fall below an ``epoch``, or the recipe's."""
     solver, old = cfg.SOLVER, recipe.SOLVER
     ratio = solver.MAX_ITER / old.MAX_ITER
+    if round(old.MAX_ITER / factor) == solver.MAX_ITER:
+        ratio = 1 / factor  # without the rounding
     if "SOLVER.STEPS" not in given:
         solver.STEPS = tuple(round(step * ratio) for step in old.STEPS)
     if "SOLVER.WARMUP_ITERS" not in given:
