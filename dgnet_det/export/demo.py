@@ -1,6 +1,6 @@
 """What a detector finds in images and videos, as pictures and as records for JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
@@ -17,15 +16,12 @@ from dgnet_det.data import read_image
 from dgnet_det.export.predictor import Detector, Predictor
 from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.observation import graph_statistics, record_choices, record_edge_weights
+from dgnet_det.utils.detection_pictures import draw_objects
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_branches, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels, save_picture, side_by_side
 from dgnet_det.utils.videos import Video, written_video
 
-SIDE = 900  # pixels, of the longer side of the picture of a small image
 SIDE_BY_GRAPHS = 600  # of an image beside its graphs
-LABEL_HEIGHT = 0.016  # of what the visualizer writes, as a share of the longer side
-# Okabe and Ito's, which colour-blind people can tell apart, less black, orange first.
-COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 
 # What the fields of a record are, for the reader of a JSON file.
 FIELDS = {
@@ -49,30 +45,29 @@ def draw_detections(
     metadata: Metadata | None = None,
     side: int | None = None,
 ) -> np.ndarray:
-    """Draw what a detector found by Detectron2's visualizer, with class names and scores. A class
-    has a colour, or where there are masks, an object.
+    """Draw what a detector found, with class names and scores; every class has its colour.
 
     Args:
         image: [H, W, 3] RGB, uint8.
         found: in it, as :meth:`Detector.__call__` returns it.
         class_names: of the detector.
         metadata: of a dataset in Detectron2's catalog, which says what keypoints are connected.
-        side: pixels of the picture's longer side; default: the image's own, at least :data:`SIDE`.
+        side: pixels of the picture's longer side; default: as for :func:`draw_objects`.
 
     Returns:
         [H', W', 3] RGB, uint8.
     """
-    classes, fields = found.pred_classes.tolist(), found.get_fields()
-    scores = zip(classes, found.scores.tolist(), strict=True)
-    return _draw(
+    scores, fields = found.scores.tolist(), found.get_fields()
+    return draw_objects(
         image,
-        metadata,
-        side,
-        classes,
-        boxes=found.pred_boxes.tensor.numpy(),
-        labels=[f"{class_names[k]} {score:.0%}" for k, score in scores],
+        found.pred_boxes.tensor.numpy(),
+        found.pred_classes.tolist(),
+        class_names,
+        notes=[f" {score:.0%}" for score in scores],
         masks=fields.get("pred_masks"),
         keypoints=fields.get("pred_keypoints"),
+        metadata=metadata,
+        side=side,
     )
 
 
@@ -81,63 +76,30 @@ def draw_truth(
     annotations: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
     *,
+    parts: Collection[str] = ("segmentation", "keypoints"),
     metadata: Metadata | None = None,
     side: int | None = None,
 ) -> np.ndarray:
-    """Draw annotations in Detectron2's dataset format; the rest is as for
-    :func:`draw_detections`."""
+    """Draw annotations in Detectron2's dataset format: their boxes, and those of ``parts`` that all
+    of them have; the rest is as for :func:`draw_detections`."""
     # The visualizer takes a field from all annotations or from none.
-    common = set.intersection(*map(set, annotations)) if annotations else set()
-    classes = [a["category_id"] for a in annotations]
+    drawn = set(parts).intersection(*map(set, annotations))
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    points = [np.reshape(a["keypoints"], (-1, 3)) for a in annotations if "keypoints" in common]
-    return _draw(
+    masks, points = (
+        [a[part] for a in annotations] if annotations and part in drawn else None
+        for part in ("segmentation", "keypoints")
+    )
+    return draw_objects(
         image,
-        metadata,
-        side,
-        classes,
-        boxes=np.reshape(boxes, (-1, 4)),
-        labels=[
-            class_names[a["category_id"]] + (" (crowd)" if a.get("iscrowd") else "")
-            for a in annotations
-        ],
-        masks=[a["segmentation"] for a in annotations] if "segmentation" in common else None,
-        keypoints=np.stack(points) if points else None,
-    )
-
-
-def _draw(
-    image: np.ndarray,
-    metadata: Metadata | None,
-    side: int | None,
-    classes: Sequence[int],
-    *,
-    boxes: np.ndarray,
-    labels: Sequence[str],
-    masks: Any,
-    keypoints: Any,
-) -> np.ndarray:
-    """Draw objects, the best first. A label that would cover that of a better one is left out."""
-    longer = max(image.shape)
-    height = LABEL_HEIGHT * longer
-    kept: list[int] = []
-    for k, (left, top, _, bottom) in enumerate(boxes):
-        width = LABEL_HEIGHT / 2 * longer * len(labels[k])
-        others = boxes[kept]
-        beside = np.abs(others[:, 0] - left) < width
-        apart = np.abs(others[:, [1, 3, 1, 3]] - (top, bottom, bottom, top))
-        if not (beside & (apart < height).any(axis=1)).any():
-            kept.append(k)
-    visualizer = Visualizer(image, metadata, scale=(side or max(SIDE, longer)) / longer)
-    numbers = range(len(classes)) if masks is not None else classes
-    drawn = visualizer.overlay_instances(
-        boxes=boxes,
-        labels=[label if k in kept else "" for k, label in enumerate(labels)],
+        np.reshape(boxes, (-1, 4)),
+        [a["category_id"] for a in annotations],
+        class_names,
+        notes=[" (crowd)" if a.get("iscrowd") else "" for a in annotations],
         masks=masks,
-        keypoints=keypoints,
-        assigned_colors=[COLORS[k % len(COLORS)] for k in numbers],
+        keypoints=np.reshape(points, (len(points), -1, 3)) if points else None,
+        metadata=metadata,
+        side=side,
     )
-    return drawn.get_image()
 
 
 def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, Decisions]) -> Figure:
@@ -204,19 +166,28 @@ def annotate(
     found = found[found.scores > confidence]
     names, side = detector.class_names, SIDE_BY_GRAPHS if graphs else None
     image = np.ascontiguousarray(image[:, :, ::-1])
-    pictures = [draw_detections(image, found, names, metadata=metadata, side=side)]
+    seen = draw_detections(image, found, names, metadata=metadata, side=side)
+    pictures = {"detections": seen}
     record: dict[str, Any] = {"detections": to_records(found, names)}
     if truth is not None:
-        pictures.append(draw_truth(image, truth, names, metadata=metadata, side=side))
+        parts = {"pred_masks": "segmentation", "pred_keypoints": "keypoints"}
+        pictures["ground truth"] = draw_truth(
+            image,
+            truth,
+            names,
+            parts=[part for field, part in parts.items() if found.has(field)],
+            metadata=metadata,
+            side=side,
+        )
     if choices:
-        pictures.append(figure_pixels(draw_choices(choices)))
+        pictures["branches"] = figure_pixels(draw_choices(choices))
         record["choices"] = {
             f"{name}, {j}": dict(zip(of_stage.columns, row.tolist(), strict=True))
             for name, of_stage in choices.items()
             for j, row in zip(of_stage.rows, of_stage.value[0], strict=True)
         }
     elif graphs:
-        pictures.append(figure_pixels(draw_edge_weights(model, edge_weights)))
+        pictures["edge weights"] = figure_pixels(draw_edge_weights(model, edge_weights))
         record["graphs"] = {
             name: {
                 **graph_statistics(weights),

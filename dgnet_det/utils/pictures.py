@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import written_whole
 
 DPI = 110
 GAP = 8  # pixels between pictures side by side
+CAPTION = 30  # pixels, the height of their names' line
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -57,12 +58,18 @@ def picture_paths(
     return paths
 
 
-def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures, [H, W, 3] RGB, uint8, in a row on white."""
-    height = max(picture.shape[0] for picture in pictures)
+def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Pictures, [H, W, 3] RGB, uint8, in a row on white; if they are several, below their names."""
+    if len(pictures) == 1:
+        return next(iter(pictures.values()))
+    height = max(picture.shape[0] for picture in pictures.values())
     columns = []
-    for picture in pictures:
+    for name, picture in pictures.items():
         above, rest = divmod(height - picture.shape[0], 2)
-        margins = ((above, above + rest), (0, GAP), (0, 0))
-        columns.append(np.pad(picture, margins, constant_values=255))
+        margins = ((CAPTION + above, above + rest), (0, GAP), (0, 0))
+        column = Image.fromarray(np.pad(picture, margins, constant_values=255))
+        font = ImageFont.load_default(CAPTION * 2 // 3)
+        middle = picture.shape[1] / 2, CAPTION / 2
+        ImageDraw.Draw(column).text(middle, name, "black", font, anchor="mm")
+        columns.append(np.asarray(column))
     return np.concatenate(columns, axis=1)[:, :-GAP]

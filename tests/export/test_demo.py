@@ -15,7 +15,7 @@ from detectors import SMALL, config, route_at_random, write_objects
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import VisImage
 from PIL import Image
 from skimage import data
 from torch import nn
@@ -23,7 +23,6 @@ from torch import nn
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.export.demo import (
-    SIDE,
     SIDE_BY_GRAPHS,
     annotate,
     draw_detections,
@@ -36,7 +35,8 @@ from dgnet_det.export.predictor import Predictor, load_predictor
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
-from dgnet_det.utils.pictures import GAP
+from dgnet_det.utils.detection_pictures import SIDE, writable
+from dgnet_det.utils.pictures import CAPTION, GAP
 from dgnet_det.utils.videos import Video, written_video
 
 CONFIDENCE = 0.05
@@ -248,6 +248,7 @@ def test_images_of_a_dataset(made: Path, dataset: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["0.png", "2.png"]
     with Image.open(tmp_path / "seen/0.png") as picture:
         assert picture.width == 2 * SIDE + GAP
+        assert picture.height > CAPTION
     assert len(json.loads((tmp_path / "seen.json").read_text())["images"]) == 2
     with pytest.raises(UserError, match="nowhere: no such dataset is registered"):
         demo([*common, "--output", str(tmp_path), "--dataset", "nowhere"])
@@ -316,18 +317,55 @@ def test_the_truth_has_its_masks(dataset: str) -> None:
     assert (draw_truth(grey, [], names) == 128).all()
 
 
-def test_a_label_does_not_cover_that_of_a_better_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    monkeypatch.setattr(Visualizer, "draw_text", lambda self, text, *_, **__: written.append(text))
-    boxes = [[5.0, 5, 35, 40], [6, 6, 30, 40], [44, 5, 75, 40], [6, 9, 30, 30]]
+def test_labels_are_inside_and_off_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Black patches behind the labels of many objects in one place and at the edges; one for which
+    there is no room is left out."""
+    boxes = [[5.0, 5, 35, 40]] * 6 + [[70, 0, 79, 8], [0, 45, 9, 49]]
     found = Instances(
         (50, 80),
         pred_boxes=Boxes(torch.tensor(boxes)),
-        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
-        pred_classes=torch.tensor([0, 1, 1, 1]),
+        scores=torch.linspace(0.9, 0.1, len(boxes)),
+        pred_classes=torch.arange(len(boxes)) % 2,
     )
-    draw_detections(GREY, found, NAMES)
-    assert sorted(filter(None, written)) == ["ball 60%", "ball 70%", "kite 90%"]
+    extents: list[Any] = []
+    get_image = VisImage.get_image
+
+    def keep(drawn: VisImage) -> np.ndarray:
+        picture = get_image(drawn)
+        renderer = drawn.canvas.get_renderer()  # type: ignore[attr-defined]
+        extents.extend(text.get_window_extent(renderer) for text in drawn.ax.texts)
+        return picture
+
+    monkeypatch.setattr(VisImage, "get_image", keep)
+    picture = draw_detections(GREY, found, NAMES)
+    height, width = picture.shape[:2]
+    assert 3 <= len(extents) < len(boxes)
+    for k, one in enumerate(extents):
+        assert one.x0 >= 0 <= one.y0
+        assert one.x1 <= width
+        assert one.y1 <= height
+        assert not any(one.overlaps(other) for other in extents[:k])
+
+
+def test_names_that_no_font_can_write_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    private = ("\U000f0001\U000f0002", "\U000f0003", "$5")
+    found = two_birds()[:1]
+    pictures = [draw_detections(GREY, found, [name]) for name in private]
+    assert (pictures[0] != pictures[1]).any()
+    assert writable(private[1])[1] == "\\U000f0003"
+    assert caplog.text.count("no installed font has the letters of") == 2
+
+
+def test_the_truth_beside_a_box_detector_is_boxes(predictor: Predictor, dataset: str) -> None:
+    image = DatasetCatalog.get(dataset)[0]
+    pixels = cv2.imread(image["file_name"])
+    whole = image["annotations"]
+    bare = [{key: a[key] for key in ("bbox", "bbox_mode", "category_id")} for a in whole]
+    first, second = (
+        annotate(predictor, pixels, confidence=CONFIDENCE, truth=truth)[0]
+        for truth in (whole, bare)
+    )
+    assert (first == second).all()
 
 
 def test_records_of_masks_and_keypoints() -> None:

@@ -9,6 +9,8 @@ from PIL import Image
 
 from dgnet_det.errors import UserError
 from dgnet_det.utils.pictures import (
+    CAPTION,
+    GAP,
     figure_pixels,
     picture_paths,
     save_figure,
@@ -18,12 +20,13 @@ from dgnet_det.utils.pictures import (
 
 
 def test_pictures_side_by_side() -> None:
-    low, high = np.zeros((20, 300, 3), np.uint8), np.zeros((60, 400, 3), np.uint8)
-    row = side_by_side([low, high])
-    assert row.shape == (60, 708, 3)
-    assert (row[20:40, :300] == 0).all()
-    assert (row[:20, :300] == 255).all()
-    assert np.array_equal(side_by_side([low]), low)
+    low, high = (np.full((h, 40, 3), 9, np.uint8) for h in (10, 14))
+    row = side_by_side({"low": low, "high": high})
+    assert row.shape == (CAPTION + 14, 80 + GAP, 3)
+    assert np.array_equal(row[CAPTION + 2 : CAPTION + 12, :40], low)
+    assert np.array_equal(row[CAPTION:, 40 + GAP :], high)
+    assert (row[:CAPTION] < 128).any()  # their names
+    assert np.array_equal(side_by_side({"low": low}), low)
 
 
 def test_files(tmp_path: Path) -> None:
