@@ -1,5 +1,6 @@
 """Detectron2's models, with its many ways of refusing a config turned into one line."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,13 +14,16 @@ from dgnet_det.errors import UserError
 
 @contextmanager
 def config_errors_in_one_line() -> Iterator[None]:
-    """What Detectron2 raises in the body, while it builds from a config, becomes a
-    :class:`UserError`."""
+    """What Detectron2's own checks of a config raise in the body becomes a :class:`UserError`. What
+    is raised in any other package is a bug there, and keeps its traceback."""
     try:
         yield
     except UserError:
         raise
-    except (AssertionError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (AssertionError, KeyError, ValueError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] not in ("detectron2", "fvcore"):
+            raise
         raise UserError(f"the config describes no model: {one_line(error)}") from error
 
 

@@ -254,6 +254,22 @@ def test_a_mistake_that_another_process_finds_is_one_line(
     assert not (tmp_path / "output").exists()
 
 
+def test_a_bug_in_a_backbone_of_ones_own_keeps_its_traceback(
+    detector: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is registered by a module that --import names."""
+    (tmp_path / "own_backbone.py").write_text(
+        "from detectron2.modeling import BACKBONE_REGISTRY\n"
+        "@BACKBONE_REGISTRY.register()\n"
+        "def build_own(cfg, input_shape):\n"
+        "    return {}['a bug']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--import", "own_backbone", "MODEL.BACKBONE.NAME", "build_own"]
+    with pytest.raises(KeyError, match="a bug"):
+        train_net([*detector, *words, "OUTPUT_DIR", str(tmp_path / "output")])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -261,6 +277,8 @@ def test_a_mistake_that_another_process_finds_is_one_line(
         (["DATASETS.TRAIN", "('no_such_set',)"], r"DATASETS\.TRAIN .*no_such_set"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], r"MODEL\.ROI_HEADS\.NUM_CLASSES 80: .* 3 cat"),
         (["MODEL.RESNETS.NORM", "foo"], "the config describes no model.*foo"),
+        (["MODEL.RPN.HEAD_NAME", "foo"], "the config describes no model.*foo"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"], "the config describes no model"),
         (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH 0: give at least 1"),
         (["OUTPUT_DIR", __file__], r"test_train_net\.py: a file stands where a folder is needed"),
     ],
