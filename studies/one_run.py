@@ -100,7 +100,7 @@ def without_own_outputs(model: nn.Module, loader: DataLoader, cfg: CfgNode) -> d
 
 @torch.no_grad()
 def _top1(model: nn.Module, loader: DataLoader, device: str) -> float:
-    """Per cent. Unlike :func:`.classifier_metrics`, it runs the images and nothing else: the cost of
+    """Per cent. Unlike :func:`.classifier_metrics`, it only runs the images: the cost of
     choices is counted by a forward pass, which hooks would hear."""
     model.eval()
     hits = [model(x.to(device)).argmax(dim=1).cpu().eq(labels) for x, labels in loader]
