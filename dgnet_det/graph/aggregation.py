@@ -49,44 +49,57 @@ def is_recording(x: Tensor) -> bool:
 
 
 @contextmanager
-def recompute_in_backward(total: Tensor, recompute: Callable[[], Tensor]) -> Iterator[None]:
-    """Inside, autograd does not keep ``total`` for the backward pass, but calls ``recompute`` then.
+def recompute_in_backward(
+    total: Tensor, inputs: Sequence[Tensor], weights: Tensor, activation: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Inside, autograd does not keep ``total``, but computes activation(Σ weights · inputs) anew in
+    the backward pass.
 
-    So a node keeps one full-size tensor, its output, as it does in a static network.
+    So a node keeps one full-size tensor, its output, as it does in a static network. Whatever else
+    is saved inside is saved once more behind these hooks, where the caller's own hooks
+    (checkpointing, offloading) see it.
     """
     where = total.data_ptr(), total.shape  # a reference would keep it
-    recomputed = _Recomputed(recompute)
+    kept: list[Tensor] = [weights.detach(), *(x.detach() for x in inputs)]
+    first, uses, asked = len(kept), 0, 0
+    latest: Tensor | None = None
+    saved: Any = None
 
-    def pack(tensor: Tensor) -> Tensor | _Recomputed:
+    def pack(tensor: Tensor) -> int:
+        nonlocal uses
         if (tensor.data_ptr(), tensor.shape) == where:
-            recomputed.uses += 1
-            return recomputed
+            uses += 1
+            return 0
         # The tensor itself would close a cycle with its own autograd node, which is never freed.
-        return tensor.detach()
+        kept.append(tensor.detach())
+        return len(kept) - 1
 
-    def unpack(packed: Tensor | _Recomputed) -> Tensor:
-        return packed.get() if isinstance(packed, _Recomputed) else packed
+    def unpack(place: int) -> Tensor:
+        nonlocal asked, latest
+        if place:
+            return saved.saved_tensors[place]
+        if latest is None:
+            weights, *inputs = saved.saved_tensors[:first]
+            with torch.no_grad():
+                latest = activation(weighted_sum(inputs, weights))
+        result, asked = latest, asked + 1
+        if asked % uses == 0:  # the last of its users lets it go
+            latest = None
+        return result
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
+    saved = _Saved.apply(torch.zeros((), requires_grad=True), *kept).grad_fn
+    kept.clear()
 
 
-class _Recomputed:
-    """A tensor that is made when the first of its users asks for it and let go with the last."""
+class _Saved(torch.autograd.Function):
+    """An autograd node that only saves tensors."""
 
-    def __init__(self, recompute: Callable[[], Tensor]) -> None:
-        self.recompute = recompute
-        self.uses = self.asked = 0
-        self.tensor: Tensor | None = None
-
-    def get(self) -> Tensor:
-        if self.tensor is None:
-            with torch.no_grad():
-                self.tensor = self.recompute()
-        tensor, self.asked = self.tensor, self.asked + 1
-        if self.asked % self.uses == 0:
-            self.tensor = None
-        return tensor
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return anchor.clone()
 
 
 class _WeightedSum(torch.autograd.Function):

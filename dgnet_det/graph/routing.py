@@ -173,7 +173,7 @@ def valid_sizes(images: Tensor) -> Tensor:
     Args:
         images: [B, C, H, W], normalised, padded with zeros at the bottom and right.
     """
-    filled = images.any(dim=1)
+    filled = images.ne(0).any(dim=1)
     sizes = []
     for dim in (2, 1):
         lines = filled.any(dim=dim)

@@ -11,7 +11,7 @@ from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, get_norm
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from dgnet_det.graph.aggregation import is_recording, recompute_in_backward, weighted_sum
+from dgnet_det.graph.aggregation import is_recording, recompute_in_backward
 from dgnet_det.graph.decisions import DecisionPoint
 from dgnet_det.graph.routing import (
     Adjacency,
@@ -203,8 +203,7 @@ def f_of_sum(
     total = m.gather(j, nodes)
     if is_recording(total) or not total.requires_grad:
         return f(activation(total))
-    inputs, row = [x.detach() for x in nodes], m.row(j).detach()
-    with recompute_in_backward(total, lambda: activation(weighted_sum(inputs, row))):
+    with recompute_in_backward(total, nodes, m.row(j), activation):
         return f(activation(total))
 
 

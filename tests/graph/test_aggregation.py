@@ -90,10 +90,9 @@ def test_a_sum_that_is_not_kept_is_let_go_and_made_again() -> None:
 
     def run(keep: bool) -> tuple[list[torch.Tensor], weakref.ref]:
         total = weighted_sum(xs, weights)
-        again = [x.detach() for x in xs], weights.detach()
         remake = nullcontext()
         if not keep:
-            remake = recompute_in_backward(total, lambda: torch.relu_(weighted_sum(*again)))
+            remake = recompute_in_backward(total, xs, weights, torch.relu_)
         with remake:
             y = conv(torch.relu_(total))
         alive = weakref.ref(total)

@@ -54,7 +54,11 @@ class InvertedResidualNode(InvertedResidual):
         self, in_channels: int, out_channels: int, *, stride: int, expansion: int, norm: str
     ) -> None:
         super().__init__(
-            in_channels, out_channels, stride, expansion, norm_layer=lambda c: get_norm(norm, c)
+            in_channels,
+            out_channels,
+            stride,
+            expansion,
+            norm_layer=lambda c: get_norm(norm, c) or nn.Identity(),
         )
         self.in_channels = in_channels
         for module in self.modules():
