@@ -122,7 +122,8 @@ class ImageCounter:
         size = batch.shape[2], batch.shape[3]
         if size not in self._all_open:
             self._all_open[size] = backbone_counts(backbone, size)
-        with record_edge_weights(backbone) as edge_weights:
+        # Without gradients, a prepared graph's sums are matrix products and would be counted twice.
+        with record_edge_weights(backbone) as edge_weights, torch.enable_grad():
             ran = operator_counts(backbone, batch)[""]
         opened = {name: w.learned & w.weight[0].ne(0) for name, w in edge_weights.items()}
         ran = ran.plus_macs(weighted_sums(backbone, size, opened))
