@@ -42,16 +42,22 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.DGNET.SPARSITY_BUDGET = 0.0
 
     cfg.MODEL.DRNET = CfgNode()
-    # What each connection chooses from; with the family "cell", its branches.
+    # What each connection weighs: a block or nothing; copies of a block, "block" K times; or with
+    # the family "cell", its branches.
     cfg.MODEL.DRNET.BRANCHES = ["block", "identity"]
-    # How much chance weighs in the choices of training, at its start and at its end.
-    cfg.MODEL.DRNET.TEMPERATURE = [1.0, 0.1]
-    # The share of the dearest choices' multiply-adds that costs nothing, the weight of a loss on
-    # what is above it, and the shares of training between which the budget falls from 1.
+    # Of the softmax at the start of training and at the end of the soft phase, and at inference.
+    cfg.MODEL.DRNET.TEMPERATURE = [1.0, 0.2]
+    # A branch of a lower weight does not run. From 0.5 on exactly one branch runs.
+    cfg.MODEL.DRNET.THRESHOLD = 0.1
+    # The share of training in which all branches run and RouterNets learn. After it these are
+    # frozen, and branches learn from the images that need them.
+    cfg.MODEL.DRNET.SOFT_PHASE = 0.6
+    # The share of the dearest choices' multiply-adds to come to, and the weight of the loss on the
+    # distance to it, which grows from 0 in the first half of the soft phase.
     cfg.MODEL.DRNET.BUDGET = 1.0
     cfg.MODEL.DRNET.BUDGET_WEIGHT = 0.0
-    cfg.MODEL.DRNET.BUDGET_RAMP = [0.0, 0.5]
-    # Branches that are not there, such as "res4.0:2-identity": stage, connection, branch.
+    # For a static network: branches that are not there, such as "res4.0:2-identity": stage,
+    # connection, branch. One of every connection is to stay.
     cfg.MODEL.DRNET.PRUNED_BRANCHES = []
 
     # Your own data; DATASETS.TRAIN, DATASETS.TEST and the number of classes follow from them.

@@ -1,12 +1,10 @@
 """Small networks that route between branches, and logits that follow the image."""
 
 import torch
-from detectron2.layers import ShapeSpec
 from torch import nn
 
-from dgnet_det.config import get_cfg
 from dgnet_det.drnet.branches import CELL, SKIP
-from dgnet_det.modeling.backbone import DGNet, build_drnet_backbone
+from dgnet_det.modeling.backbone.drnet import DRNet, make_drnet
 from dgnet_det.modeling.observation import routed_stages
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -16,33 +14,18 @@ FAMILIES = {
     "regnet": {"name": "Y_400M"},
     "cell": {},
 }
-# The config's groups and keys of what the tests give, where it is not a key of MODEL.RESNETS.
-KEYS = {
-    "name": "DGNET.REGNET",
-    "freeze_at": "BACKBONE.FREEZE_AT",
-    "routed_stages": "DGNET.STAGES",
-    **{name: f"DRNET.{name.upper()}" for name in ("branches", "temperature", "pruned_branches")},
-}
 
 
-def drnet(family: str, **arguments: object) -> DGNet:
-    """A backbone as the config that ``arguments`` describe."""
-    cfg = get_cfg()
-    cfg.MODEL.DGNET.FAMILY = family
-    options = {"norm": "FrozenBN", "out_features": STAGES, "freeze_at": 0, "stride_in_1x1": False}
-    if arguments.get("depth") == 18:
-        options["res2_out_channels"] = 64
-    for name, value in {**options, **arguments}.items():
-        key = KEYS.get(name, f"RESNETS.{name.upper()}")
-        cfg.merge_from_list([f"MODEL.{key}", value])
-    return build_drnet_backbone(cfg, ShapeSpec(channels=3)).eval()
-
-
-def routed_backbone(family: str, **arguments: object) -> DGNet:
-    """A backbone whose choices follow the image, in evaluation mode."""
+def drnet(family: str, **arguments: object) -> DRNet:
+    """A backbone in evaluation mode."""
     branches = CELL if family == "cell" else SKIP
-    options = {"branches": branches, "temperature": (1.0, 1.0), **FAMILIES[family], **arguments}
-    backbone = drnet(family, **options)
+    options = {"branches": branches, "norm": "FrozenBN", "out_features": STAGES, **arguments}
+    return make_drnet(family, **options).eval()
+
+
+def routed_backbone(family: str, **arguments: object) -> DRNet:
+    """A backbone whose choices follow the image, in evaluation mode."""
+    backbone = drnet(family, **{**FAMILIES[family], **arguments})
     choose_at_random(backbone)
     return backbone
 
@@ -50,9 +33,9 @@ def routed_backbone(family: str, **arguments: object) -> DGNet:
 def choose_at_random(model: nn.Module) -> None:
     """Give the RouterNets of a model values under which choices differ between images."""
     for stage in routed_stages(model).values():
-        for parameter in stage.routers.parameters():
-            nn.init.normal_(parameter)
         for router in stage.routers.values():
+            nn.init.normal_(router.hidden.weight, std=0.3)
+            nn.init.normal_(router.linear.weight, std=0.3)
             nn.init.zeros_(router.linear.bias)
 
 

@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.config import one_line
+from dgnet_det.drnet.routing import RouterNet
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.modeling.observation import dynamic_graphs, routed_stages
+from dgnet_det.modeling.observation import dynamic_graphs
 
 Result = TypeVar("Result")
 
@@ -143,15 +144,15 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
         router.register_forward_hook(lambda _, inputs, output: output * 0 + values.to(output))
 
     generator = torch.Generator().manual_seed(SEED)
-    connections = [
-        (router, len(stage.branches[int(j)]))
-        for stage in routed_stages(model).values()
-        for j, router in stage.routers.items()
-    ]
-    ranks = torch.rand(batch, len(connections), generator=generator).argsort(dim=1).argsort(dim=1)
-    for (router, num_branches), rank in zip(connections, ranks.T, strict=True):
-        last = (rank < round(skipped * len(connections))).long() * (num_branches - 1)
-        answer(router, F.one_hot(last, num_branches))
+    routers = [m for m in model.modules() if isinstance(m, RouterNet)]
+    number = sum(router.shape[0] for router in routers)
+    ranks = torch.rand(batch, number, generator=generator).argsort(dim=1).argsort(dim=1)
+    last = (ranks < round(skipped * number)).long()
+    parts = last.split([router.shape[0] for router in routers], dim=1)
+    for router_net, of_router in zip(routers, parts, strict=True):
+        # So far apart that the others are bypassed.
+        num_branches = router_net.shape[1]
+        answer(router_net, 1000 * F.one_hot(of_router * (num_branches - 1), num_branches))
     for graph in dynamic_graphs(model).values():
         n = graph.num_nodes
         scores = torch.rand(batch, n, n, generator=generator)

@@ -56,7 +56,7 @@ def backbone_counts(backbone: StagedBackbone, size: tuple[int, int]) -> Counts:
 def path_counts(backbone: StagedBackbone, size: tuple[int, int]) -> dict[str, Counts]:
     """Of routed stages, what runs where every connection has its ``cheapest`` branch, or its
     ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
-    if not any(stage.routers for stage in routed_stages(backbone).values()):
+    if not any(stage.connections for stage in routed_stages(backbone).values()):
         return {}
     found = symbolic_counts(backbone, backbone.stem.in_channels, size)
     paths = {name: np.zeros(len(Counts._fields)) for name in ("cheapest", "mean", "dearest")}

@@ -1,5 +1,5 @@
-"""The candidate branches of a connection: a static network's block or nothing, or those of a
-cell."""
+"""The candidate branches of a connection: a static network's block or nothing, copies of the block,
+or those of a cell."""
 
 from collections.abc import Sequence
 
@@ -92,10 +92,16 @@ class Cell(nn.Module):
 
 
 def candidates(block: Block, names: Sequence[str]) -> list[str]:
-    """Which of the branches ``names`` the connection has that ``block`` stands for. A block that
-    changes the shape always runs."""
+    """Which of the branches ``names`` the connection has that ``block`` stands for. Where a block
+    changes the shape, only other blocks can take its place."""
     keeps_shape = block.stride == 1 and block.in_channels == block.out_channels
-    return list(names) if keeps_shape else ["block"]
+    return numbered(names) if keeps_shape or set(names) == {"block"} else ["block"]
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Branches by names of their own: of those that ``names`` repeats, the second is ``block2``."""
+    counts = [names[: k + 1].count(name) for k, name in enumerate(names)]
+    return [name + str(n) * (n > 1) for name, n in zip(names, counts, strict=True)]
 
 
 def check_branches(names: Sequence[str], *, cells: bool) -> None:
@@ -103,8 +109,11 @@ def check_branches(names: Sequence[str], *, cells: bool) -> None:
     Raises:
         UserError: ``names`` is no set of candidates, for a network of cells or for a static one.
     """
-    known = CELL if cells else SKIP
-    if not set(names) <= set(known) or len(set(names)) < len(names) or not names:
-        raise UserError(f"MODEL.DRNET.BRANCHES {list(names)}: choose from {', '.join(known)}")
-    if not cells and names[0] != "block":
-        raise UserError(f"MODEL.DRNET.BRANCHES {list(names)}: the first must be block")
+    if cells:
+        known = f"choose from {', '.join(CELL)}, each once"
+        fits = bool(names) and set(names) <= set(CELL) and len(set(names)) == len(names)
+    else:
+        known = f"give {list(SKIP)}, or block several times"
+        fits = tuple(names) == SKIP or set(names) == {"block"}
+    if not fits:
+        raise UserError(f"MODEL.DRNET.BRANCHES {list(names)}: {known}")

@@ -1,39 +1,43 @@
-"""A stage whose connections each run one of their branches, chosen for every image."""
+"""A stage whose connections weigh several branches for every image, and run those that matter."""
 
+import copy
 from collections.abc import Collection, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_det.drnet.branches import Cell, candidates
-from dgnet_det.drnet.routing import RouterNet, select
+from dgnet_det.drnet.routing import RouterNet, bypass, soften
 from dgnet_det.errors import UserError
-from dgnet_det.graph.aggregation import is_recording, weighted_sum
+from dgnet_det.graph.aggregation import is_recording
 from dgnet_det.graph.decisions import DecisionPoint, Decisions
 from dgnet_det.graph.routing import average, position_weights
 from dgnet_det.graph.stage import Block, PlainStage
 
-# The block's logit over that of the identity at the start: in training, it is chosen with
-# probability sigmoid(3 / T), 0.95 at T = 1.
-PREFERENCE = 3.0
+# The block's logit over that of the identity at the start, so that at T = 0.2 the identity's weight
+# is 0.00005 and it is bypassed; at T = 1 it is 0.12, and learns.
+PREFERENCE = 2.0
+# By how much of their standard deviation the weights of a block's copies differ at the start.
+DIFFERENCE = 0.1
 IDENTITY = nn.Identity()
 
 
 class RoutedStage(PlainStage):
-    """One stage of n connections in a row, x_j = Σ_k w[b, j, k] · B_jk(x_{j-1}), where w selects
-    one branch for each image.
+    """One stage of n connections in a row, x_j = Σ_k w[b, j, k] · B_jk(x_{j-1}), where the stage's
+    RouterNet weighs the branches for each image.
 
-    At inference a branch runs for the images that selected it, and for no others. In training every
-    branch runs for every image: the derivative in w of a branch that was not selected needs its
-    output. So a branch's batch statistics are those of all images, by which those that selected it
-    were normalised, in training as at inference. Its parameters learn from the images that selected
-    it alone.
+    Training has two phases. At first all branches run, weighed by :func:`.soften`: its temperature
+    and noise fall, and RouterNets learn. Then RouterNets stay as they are, and what runs is what
+    runs at inference: the branches whose weight :func:`.bypass` leaves above 0, each for the images
+    that need it. So batch statistics come to be those of these images.
 
-    Module names are part of checkpoints: ``nodes.{1..n}``, as in the static network, and
-    ``routers.{j}`` of the connections with several branches.
+    The RouterNet reads the input of the first connection that has a choice.
+
+    Module names are part of checkpoints: ``nodes.{1..n}``, as in the static network;
+    ``copies.{j}.block2`` and so on; and ``routers.block-identity``, which says the branches that
+    the router's rows mean.
     """
 
     def __init__(
@@ -41,60 +45,61 @@ class RoutedStage(PlainStage):
         blocks: Sequence[Block],
         *,
         branches: Sequence[str],
-        temperature: tuple[float, float] = (1.0, 1.0),
+        temperature: tuple[float, float] = (1.0, 0.2),
+        threshold: float = 0.1,
+        soft_phase: float = 0.6,
         pruned: Collection[tuple[int, str]] = (),
     ) -> None:
         """
         Args:
             blocks: the stage's blocks, or :class:`.branches.Cell`, in order.
-            branches: candidates of the connections that keep the shape.
-            temperature: of the Gumbel-Softmax at the start and at the end of training; between them
-                it falls geometrically.
-            pruned: branches that are not there, as connection and name.
+            branches: candidates, see :func:`.branches.candidates`.
+            temperature: T at the start and at the end of the soft phase; between them it falls
+                geometrically, as the noise's share falls from 1 to 0. The last one is that of
+                inference.
+            threshold: θ, below which a branch is bypassed.
+            soft_phase: the share of training in which RouterNets learn.
+            pruned: branches that are not there, as connection and name: all but one of every
+                connection, or none.
 
         Raises:
-            UserError: a pruned branch is none, or the last of its connection.
+            UserError: a pruned branch is none, or a choice or nothing is left.
         """
         super().__init__(blocks)
-        self.temperature = temperature
+        self.temperature, self.threshold, self.soft_phase = temperature, threshold, soft_phase
         self.progress = 0.0  # the share of training that is done
         self.branches = {j: candidates(block, branches) for j, block in enumerate(blocks, start=1)}
-        for j, name in pruned:
-            if name not in self.branches.get(j, ()):
-                raise UserError(f"{j}-{name} does not exist")
-            if self.branches[j] == [name]:
-                raise UserError(f"{j}-{name} is the last branch of its connection")
-            self.branches[j].remove(name)
-        for j, names in self.branches.items():
-            if names == ["identity"]:
-                del self.nodes[str(j)]
-            elif "block" not in names:
-                cast(Cell, self.nodes[str(j)]).keep(names)
-        self.columns = tuple(branches)
-        self.routers = nn.ModuleDict(
+        self.copies = nn.ModuleDict(
             {
-                str(j): RouterNet(
-                    blocks[j - 1].in_channels,
-                    len(names),
-                    preference=PREFERENCE if "block" in names else 0.0,
-                )
+                str(j): nn.ModuleDict({name: differing_copy(self.nodes[str(j)]) for name in others})
                 for j, names in self.branches.items()
-                if len(names) > 1
+                if (others := [name for name in names[1:] if name.startswith("block")])
             }
         )
+        self._prune(pruned)
+        self.connections = tuple(j for j, names in self.branches.items() if len(names) > 1)
+        self.columns = tuple(self.branches[self.connections[0]]) if self.connections else ()
+        self.routers = nn.ModuleDict()
+        if self.connections:
+            self.routers["-".join(self.columns)] = RouterNet(
+                blocks[self.connections[0] - 1].in_channels,
+                len(self.connections),
+                len(self.columns),
+                preference=PREFERENCE if self.columns == ("block", "identity") else 0.0,
+            )
         self.decisions = DecisionPoint()
 
     def module_name(self, j: int, name: str) -> str:
         """The name of a branch's module in this one; empty for the identity, which has none."""
-        names = {"identity": "", "block": f"nodes.{j}"}
-        return names.get(name, f"nodes.{j}.branches.{name}")
+        if name == "identity":
+            return ""
+        if name.startswith("block"):
+            return f"nodes.{j}" if name == "block" else f"copies.{j}.{name}"
+        return f"nodes.{j}.branches.{name}"
 
     def branch(self, j: int, name: str) -> nn.Module:
         """B_jk: [B, C, H, W] → [B, C', H', W']."""
-        if name == "identity":
-            return IDENTITY
-        node = self.nodes[str(j)]
-        return node if name == "block" else cast(Cell, node).branches[name]
+        return self.get_submodule(self.module_name(j, name)) if name != "identity" else IDENTITY
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """
@@ -106,66 +111,147 @@ class RoutedStage(PlainStage):
         Returns:
             The stage's output, [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉].
         """
-        positions: Tensor | None = None
-        temperature = self._temperature()
-        gates, logits = [], []
+        weights, table = None, None
         for j, names in self.branches.items():
             branches = [self.branch(j, name) for name in names]
             if len(names) == 1:
                 x = branches[0](x)
                 continue
-            positions = position_weights(x, valid) if positions is None else positions
-            logits.append(self.routers[str(j)](average(x, positions)))
-            if temperature is not None or is_recording(x):
-                gates.append(select(logits[-1], temperature))
-                x = weighted_sum([branch(x) for branch in branches], gates[-1])
-            else:
-                x = run_selected(branches, x, logits[-1].argmax(dim=1))
-        if logits:
-            self.decisions(partial(self._decided, gates, logits))
+            if weights is None:
+                weights, soft = self._decide(x, valid, self.stride if j == 1 else 1)
+                table = None if soft or is_recording(x) else weights.tolist()
+            c = self.connections.index(j)
+            rows = None if table is None else [of_image[c] for of_image in table]
+            x = mixture(branches, x, weights[:, c], rows, training=self.training)
         return x
 
-    def _temperature(self) -> float | None:
-        """At which branches are drawn; None at inference, and in a frozen stage, which runs so."""
-        if not (self.training and any(p.requires_grad for p in self.routers.parameters())):
-            return None
-        start, end = self.temperature
-        return start * (end / start) ** self.progress
+    def freeze(self) -> None:
+        """As :meth:`PlainStage.freeze`: copies and router freeze with the blocks. A frozen stage
+        runs as at inference."""
+        for of_connection in self.copies.values():
+            for block in cast(nn.ModuleDict, of_connection).values():
+                cast(Block, block).freeze()
+        super().freeze()
 
-    def _decided(self, gates: Sequence[Tensor], logits: Sequence[Tensor]) -> Decisions:
-        gates = gates or [select(row, None) for row in logits]
+    def _decide(self, x: Tensor, valid: Tensor | None, stride: int) -> tuple[Tensor, bool]:
+        """The weights of all branches, [B, C, K], and whether all branches run, given the input
+        ``x`` of the first connection that has a choice, which has ``stride``."""
+        (router,) = self.routers.values()
+        learns = self.training and any(p.requires_grad for p in router.parameters())
+        soft = learns and self.progress < self.soft_phase
+        temperature = self.temperature[1]
+        with torch.set_grad_enabled(soft and torch.is_grad_enabled()):
+            logits = router(pooled(x, valid, stride))
+            if soft:
+                done = self.progress / self.soft_phase
+                temperature = self.temperature[0] * (temperature / self.temperature[0]) ** done
+                weights = soften(logits, temperature, noise=1 - done)
+            else:
+                weights = bypass(logits, temperature, self.threshold)
+        self.decisions(partial(self._decided, logits, temperature, weights, soft))
+        return weights, soft
 
-        def table(rows: Sequence[Tensor]) -> Tensor:
-            """[B, C, K] of [B, |B_j|] for each connection."""
-            columns = []
-            for j, row in zip(map(int, self.routers), rows, strict=True):
-                place = [
-                    self.branches[j].index(n) if n in self.branches[j] else -1 for n in self.columns
-                ]
-                columns.append(F.pad(row, (0, 1))[:, place])
-            return torch.stack(columns, dim=1)
+    def _decided(
+        self, logits: Tensor, temperature: float, weights: Tensor, soft: bool
+    ) -> Decisions:
+        # What pays is what runs; while all branches run, a branch's weight.
+        gate = weights if soft else weights.ne(0).to(weights.dtype)
+        value = (logits / temperature).softmax(dim=2)
+        learned = torch.ones_like(weights[0], dtype=torch.bool)
+        rows = tuple(map(str, self.connections))
+        return Decisions(gate, value, weights, learned, rows, self.columns)
 
-        gate, probability = table(gates), table([row.softmax(dim=1) for row in logits])
-        exists = [[n in self.branches[int(j)] for n in self.columns] for j in self.routers]
-        learned = torch.tensor(exists, device=gate.device)
-        return Decisions(gate, probability, gate, learned, tuple(self.routers), self.columns)
+    def _prune(self, pruned: Collection[tuple[int, str]]) -> None:
+        for j, name in pruned:
+            if name not in self.branches.get(j, ()):
+                raise UserError(f"{j}-{name} does not exist")
+            if self.branches[j] == [name]:
+                raise UserError(f"{j}-{name} is the last branch of its connection")
+            self.branches[j].remove(name)
+        if pruned and any(len(names) > 1 for names in self.branches.values()):
+            raise UserError("leave one branch of every connection: the network is to be static")
+        for j, names in self.branches.items() if pruned else ():
+            if str(j) in self.copies:
+                of_connection = cast(nn.ModuleDict, self.copies[str(j)])
+                for name in set(of_connection) - set(names):
+                    del of_connection[name]
+            node = self.nodes[str(j)]
+            if isinstance(node, Cell) and names != ["identity"]:
+                node.keep(names)
+            elif names != ["block"]:
+                del self.nodes[str(j)]
 
 
-def run_selected(branches: Sequence[nn.Module], x: Tensor, selected: Tensor) -> Tensor:
-    """Each image through the branch that it selected, and through no other.
+def mixture(
+    branches: Sequence[nn.Module],
+    x: Tensor,
+    weights: Tensor,
+    rows: Sequence[Sequence[float]] | None,
+    *,
+    training: bool = False,
+) -> Tensor:
+    """Σ_k w[b, k] · B_k(x[b]), [B, C', H', W'].
 
     Args:
-        branches: K, none of which changes the shape.
+        branches: K.
         x: [B, C, H, W].
-        selected: 0 to K - 1, [B].
+        weights: w, [B, K].
+        rows: the same as numbers: a branch runs for the images whose weight is not 0. Without
+            them, all branches run for all images.
+        training: a branch that one image alone needs runs for all, since a norm's statistics take
+            several.
     """
-    running = sorted(set(selected.tolist()))
-    if len(running) == 1:
-        return branches[running[0]](x)
-    rows = [selected.eq(k).nonzero().squeeze(1) for k in running]
-    parts = [branches[k](x[of_k]) for k, of_k in zip(running, rows, strict=True)]
-    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
-    out = torch.empty_like(x, dtype=dtype)
-    for of_k, part in zip(rows, parts, strict=True):
-        out = out.index_copy_(0, of_k, part.to(dtype))
-    return out
+    total: Tensor | None = None
+    everybody, ours = list(range(len(x))), False
+    for k, branch in enumerate(branches):
+        need = [b for b in everybody if rows[b][k]] if rows is not None else everybody
+        if not need:
+            continue
+        if training and len(need) == 1:
+            need = everybody
+        everywhere = len(need) == len(x)
+        part = branch(x if everywhere else x[need])
+        if rows is None or any(rows[b][k] != 1 for b in need):
+            factors = weights[:, k] if everywhere else weights[need, k]
+            part = part * factors.to(part.dtype)[:, None, None, None]
+        if everywhere:
+            total, ours = part if total is None else total + part, total is not None
+            continue
+        if total is None:
+            total, ours = part.new_zeros(len(x), *part.shape[1:]), True
+        index = torch.tensor(need, device=x.device)
+        add = total.index_add_ if ours else total.index_add  # what a hook can hold is not changed
+        total, ours = add(0, index, part.to(total.dtype)), True
+    return cast(Tensor, total)
+
+
+def pooled(x: Tensor, valid: Tensor | None, stride: int) -> Tensor:
+    """GAP without padding, [B, C], float32 at least.
+
+    Args:
+        x: [B, C, H, W].
+        valid: [B, 2], height and width of its part that is no padding, divided by ``stride`` and
+            rounded up; None for all of it.
+    """
+    if valid is not None and not is_recording(x):
+        whole = [-(-side // stride) for side in x.shape[2:]]
+        valid = None if valid.tolist() == [whole] * len(x) else valid
+    if valid is None:
+        return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+    return average(x, position_weights(x, valid * stride))
+
+
+def differing_copy(block: nn.Module) -> nn.Module:
+    """A copy of a block whose weights differ a little."""
+    copied = copy.deepcopy(block)
+    for parameter in copied.parameters():
+        parameter.data = differing(parameter.data)
+    return copied
+
+
+def differing(weights: Tensor) -> Tensor:
+    """Weights of a layer that differ a little from ``weights``; those of norms, and biases, do
+    not."""
+    if weights.dim() < 2:
+        return weights.clone()
+    return weights + DIFFERENCE * weights.std() * torch.randn_like(weights)

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
+from dgnet_det.config import is_routed
 from dgnet_det.errors import UserError, user_message
 
 # What a launcher calls the rank, the number of processes, and both on one machine. Kubernetes'
@@ -252,4 +253,9 @@ def distribute(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """The model in ``DistributedDataParallel`` if there are several processes."""
     # A device id, which Detectron2 gives by default, is not for CPU processes.
     device_ids = None if cfg.MODEL.DEVICE == "cpu" else [torch.cuda.current_device()]
-    return create_ddp_model(model, device_ids=device_ids, broadcast_buffers=False)
+    return create_ddp_model(
+        model,
+        device_ids=device_ids,
+        broadcast_buffers=False,
+        find_unused_parameters=is_routed(cfg),  # not all branches run all the time
+    )

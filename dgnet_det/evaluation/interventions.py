@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation.evaluator import inference_context
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dgnet_det.drnet.routing import RouterNet, select
+from dgnet_det.drnet.routing import RouterNet
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.evaluation.coco import Evaluator, ResampledAP, build_image_loader
@@ -29,6 +30,7 @@ RESAMPLES = 1000  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # per cent
 MATCH_IOU = 0.5
 SEED = 0
+ALONE = 1000.0  # a logit that bypasses all other branches
 
 
 @torch.no_grad()
@@ -103,12 +105,18 @@ def intervene(
 @contextmanager
 def router_hooks(model: nn.Module, hook: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
     """Call ``hook(name, output)`` whenever a router of ``model`` has run, with its name
-    (``res4.0.routers.1``) and its output, [B, K]: α before the threshold, or of a RouterNet, the
-    choice as one-hot rows. What the hook returns, unless None, takes the output's place; of a
-    choice, the branch where it is largest runs."""
+    (``res4.0.routers.1``) and its output, [B, K]: α before the threshold; or of a RouterNet, [B,
+    C, K], 1 for each connection's largest logit. What the hook returns, unless None, takes the
+    output's place; of a RouterNet, the branch where it is largest runs."""
+
+    def largest(values: Tensor) -> Tensor:
+        return F.one_hot(values.argmax(dim=-1), values.shape[-1]).to(values.dtype)
 
     def answer(name: str, router: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        return hook(name, select(output, None) if isinstance(router, RouterNet) else output)
+        if not isinstance(router, RouterNet):
+            return hook(name, output)
+        instead = hook(name, largest(output))
+        return None if instead is None else largest(instead) * ALONE
 
     with ExitStack() as handles:
         for stage_name, stage in _stages_with_routers(model).items():

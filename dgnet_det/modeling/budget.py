@@ -15,15 +15,16 @@ from dgnet_det.graph.decisions import Decisions
 from dgnet_det.graph.stage import PlainStage
 from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.costs import Costs
-from dgnet_det.modeling.observation import dgnet_of
+from dgnet_det.modeling.observation import dgnet_of, routed_stages
 
 
 class BudgetLoss:
     """``weight`` · max(0, share - ``budget``), where share is that of the multiply-adds which open
-    edges or selected branches cause, as :class:`Costs` has it, averaged over the batch.
+    edges cause, as :class:`Costs` has it, averaged over the batch. It is differentiable by the
+    surrogate of Eq. 5's step, see :func:`.apply_threshold`.
 
-    Differentiable in what decides: by the surrogate of Eq. 5's step, see :func:`.apply_threshold`,
-    or by the straight-through selection, see :func:`.select`.
+    Of routed stages, it is ``weight`` · |share - ``budget``|, where a branch causes w times its
+    multiply-adds; its weight grows from 0 in the first half of the soft phase.
     """
 
     def __init__(
@@ -32,20 +33,17 @@ class BudgetLoss:
         *,
         weight: float,
         budget: float = 0.0,
-        ramp: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         """
         Args:
             backbone: it is listened to in training mode; its forward passes stay what they are.
             weight: of the loss.
             budget: the share that costs nothing.
-            ramp: of routed stages: the shares of training between which the budget falls from 1 to
-                ``budget``.
         """
-        self.weight, self.budget, self.ramp = weight, budget, ramp
-        self.progress = 1.0  # the share of training that is done
-        self.costs = Costs.of(backbone)
+        self.weight, self.budget = weight, budget
+        self.costs, self.two_sided = Costs.of(backbone), bool(routed_stages(backbone))
         self._gates: dict[str, Tensor] = {}  # by stage, of the latest forward pass
+        self._part = 1.0  # of the weight
         for name in self.costs.decided:
             stage: Any = backbone.stages()[name]
             stage.decisions.register_forward_hook(partial(self._keep, name, stage))
@@ -54,10 +52,8 @@ class BudgetLoss:
         """The loss of the latest forward pass in training mode, a scalar. To be called once."""
         share = self.costs.share(self._gates).mean()
         self._gates.clear()
-        start, end = self.ramp
-        part = max(0.0, self.progress - start) / ((end - start) or 1.0)
-        done = 1.0 if self.progress >= end else part
-        return self.weight * F.relu(share - (1 + done * (self.budget - 1)))
+        above = share - self.budget
+        return self._part * self.weight * (above.abs() if self.two_sided else F.relu(above))
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: not the forward pass, whose gradients cannot be copied."""
@@ -74,12 +70,12 @@ class BudgetLoss:
         if stage.training:
             self._gates[name] = make().gate
             if isinstance(stage, RoutedStage):
-                self.progress = stage.progress
+                self._part = min(1.0, 2 * stage.progress / stage.soft_phase)
 
 
 def budget_loss(cfg: CfgNode, model: nn.Module) -> BudgetLoss | None:
     """What ``MODEL.DGNET.SPARSITY_WEIGHT`` and ``SPARSITY_BUDGET``, or of routed stages
-    ``MODEL.DRNET.BUDGET_WEIGHT``, ``BUDGET`` and ``BUDGET_RAMP`` ask for; None if the weight is 0.
+    ``MODEL.DRNET.BUDGET_WEIGHT`` and ``BUDGET``, ask for; None if the weight is 0.
 
     Raises:
         UserError: a number out of its range, there is nothing to decide, the budget cannot be met,
@@ -99,11 +95,7 @@ def budget_loss(cfg: CfgNode, model: nn.Module) -> BudgetLoss | None:
             f"{key.rpartition('.')[0]}.{keys}: give a weight of at least 0 and a budget from 0 to"
             " below 1"
         )
-    ramp = list(drnet.BUDGET_RAMP)
-    numbers = all(isinstance(x, (int, float)) for x in ramp)
-    if len(ramp) != 2 or not numbers or not 0 <= ramp[0] <= ramp[1] <= 1:
-        raise UserError(f"MODEL.DRNET.BUDGET_RAMP {ramp}: give two rising numbers, 0 to 1")
-    loss = BudgetLoss(dgnet_of(model), weight=weight, budget=budget, ramp=(ramp[0], ramp[1]))
+    loss = BudgetLoss(dgnet_of(model), weight=weight, budget=budget)
     if not loss.costs.decided:
         what = "branches to choose from" if routed else "edges to pay for"
         raise UserError(f"{key}: there are no {what}: set it to 0")

@@ -2,7 +2,7 @@
 stages."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +47,7 @@ class Costs(NamedTuple):
         nobodys = cheapest = dearest = found[""].macs
         for (name, _), branches in branch_counts(backbone, found).items():
             macs = {branch: counts.macs for branch, counts in branches.items()}
-            columns = cast(RoutedStage, backbone.stages()[name]).columns
-            rows.setdefault(name, []).append([macs.get(branch, 0) for branch in columns])
+            rows.setdefault(name, []).append(list(macs.values()))
             nobodys -= sum(macs.values())
             cheapest -= sum(macs.values()) - min(macs.values())
             dearest -= sum(macs.values()) - max(macs.values())
@@ -59,7 +58,8 @@ class Costs(NamedTuple):
         """The share of the whole that decisions cause, [B], differentiable.
 
         Args:
-            gates: by stage, [B, N, N] or [B, C, K]: 1 where an edge is open or a branch runs.
+            gates: by stage, [B, N, N] or [B, C, K]: 1 where an edge is open or a branch runs, or
+                the share of the decision in between.
         """
         parts = [
             (gate * (self.decided[name] / self.whole).to(gate)).sum(dim=(1, 2))
@@ -80,7 +80,7 @@ def branch_counts(
         }
         for name, stage in backbone.stages().items()
         if isinstance(stage, RoutedStage)
-        for j in map(int, stage.routers)
+        for j in stage.connections
     }
 
 

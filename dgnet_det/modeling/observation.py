@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
@@ -133,26 +133,34 @@ class ChoiceSpread(AlphaSpread):
     def add(self, recorded: Mapping[str, Any]) -> None:
         """Add the images of a forward pass, as :func:`record_choices` gives it."""
         for name, choices in recorded.items():
-            self._seen.setdefault(name, []).append(choices.gate.double().cpu())
+            both = torch.stack([choices.gate, choices.weight])
+            self._seen.setdefault(name, []).append(both.double().cpu().transpose(0, 1))
 
     def pop(self) -> dict[str, float]:
         """Over the images added since the last call: ``share``, of the multiply-adds in those of
-        the dearest choices, mean, and ``share_std``, its standard deviation; ``entropy``, in bits,
-        of a connection's choice over the images, mean over the connections. At inference the choice
-        follows from the image, so that the entropy is all that the choice tells of it: 0 where
-        every image chooses alike. Empty where there are no images."""
+        the dearest choices, mean, and ``share_std``, its standard deviation; ``entropy``, in bits:
+        what an image tells of a connection's weights, H(mean w) - mean H(w), mean over the
+        connections; 0 where all images weigh alike. Empty where there are no images."""
         seen, self._seen = self._seen, {}
-        gates = {name: torch.cat(parts) for name, parts in seen.items()}
-        if not gates:
+        both = {name: torch.cat(parts) for name, parts in seen.items()}
+        if not both:
             return {}
-        share = self._costs.share(gates)
-        rates = [gate.mean(dim=0) for gate in gates.values()]
-        entropy = torch.cat([torch.special.entr(rate).sum(dim=1) for rate in rates]) / math.log(2)
+        share = self._costs.share({name: of_stage[:, 0] for name, of_stage in both.items()})
+        bits = torch.cat([information(of_stage[:, 1]) for of_stage in both.values()])
         return {
             "share": share.mean().item(),
             "share_std": share.std(correction=0).item(),
-            "entropy": entropy.mean().item(),
+            "entropy": bits.mean().item(),
         }
+
+
+def information(weights: Tensor) -> Tensor:
+    """H(mean w) - mean H(w) over B images, in bits, of weights [B, C, K]: [C]."""
+
+    def entropy(w: Tensor) -> Tensor:
+        return torch.special.entr(w).sum(dim=-1) / math.log(2)
+
+    return entropy(weights.mean(dim=0)) - entropy(weights).mean(dim=0)
 
 
 @contextmanager

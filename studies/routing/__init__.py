@@ -46,7 +46,7 @@ def count_branches(model: nn.Module, batches: Iterable[Any]) -> dict[tuple[str, 
     return {
         (name, j, branch): int(row[stages[name].columns.index(branch)])
         for name, rows in counts.items()
-        for j, row in zip(map(int, stages[name].routers), rows, strict=True)
+        for j, row in zip(stages[name].connections, rows, strict=True)
         for branch in stages[name].branches[j]
     }
 

@@ -1,16 +1,19 @@
-"""Routed stages: step 0, the split batch, gradients, batch statistics, freezing, padding."""
+"""Routed stages: step 0, the split batch, gradients, the two phases, freezing, padding."""
+
+import math
 
 import pytest
 import torch
 from routed import FAMILIES, STAGES, drnet, images, routed_backbone
-from static_networks import NETWORKS, Static, assert_equal_features
+from static_networks import NETWORKS, RESNET18, Static, assert_equal_features
 from torch import nn
 
+import dgnet_det.drnet.stage as stage_module
 from dgnet_det.drnet.branches import CELL
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.graph.decisions import Decisions
-from dgnet_det.modeling.backbone import DGNet
+from dgnet_det.modeling.backbone.drnet import DRNet
 from dgnet_det.modeling.backbone.resnet import BasicNode
 from dgnet_det.modeling.observation import record_choices, routed_stages
 
@@ -23,48 +26,93 @@ def test_skip_starts_equal_to_the_static_network(static: Static) -> None:
     with record_choices(backbone) as choices, torch.no_grad():
         features = backbone(image)
     assert all(of_stage.gate[..., 0].all() for of_stage in choices.values())
+    assert not any(of_stage.gate[..., 1].any() for of_stage in choices.values())
     assert_equal_features(features, static.features(image))
 
 
-def run_everything(backbone: DGNet, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Every branch for every image, then what each image selected."""
+def test_copies_start_from_the_static_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = drnet("resnet", branches=["block"] * 3, **RESNET18.network)
+    backbone.load_state_dict(RESNET18.build().state_dict())
+    state, copies = backbone.state_dict(), 0
+    for name, tensor in state.items():
+        if ".copies." in name:
+            stage, rest = name.split(".copies.")
+            j, _, inside = rest.split(".", 2)
+            block, copies = state[f"{stage}.nodes.{j}.{inside}"], copies + 1
+            if tensor.dim() < 2:
+                assert torch.equal(tensor, block)
+            else:
+                assert 0.05 * block.std() < (tensor - block).std() < 0.15 * block.std()
+    assert copies == 2 * sum(".nodes." in name for name in state)
+    again = drnet("resnet", branches=["block"] * 3, **RESNET18.network)
+    again.load_state_dict(state)  # a checkpoint of its own
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+
+    monkeypatch.setattr(stage_module, "DIFFERENCE", 0.0)
+    backbone.load_state_dict(RESNET18.build().state_dict())
+    image = torch.randn(2, 3, 64, 96)
+    with record_choices(backbone) as choices, torch.no_grad():
+        features = backbone(image)
+    assert all(of_stage.gate.all() for of_stage in choices.values())
+    assert_equal_features(features, RESNET18.features(image))
+
+
+@torch.no_grad()
+def run_everything(backbone: DRNet, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Every branch for every image, then the sum by each image's weights, with a bypass of what is
+    below 0.1 at a temperature of 0.2."""
     x, features = backbone.stem(x), {}
     for name, stage in backbone.stages().items():
         assert isinstance(stage, RoutedStage)
+        weights = None
         for j, names in stage.branches.items():
             outputs = [stage.branch(j, branch)(x) for branch in names]
             if len(names) == 1:
                 (x,) = outputs
                 continue
-            gap = x.mean(dim=(2, 3))
-            selected = stage.routers[str(j)](gap).argmax(dim=1)
-            x = torch.stack([outputs[k][b] for b, k in enumerate(selected.tolist())])
+            if weights is None:
+                (router,) = stage.routers.values()
+                weights = (router(x.mean(dim=(2, 3))) / 0.2).softmax(dim=2)
+                weights[weights < 0.1] = 0
+                weights = iter((weights / weights.sum(dim=2, keepdim=True)).unbind(1))
+            x = torch.einsum("bk,kbchw->bchw", next(weights), torch.stack(outputs))
         features[name.split(".")[0]] = x
     return features
 
 
+BACKBONES = {
+    **{family: (family, {}) for family in FAMILIES},
+    "copies": ("resnet", {"branches": ["block"] * 3}),
+    "one branch": ("cell", {"threshold": 0.5}),
+}
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", FAMILIES.keys() | {"copies"})
 @torch.no_grad()
-def test_a_split_batch_is_every_branch_for_everybody_and_a_selection(
-    family: str, layout: torch.memory_format
+def test_a_split_batch_is_every_branch_for_everybody_and_a_weighted_sum(
+    kind: str, layout: torch.memory_format
 ) -> None:
-    backbone, x = routed_backbone(family), images().contiguous(memory_format=layout)
+    family, arguments = BACKBONES[kind]
+    backbone, x = routed_backbone(family, **arguments), images().contiguous(memory_format=layout)
     with record_choices(backbone) as choices:
         features = backbone(x)
-    assert any(of_stage.gate.std(dim=0).any() for of_stage in choices.values())
+    weights = torch.cat([of_stage.weight.flatten() for of_stage in choices.values()])
+    assert {0, 1} < set(weights.tolist())  # and some in between
     expected = run_everything(backbone, x)
     assert_equal_features(features, expected)
     alone = [backbone(image[None]) for image in x]
     assert_equal_features({n: torch.cat([f[n] for f in alone]) for n in STAGES}, expected)
 
 
+@pytest.mark.parametrize("kind", ["cell", "copies", "one branch"])
 @torch.no_grad()
-def test_a_branch_runs_for_the_images_that_selected_it_and_for_no_others() -> None:
-    backbone = routed_backbone("cell")
+def test_a_branch_runs_for_the_images_that_need_it_and_for_no_others(kind: str) -> None:
+    family, arguments = BACKBONES[kind]
+    backbone = routed_backbone(family, **arguments)
     ran: dict[tuple[str, int, str], int] = {}
     for name, stage in routed_stages(backbone).items():
-        for j in map(int, stage.routers):
+        for j in stage.connections:
             for branch in stage.branches[j]:
                 if branch != "identity":
                     stage.branch(j, branch).register_forward_pre_hook(
@@ -72,138 +120,137 @@ def test_a_branch_runs_for_the_images_that_selected_it_and_for_no_others() -> No
                     )
     with record_choices(backbone) as choices:
         backbone(images())
-    selected = {
+    needed = {
         (name, j, branch): int(count)
         for name, of_stage in choices.items()
         for j, counts in zip(map(int, of_stage.rows), of_stage.gate.sum(dim=0), strict=True)
         for branch, count in zip(of_stage.columns, counts, strict=True)
         if branch != "identity" and count
     }
-    assert ran == selected
+    assert ran == needed
     assert any(0 < count < 6 for count in ran.values())
+    if kind == "one branch":
+        assert all(of_stage.gate.sum(dim=2).eq(1).all() for of_stage in choices.values())
 
 
-def small_stage(norm: str = "") -> RoutedStage:
-    """Three connections, two of which choose; in float64."""
+def small_stage(norm: str = "", **arguments: object) -> RoutedStage:
+    """Three connections in float64, two of which choose."""
     blocks = [BasicNode(4, 6, stride=2, norm=norm), *(BasicNode(6, 6, norm=norm) for _ in range(2))]
-    stage = RoutedStage(blocks, branches=["block", "identity"], temperature=(0.9, 0.3)).double()
+    options = {"branches": ["block", "identity"], "temperature": (0.9, 0.3), **arguments}
+    stage = RoutedStage(blocks, **options).double()
     for parameter in stage.parameters():
         nn.init.normal_(parameter, std=0.4)
+    for router in stage.routers.values():
+        nn.init.normal_(router.linear.weight)
+        nn.init.zeros_(router.linear.bias)
     return stage
 
 
 def seen_by(stage: RoutedStage, x: torch.Tensor) -> Decisions:
     seen: list[Decisions] = []
-    with stage.decisions.register_forward_hook(lambda *args: seen.append(args[2]())):
+    with stage.decisions.register_forward_hook(lambda *args: seen.append(args[-1]())):
         stage(x)
     return seen[0]
 
 
-def test_gradients_are_those_of_the_relaxed_stage_at_the_selection() -> None:
-    """Straight-through: with the noise fixed, the selection's derivative is that of the softmax,
-    everything else's is the true one. So finite differences are of a stage whose gates are the
-    selection at the first parameters, plus how the softmax has changed since."""
-    stage, x = small_stage().train(), torch.randn(3, 4, 6, 6, dtype=torch.float64)
+def written_out(stage: RoutedStage, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The soft phase, half done."""
+    x = stage.nodes["1"](x)
+    (router,) = stage.routers.values()
+    logits = router(x.mean(dim=(2, 3)))
+    weights = ((logits + 0.5 * noise) / math.sqrt(0.9 * 0.3)).softmax(dim=2)
+    for c, j in enumerate(("2", "3")):
+        block, identity = weights[:, c, :, None, None, None].unbind(1)
+        x = block * stage.nodes[j](x) + identity * x
+    return x
+
+
+def test_the_soft_phase_and_its_gradients_are_the_written_out_formula() -> None:
+    stage, x = small_stage(soft_phase=0.6).train(), torch.randn(3, 4, 6, 6, dtype=torch.float64)
     slopes = torch.randn(3, 6, 3, 3, dtype=torch.float64)
+    stage.progress = 0.3
     torch.manual_seed(1)
-    stage.progress = 0.5
-    (stage(x) * slopes).sum().backward()
+    out = stage(x.requires_grad_())
     torch.manual_seed(1)
-    temperature = (0.9 * 0.3) ** 0.5
-    noise = [-torch.empty(3, 2, dtype=torch.float64).exponential_().log() for _ in range(2)]
+    noise = -torch.empty(3, 2, 2, dtype=torch.float64).exponential_().log()
+    expected = written_out(stage, x, noise)
+    torch.testing.assert_close(out, expected)
+    learning = [x, *stage.parameters()]
+    ours, theirs = (torch.autograd.grad((y * slopes).sum(), learning) for y in (out, expected))
+    for gradient, other in zip(ours, theirs, strict=True):
+        assert gradient.any()
+        torch.testing.assert_close(gradient, other)
 
-    def forward(start: list[tuple[torch.Tensor, torch.Tensor]] | None) -> tuple[torch.Tensor, list]:
-        out, gates = stage.nodes["1"](x), []
-        for j in (2, 3):
-            logits = stage.routers[str(j)](out.mean(dim=(2, 3)))
-            soft = (logits / temperature + noise[j - 2]).softmax(dim=1)
-            hard = torch.eye(2, dtype=torch.float64)[soft.argmax(dim=1)]
-            gates.append((hard, soft))
-            if start is not None:
-                hard = start[j - 2][0] + soft - start[j - 2][1]
-            block = stage.nodes[str(j)](out)
-            out = hard[:, 0, None, None, None] * block + hard[:, 1, None, None, None] * out
-        return (out * slopes).sum(), gates
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return stage(x)
 
-    with torch.no_grad():
-        _, start = forward(None)
-        assert {tuple(row) for hard, _ in start for row in hard.tolist()} == {(0, 1), (1, 0)}
-        for name, parameter in stage.named_parameters():
-            flat, step = parameter.data.view(-1), 1e-6
-            for k in range(0, len(flat), max(1, len(flat) // 5)):
-                values = []
-                for sign in (1, -1):
-                    flat[k] += sign * step
-                    values.append(forward(start)[0].item())
-                    flat[k] -= sign * step
-                numeric = (values[0] - values[1]) / (2 * step)
-                exact = parameter.grad.view(-1)[k].item()
-                assert exact == pytest.approx(numeric, rel=1e-4, abs=1e-6), f"{name}[{k}]"
+    assert torch.autograd.gradcheck(forward, x)
 
 
-def test_training_selects_one_branch_and_inference_draws_nothing() -> None:
+def test_in_the_second_phase_routers_rest_and_training_is_inference() -> None:
     stage, x = small_stage(), torch.randn(8, 4, 6, 6, dtype=torch.float64)
-    drawn = [seen_by(stage.train(), x).gate for _ in range(4)]
-    assert all(set(gate.unique().tolist()) == {0, 1} for gate in drawn)
-    assert all((gate.sum(dim=2) == 1).all() for gate in drawn)
-    assert not all(torch.equal(gate, drawn[0]) for gate in drawn)
-    chosen = [seen_by(stage.eval(), x) for _ in range(2)]
-    assert torch.equal(chosen[0].gate, chosen[1].gate)
-    assert torch.equal(chosen[0].gate.argmax(dim=2), chosen[0].value.argmax(dim=2))
+    stage.train().progress = 0.6
+    out = stage(x)
+    with torch.no_grad():
+        torch.testing.assert_close(out, stage.eval()(x))
+    out.square().sum().backward()
+    routers = set(stage.routers.parameters())
+    for parameter in stage.parameters():
+        assert (parameter.grad is None) == (parameter in routers)
+    assert seen_by(stage, x).gate.unique().tolist() == [0, 1]
 
 
-def test_batch_statistics_are_those_of_all_images() -> None:
-    """So the running statistics, by which inference normalises, are those of training."""
-    stage, x = small_stage("BN").train(), torch.randn(8, 4, 6, 6, dtype=torch.float64)
-    x.requires_grad_()
-    inputs: list[torch.Tensor] = []
-    conv = stage.nodes["2"].conv1
-    conv.norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    stage(x)
-    assert len(inputs[0]) == 8
-    torch.testing.assert_close(conv.norm.running_mean, 0.1 * inputs[0].mean(dim=(0, 2, 3)))
-
-
-@torch.no_grad()
-def test_statistics_that_are_taken_anew_are_of_all_images_too() -> None:
-    """As fvcore's ``update_bn_stats`` takes them: in training mode, without gradients."""
+def test_batch_statistics_of_the_phases() -> None:
+    """At first those of all images, then of those that need the branch; where that is one alone, of
+    all."""
     stage, x = small_stage("BN").train(), torch.randn(8, 4, 6, 6, dtype=torch.float64)
     sizes: list[int] = []
-    stage.nodes["2"].conv1.norm.register_forward_pre_hook(
-        lambda _, args: sizes.append(len(args[0]))
-    )
+    stage.nodes["2"].conv1.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     stage(x)
-    assert sizes == [8]
-
-
-def test_every_parameter_has_a_gradient_but_what_no_image_selected() -> None:
-    backbone = routed_backbone("cell", norm="BN").train()
-    sum(f.square().mean() for f in backbone(images()).values()).backward()
-    for name, parameter in backbone.named_parameters():
-        if "routers" in name:
-            assert parameter.grad.any(), name
+    stage.progress = 0.9
+    needing = int(seen_by(stage, x).gate[:, 0, 0].sum())
+    assert 1 < needing < 8
+    (router,) = stage.routers.values()
+    alone = 100 * torch.eye(2, dtype=torch.float64)[[0, 1, 1, 1, 1, 1, 1, 1]]
+    router.register_forward_hook(lambda *_: torch.stack([alone, alone], dim=1))
+    stage(x)
+    assert sizes == [8, needing, 8]
+    with torch.no_grad():
+        stage.eval()(x)
+    assert sizes[-1] == 1
 
 
 def test_a_frozen_stage_runs_as_at_inference() -> None:
-    backbone = routed_backbone("mobilenetv2", freeze_at=3).train()
+    backbone = routed_backbone("resnet", branches=["block"] * 2, freeze_at=3).train()
     with record_choices(backbone) as choices:
         backbone(x := images())
-        frozen = choices["res3.0"].gate
+        frozen, learning = choices["res3.0"], choices["res4.0"]
         backbone.eval()(x)
-    assert torch.equal(frozen, choices["res3.0"].gate)
-    routers = backbone.stages()["res3.0"].routers.parameters()
-    assert not any(parameter.requires_grad for parameter in routers)
+    assert torch.equal(frozen.weight, choices["res3.0"].weight)
+    assert (
+        set(frozen.gate.unique().tolist()) <= {0, 1} < set(learning.gate.unique().tolist()) | {0, 1}
+    )
+    assert not any(p.requires_grad for p in backbone.stages()["res3.0"].parameters())
 
 
+@pytest.mark.parametrize("branches", [["block", "identity"], ["block", "block"]])
 @torch.no_grad()
-def test_routers_leave_padding_out() -> None:
-    stage, x = small_stage().eval(), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+def test_routers_leave_padding_out(branches: list[str]) -> None:
+    stage = small_stage(branches=branches).eval()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     seen: list[Decisions] = []
-    stage.decisions.register_forward_hook(lambda *args: seen.append(args[2]()))
+    stage.decisions.register_forward_hook(lambda *args: seen.append(args[-1]()))
     stage(x, torch.tensor([[4, 3], [2, 4]]))
-    first = stage.nodes["1"](x)
-    gap = torch.stack([first[0, :, :4, :3].mean(dim=(1, 2)), first[1, :, :2].mean(dim=(1, 2))])
-    torch.testing.assert_close(seen[0].value[:, 0], stage.routers["2"](gap).softmax(dim=1))
+    first, scale = (stage.nodes["1"](x), 1) if "identity" in branches else (x, 2)
+    gap = torch.stack(
+        [
+            first[0, :, : 4 * scale, : 3 * scale].mean(dim=(1, 2)),
+            first[1, :, : 2 * scale].mean(dim=(1, 2)),
+        ]
+    )
+    (router,) = stage.routers.values()
+    torch.testing.assert_close(seen[0].value, (router(gap) / 0.3).softmax(dim=2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -216,44 +263,56 @@ def test_mixed_precision(dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def test_a_compiled_backbone_selects_for_each_image() -> None:
+def test_a_compiled_backbone_decides_for_each_image() -> None:
     backbone, x = routed_backbone("cell", out_features=("res2", "res3")), images(4)
     compiled = torch.compile(backbone, backend="eager")
     assert_equal_features(compiled(x), backbone(x))
 
 
-def test_pruned_branches_are_not_there() -> None:
-    whole = routed_backbone("cell")
-    names = ["res3.0:2-sep5x5", "res3.0:2-pool3x3", *(f"res4.0:3-{x}" for x in CELL[:4])]
-    pruned = routed_backbone("cell", pruned_branches=names)
-    stages = pruned.stages()
-    assert stages["res3.0"].branches[2] == ["sep3x3", "dilated3x3", "identity"]
-    assert stages["res3.0"].routers["2"].linear.out_features == 3
-    assert "3" not in stages["res4.0"].nodes
-    assert "3" not in stages["res4.0"].routers
-    gone = set(whole.state_dict()) - set(pruned.state_dict())
-    assert gone
-    prefixes = ("res3.0.nodes.2.branches.sep5x5.", "res4.0.nodes.3.", "res4.0.routers.3.")
-    assert all(name.startswith(prefixes) for name in gone)
-    with record_choices(pruned) as choices:
-        pruned(images())
-    assert not choices["res3.0"].gate[:, 0, [1, 3]].any()
-    assert choices["res4.0"].rows == ("2", "4", "5")
+@torch.no_grad()
+def test_pruned_branches_leave_a_static_network() -> None:
+    whole = routed_backbone("cell", out_features=["res2"])
+    names = [f"res2.0:2-{x}" for x in CELL[:4]] + [f"res2.0:3-{x}" for x in CELL if x != "sep5x5"]
+    pruned = drnet("cell", out_features=["res2"], pruned_branches=names)
+    pruned.load_state_dict(
+        {name: x for name, x in whole.state_dict().items() if name in pruned.state_dict()}
+    )
+    x = images()
+    expected = whole.stages()["res2.0"].branch(3, "sep5x5")(whole.res2[0].nodes["1"](whole.stem(x)))
+    torch.testing.assert_close(pruned(x)["res2"], expected)
+    assert not any("routers" in name or "sep3x3" in name for name in pruned.state_dict())
+
+    copies = {"branches": ["block"] * 2, "depth": 18, "res2_out_channels": 64}
+    left = [f"res2.0:{j}-block" for j in (1, 2)]
+    (stage,) = drnet("resnet", out_features=["res2"], pruned_branches=left, **copies).res2
+    assert not stage.nodes
+    assert stage(torch.randn(1, 64, 8, 8)).shape == (1, 64, 8, 8)
+
+
+def test_a_checkpoint_says_which_branches_its_routers_mean() -> None:
+    state = drnet("cell", branches=["sep3x3", "pool3x3"]).state_dict()
+    for others in (["pool3x3", "sep3x3"], ["sep3x3", "identity"]):
+        other = drnet("cell", branches=others).state_dict()
+        assert {".".join(name.split(".")[:4]) for name in state.keys() - other.keys()} == {
+            f"res{k}.0.routers.sep3x3-pool3x3" for k in (2, 3, 4, 5)
+        }
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"branches": ["block", "sep3x3"]},
-            r"MODEL.DRNET.BRANCHES .*: choose from block, identity",
-        ),
-        ({"branches": ["identity"]}, "the first must be block"),
+        ({"branches": ["block", "sep3x3"]}, r"MODEL.DRNET.BRANCHES .*: give .*, or block several"),
+        ({"branches": ["identity"]}, r"MODEL.DRNET.BRANCHES"),
+        ({"branches": ["block", "block", "identity"]}, "MODEL.DRNET.BRANCHES"),
         ({"temperature": (1.0, 0.0)}, "MODEL.DRNET.TEMPERATURE"),
+        ({"threshold": 0.0}, "MODEL.DRNET.THRESHOLD"),
+        ({"soft_phase": 1.5}, "MODEL.DRNET.SOFT_PHASE"),
+        ({"norm": "SyncBN"}, "MODEL.RESNETS.NORM SyncBN"),
         ({"routed_stages": ["res6"]}, "MODEL.DGNET.STAGES"),
         ({"pruned_branches": ["res3.0"]}, "give stage:connection-branch"),
         ({"pruned_branches": ["res3.0:9-block"]}, "res3.0: 9-block does not exist"),
         ({"pruned_branches": ["res3.0:1-block"]}, "1-block is the last branch"),
+        ({"pruned_branches": ["res3.0:2-block"]}, "res3.0: leave one branch of every connection"),
         ({"pruned_branches": ["res3.7:1-block"]}, "there is no such stage, or it is plain: res3.7"),
     ],
 )

@@ -30,7 +30,7 @@ def cell_network(
 CELL_NETWORK = Family(
     "cell",
     cell_network,
-    lambda cfg: {"branches": cfg.MODEL.DRNET.BRANCHES},
+    lambda cfg: {},  # :func:`.drnet.make_drnet` hands the branches over
     keys="MODEL.DRNET.BRANCHES, MODEL.RESNETS.NORM",
     formats=(own_format("depthwise.weight"),),
 )
