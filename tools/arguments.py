@@ -188,6 +188,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch reports workers that end
         for process in multiprocessing.active_children():
             process.terminate()
         number, *saved = error.args or (signal.SIGINT,)
