@@ -6,6 +6,7 @@ import detectron2
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 
 from configs import DETECTORS, ROOT
@@ -160,6 +161,27 @@ def test_the_model_zoo_finds_configs_by_name() -> None:
     assert lazy.model.backbone.bottom_up.wiring == "residual"
     with pytest.raises(UserError, match=r"R_51.*the nearest is COCO-Detection/.*_R_50_.*\.yaml"):
         model_zoo.get_config("COCO-Detection/faster_rcnn_DG_R_51_residual_FPN_1x.yaml")
+
+
+def test_the_model_zoo_builds_models_by_name() -> None:
+    names = model_zoo.list()
+    detector, classifier = (
+        "COCO-Detection/faster_rcnn_DG_R_18_FPN_1x",
+        "ImageNet-Classification/R_18",
+    )
+    assert {f"{detector}.yaml", f"{classifier}.yaml"} <= set(names)
+    assert not any("Base-" in name for name in names)
+    assert model_zoo.get(f"{detector}.yaml", device="cpu").roi_heads.num_classes == 80
+    assert model_zoo.get(f"{classifier}.yaml", device="cpu").head.linear.out_features == 1000
+    with pytest.raises(UserError, match="there are no trained weights"):
+        model_zoo.get(f"{detector}.yaml", trained=True)
+
+
+def test_detectron2s_trainer_takes_the_model_zoos_keys_as_they_are() -> None:
+    cfg = model_zoo.get_config("COCO-Detection/faster_rcnn_DG_R_18_FPN_1x.yaml")
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 3
+    scaled = DefaultTrainer.auto_scale_workers(cfg, 1).SOLVER
+    assert (scaled.IMS_PER_BATCH, scaled.MAX_ITER) == (2, 3)
 
 
 @pytest.mark.parametrize("in_features", [None, "['res5']"])

@@ -123,7 +123,9 @@ class DGNetCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(data, path)
         if name != BEST:
-            self.tag_last_checkpoint(path.name)
+            # Not Detectron2's, which would leave an empty file where it is killed.
+            with written_whole(Path(self.save_dir) / "last_checkpoint") as temporary:
+                temporary.write_text(path.name)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)
