@@ -173,10 +173,10 @@ def valid_sizes(images: Tensor) -> Tensor:
     Args:
         images: [B, C, H, W], normalised, padded with zeros at the bottom and right.
     """
-    filled = images.ne(0).any(dim=1)
+    brightest = images.abs().amax(dim=1)
     sizes = []
     for dim in (2, 1):
-        lines = filled.any(dim=dim)
+        lines = brightest.amax(dim=dim).ne(0)
         positions = torch.arange(1, lines.shape[1] + 1, device=lines.device)
         sizes.append((lines * positions).amax(dim=1))
     return torch.stack(sizes, dim=1).clamp_(min=1)

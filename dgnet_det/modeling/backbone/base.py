@@ -83,7 +83,8 @@ class StagedBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Normalised images, [B, 3, H, W], padded with zeros as Detectron2 does → for each name of
         ``out_features`` its feature map, [B, C, ⌈H / stride⌉, ⌈W / stride⌉]."""
-        valid = valid_sizes(x)
+        decides = any(hasattr(stage, "decisions") for stage in self.stages().values())
+        valid = valid_sizes(x) if decides else None
         stride = self.stem.stride
         outputs = {}
         x = self.stem(x)
@@ -92,6 +93,9 @@ class StagedBackbone(Backbone):
         for name in self.stage_names:
             for stage in getattr(self, name):
                 stride *= stage.stride
+                if valid is None:
+                    x = stage(x)
+                    continue
                 x = stage(x, torch.div(valid + (stride - 1), stride, rounding_mode="floor"))
             if name in self._out_features:
                 outputs[name] = x
