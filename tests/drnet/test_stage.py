@@ -88,7 +88,7 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("kind", FAMILIES.keys() | {"copies"})
+@pytest.mark.parametrize("kind", [*FAMILIES, "copies"])
 @torch.no_grad()
 def test_a_split_batch_is_every_branch_for_everybody_and_a_weighted_sum(
     kind: str, layout: torch.memory_format
