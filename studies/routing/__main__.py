@@ -7,7 +7,7 @@ minutes of one core. After a change of the code, remove --output and routing.jso
 
 Examples:
     python -m studies.routing --report docs
-    python -m studies.routing --experiments tree_crowns --budgets 0.7 --seeds 0
+    python -m studies.routing --experiments copies --seeds 0
 """
 
 import argparse
@@ -22,11 +22,12 @@ import arguments
 
 from dgnet_det.utils.environment import describe_environment
 from dgnet_det.utils.files import write_json
-from studies.routing import Run, cells, tree_crowns
+from studies.routing import Run, domains, tree_crowns
 from studies.routing.report import render, write_report
 from studies.runs import RESULT, add_options, take_over
 
-EXPERIMENTS = {"tree_crowns": tree_crowns, "cells": cells}
+EXPERIMENTS = {"skip": domains, "copies": domains, "tree_crowns": tree_crowns}
+BUDGETS = {**domains.BUDGETS, "tree_crowns": tree_crowns.BUDGETS}
 
 
 def perform(run: Run, output: Path, more: Sequence[str]) -> None:
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment.write_data()
         for seed in args.seeds:
             perform(Run(name, "plain", 1.0, seed), args.output, args.opts)
-            for budget in args.budgets or experiment.BUDGETS:
+            for budget in args.budgets or BUDGETS[name]:
                 perform(Run(name, "routed", budget, seed), args.output, args.opts)
                 if budget < 1:
                     perform(Run(name, "pruned", budget, seed), args.output, args.opts)

@@ -10,7 +10,7 @@ from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, routed_stages
-from studies.routing import Run, cells, rarer_branches
+from studies.routing import Run, domains, rarer_branches
 from studies.routing.__main__ import main
 from studies.routing.report import render, write_report
 from studies.routing.tree_crowns import BUDGETS, DETECTOR, drop_absent, overrides
@@ -25,7 +25,8 @@ def build(arm: str, budget: float, pruned: list[str]) -> torch.nn.Module:
 def test_pruned_is_the_static_network_without_what_is_rarer(tmp_path: Path) -> None:
     routed = build("routed", BUDGETS[-1], [])
     stages = routed_stages(routed)
-    stages["res4.0"].routers["3"].linear.bias.data = torch.tensor([0.0, 1.0])
+    (router,) = stages["res4.0"].routers.values()
+    router.linear.bias.data.view(-1, 2)[1] = torch.tensor([0.0, 1.0])  # of connection 3
     rarer = rarer_branches(routed, [[{"image": torch.zeros(3, 64, 64)}]] * 2)
     assert "res4.0:3-block" in rarer
     assert "res4.0:2-identity" in rarer
@@ -64,29 +65,29 @@ def rows_of(page: str) -> dict[str, list[str]]:
 
 def test_table(study: dict[str, Any], tmp_path: Path) -> None:
     rows = rows_of(render(study))
-    assert rows["plain"] == ["2", "18.50 ± 0.71", "100.0%", "0.0%", "–", "–", "–", "–"]
-    routed = ["2", "16.50 ± 0.71", "70.0%", "10.0%", "0.80", "0.250", "15.50", "14.50"]
+    assert rows["plain"] == ["2", "18.50 ± 0.71", "100.0%", "0.0%", "–", "–", "–", "–", "–"]
+    routed = ["2", "16.50 ± 0.71", "70.0%", "10.0%", "0.80", "0.250", "15.50", "14.50", "–"]
     assert rows["routed, 0.7"] == routed
-    assert rows["pruned, 0.7"] == ["1", "15.00", "70.0%", "0.0%", "0.80", "–", "–", "–"]
+    assert rows["pruned, 0.7"] == ["1", "15.00", "70.0%", "0.0%", "0.80", "–", "–", "–", "–"]
     write_report(tmp_path, study)
     assert (tmp_path / "images/routing.png").stat().st_size > 1000
 
 
 @pytest.mark.usefixtures("products")
-def test_cells_from_data_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_domains_from_data_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["--experiments", "cells", "--budgets", "0.6", "--seeds", "0", "--output", "runs"]
-    tiny = ["CLASSIFICATION.EPOCHS", "1", "SOLVER.IMS_PER_BATCH", "8", "CLASSIFICATION.SIZE", "32"]
-    main([*command, *tiny, "MODEL.DEVICE", "cpu"])
+    monkeypatch.setattr(domains, "ITERATIONS", 3)
+    monkeypatch.setattr(domains, "BATCH", 16)
+    command = ["--experiments", "skip", "copies", "--seeds", "0", "--output", "runs"]
+    main([*command, "--budgets", "0.7"])
     page = Path("runs/routing.md").read_text()
     rows = rows_of(page)
-    assert set(rows) > {"plain", "routed, 0.6", "pruned, 0.6"}
+    assert set(rows) > {"plain", "routed, 0.7", "pruned, 0.7"}
+    assert page.count("| routed, 0.7") == 2
     assert rows["plain"][2] == "100.0%"
-    pruned = cells.Run("cells", "pruned", 0.6, 0)
-    assert sorted(path.name for path in (Path("runs") / pruned.name).iterdir()) == ["run.json"]
     # What the page holds is not run again.
-    for path in Path("runs/cells").iterdir():
-        (path / "run.json").unlink()
-    monkeypatch.setattr(cells, "perform", None)
-    main([*command, *tiny])
+    for path in Path("runs").glob("*/*/run.json"):
+        path.unlink()
+    monkeypatch.setattr(domains, "perform", None)
+    main([*command, "--budgets", "0.7"])
     assert rows_of(Path("runs/routing.md").read_text()) == rows

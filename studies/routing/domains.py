@@ -1,0 +1,158 @@
+"""A narrow ResNet-18 on eight domains of Fashion-MNIST, which weighs copies of its blocks, or may
+skip them."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgnet_det.data.classification import fashion_mnist
+from dgnet_det.drnet import stage
+from dgnet_det.engine.optimizer import get_optimizer_params
+from dgnet_det.evaluation.interventions import router_hooks
+from dgnet_det.modeling.backbone.drnet import branch_name, make_drnet
+from dgnet_det.modeling.budget import BudgetLoss
+from dgnet_det.modeling.classifier import ClassifierHead, DGNetClassifier
+from dgnet_det.modeling.costs import Costs
+from dgnet_det.modeling.observation import information, record_choices, routed_stages
+from studies.domains.data import CLASSES, Batches, Images, make_images
+from studies.routing import Run
+
+DOMAINS, SIZE, WIDTH = 8, 16, 16
+ITERATIONS, BATCH, LR, WEIGHT_DECAY, WARMUP = 2000, 128, 0.1, 5e-4, 0.05
+TEST_BATCH = 500
+BUDGETS = {"skip": (0.7, 0.5, 0.35), "copies": (1.0,)}
+DIFFERENCE = 1.0  # copies start as far apart as blocks that are drawn
+BRANCHES = {"skip": ["block", "identity"], "copies": ["block"] * 4}
+THRESHOLD = {"skip": 0.1, "copies": 0.5}
+
+
+def write_data() -> None:
+    """Fashion-MNIST, unless it is there."""
+    fashion_mnist("train")
+
+
+def perform(run: Run, folder: Path, pruned: Sequence[str], more: Sequence[str]) -> dict[str, Any]:
+    """Train and examine one network; its figures."""
+    torch.manual_seed(run.seed)
+    stage.DIFFERENCE = DIFFERENCE
+    plain = run.arm == "plain"
+    backbone = make_drnet(
+        "resnet",
+        branches=["block"] if plain else BRANCHES[run.experiment],
+        threshold=THRESHOLD[run.experiment],
+        pruned_branches=pruned,
+        norm="BN", out_features=["res5"], in_channels=1, depth=18,
+        stem_out_channels=WIDTH, res2_out_channels=WIDTH,
+    )  # fmt: skip
+    head = ClassifierHead(backbone.output_shape()["res5"].channels, CLASSES * DOMAINS)
+    model = DGNetClassifier(backbone, head, pixel_mean=[90.0], pixel_std=[90.0])
+    train(model, run, make_images(fashion_mnist("train"), DOMAINS, SIZE))
+    return examine(model, make_images(fashion_mnist("val"), DOMAINS, SIZE))
+
+
+def train(model: DGNetClassifier, run: Run, images: Images) -> None:
+    """SGD under a cosine, the same for all arms."""
+    groups = get_optimizer_params(
+        model, base_lr=LR, weight_decay=WEIGHT_DECAY, weight_decay_norm=WEIGHT_DECAY,
+        router_lr_factor=1.0,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(groups, lr=LR, momentum=0.9, fused=True)
+
+    def factor(i: int) -> float:
+        grown = min((i + 1) / (WARMUP * ITERATIONS), 1)
+        return grown * (1 + math.cos(math.pi * i / ITERATIONS)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    batches, stages = Batches(images, BATCH, run.seed), routed_stages(model)
+    pays = run.arm == "routed" and run.budget < 1
+    budget = BudgetLoss(model.backbone, weight=5.0, budget=run.budget) if pays else None
+    model.train()
+    for i in range(ITERATIONS):
+        for routed in stages.values():
+            routed.progress = i / ITERATIONS
+        x, labels = batches()
+        loss = F.cross_entropy(model(x), labels)
+        if budget is not None:
+            loss = loss + budget()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    if not loss.isfinite():
+        raise FloatingPointError("the loss is no number")
+
+
+@torch.no_grad()
+def examine(model: DGNetClassifier, images: Images) -> dict[str, Any]:
+    """Top-1 and multiply-adds; of a network that routes, what its choices are good for."""
+    model.eval()
+    costs, top1 = Costs.of(model.backbone), _top1(model, images)
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    with record_choices(model) as choices:
+        for x, _ in _batches(images):
+            model(x)
+            for name, of_stage in choices.items():
+                parts[name].append(of_stage.weight.double())
+    figures = {"top1": top1, "macs": costs.whole, "macs_deviation": 0.0}
+    weights = {name: torch.cat(of_stage) for name, of_stage in parts.items()}
+    if not weights:
+        return figures
+    share = costs.share({name: w.ne(0).double() for name, w in weights.items()})
+    stages = routed_stages(model)
+    return figures | {
+        "macs": costs.whole * share.mean().item(),
+        "macs_deviation": costs.whole * share.std(correction=0).item(),
+        "entropy": torch.cat([information(w) for w in weights.values()]).mean().item(),
+        "by_choices": {"own": top1, **with_other_choices(model, images)},
+        "rarer_branches": [
+            branch_name(name, str(j), branch)
+            for name, w in weights.items()
+            for j, row in zip(stages[name].connections, w.mean(dim=0), strict=True)
+            for k, branch in enumerate(stages[name].columns)
+            if k != int(row.argmax())
+        ],
+    }
+
+
+def with_other_choices(model: DGNetClassifier, images: Images) -> dict[str, float]:
+    """Top-1 with the most frequent choices for all images, and with those of another image of the
+    same domain and of another domain."""
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    with router_hooks(model, lambda name, own: parts[name].append(own)):
+        _top1(model, images)
+    chosen = {name: torch.cat(of_router) for name, of_router in parts.items()}
+    n = torch.arange(len(images.labels))
+    other_domain = (n + 1 + n // DOMAINS % (DOMAINS - 1)) % len(n)  # each in its turn
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "mean": lambda x: x.mean(dim=0).expand_as(x),
+        "other": lambda x: x.roll(-DOMAINS, dims=0),
+        "other_domain": lambda x: x[other_domain],
+    }
+    top1 = {}
+    for kind, change in changes.items():
+        calls = {name: iter(change(x).split(TEST_BATCH)) for name, x in chosen.items()}
+        with router_hooks(model, partial(_next_of, calls)):
+            top1[kind] = _top1(model, images)
+    return top1
+
+
+def _next_of(calls: Mapping[str, Iterator[Tensor]], name: str, own: Tensor) -> Tensor:
+    return next(calls[name])
+
+
+def _top1(model: DGNetClassifier, images: Images) -> float:
+    hits = [model(x).argmax(dim=1).eq(labels) for x, labels in _batches(images)]
+    return 100 * torch.cat(hits).double().mean().item()
+
+
+def _batches(images: Images) -> Iterable[tuple[Tensor, Tensor]]:
+    return zip(
+        images.pixels[:, None].split(TEST_BATCH), images.labels.split(TEST_BATCH), strict=True
+    )
