@@ -71,7 +71,7 @@ def render(study: dict[str, Any]) -> str:
     return TEXT.read_text(encoding="utf-8").format(
         command=study["command"],
         date=study["date"],
-        outcome=fill(outcome(sets), 115, subsequent_indent="  "),
+        outcome=fill(f"- **Came out.** {outcome(sets)}", 120, subsequent_indent="  "),
         domains="\n\n".join(_domains_section(key, arms) for key, arms in sets.items()),
         missing=_missing(sets),
         choices=_choices(study),
@@ -123,14 +123,30 @@ def outcome(sets: dict[tuple[int, int], dict[str, Runs]]) -> str:
         ("se", "plain", "squeeze-and-excitation, the yardstick, {}"),
     ):
         if values := differences(arms, arm, other):
-            seeds = f"{len(values)} seed" + "s" * (len(values) > 1)
-            parts.append(text.format(f"{Interval.of(values)} ({seeds})"))
-    start = f"With {key[0]} domains, after {key[1]} epochs, "
-    return start + "; ".join(parts) + "." if parts else "No two arms can be compared yet."
+            parts.append(text.format(_with_seeds(values)))
+    if not parts:
+        return "No two arms can be compared yet."
+    sentences = [f"With {_name(key)}, {'; '.join(parts)}."]
+    others = [
+        f"with {_name(k)} {_with_seeds(values)}"
+        for k in sets
+        if k != key and (values := differences(sets[k], "dynamic", "static"))
+    ]
+    if others:
+        sentences.append(f"Dynamic to static elsewhere: {'; '.join(others)}.")
+    return " ".join(sentences)
+
+
+def _name(key: tuple[int, int]) -> str:
+    domains, epochs = key
+    return f"{domains} domain{'s' * (domains > 1)}, {epochs} epochs"
+
+
+def _with_seeds(values: Sequence[float]) -> str:
+    return f"{Interval.of(values)} ({len(values)} seed{'s' * (len(values) > 1)})"
 
 
 def _domains_section(key: tuple[int, int], arms: dict[str, Runs]) -> str:
-    domains, epochs = key
     rows = []
     for arm, runs in arms.items():
         plain = differences(arms, arm, "plain") if arm != "plain" else []
@@ -144,8 +160,7 @@ def _domains_section(key: tuple[int, int], arms: dict[str, Runs]) -> str:
         "arm", "seeds", "top-1", "to plain", "to static", "spread of α: between, within domains",
         *(f"own − {name}" for name in INSTEAD.values()),
     )  # fmt: skip
-    title = f"### {domains} domain{'s' * (domains > 1)}, {epochs} epochs"
-    return f"{title}\n\n{tabulate(rows, headers, tablefmt='pipe', disable_numparse=True)}"
+    return f"### {_name(key)}\n\n{tabulate(rows, headers, tablefmt='pipe', disable_numparse=True)}"
 
 
 def _missing(sets: dict[tuple[int, int], dict[str, Runs]]) -> str:
@@ -203,7 +218,7 @@ def draw(study: dict[str, Any]) -> Figure:
     gain, lost = figure.subplots(1, 2)
     lengths = sorted({epochs for _, epochs in sets})
     for color, other in (("C0", "static"), ("C1", "plain")):
-        for marker, style, epochs in zip("oDs^", ("-", "--", ":", "-."), lengths, strict=False):
+        for k, epochs in enumerate(lengths):
             points = {
                 domains: values
                 for (domains, e), arms in sorted(sets.items())
@@ -211,7 +226,7 @@ def draw(study: dict[str, Any]) -> Figure:
             }
             label = f"dynamic − {other}, {epochs} epochs"
             if points:
-                _draw_line(gain, points, color, marker, style, label)
+                _draw_line(gain, points, color, k, label)
     gain.axhline(0, color="0.6", linewidth=1)
     gain.set(xscale="log", xlabel="number of domains", ylabel="difference of top-1, points")
     gain.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
@@ -224,16 +239,15 @@ def draw(study: dict[str, Any]) -> Figure:
     return figure
 
 
-def _draw_line(
-    axes: Axes, points: dict[int, list[float]], color: str, marker: str, style: str, label: str
-) -> None:
-    shift = 1.03 if color == "C1" else 0.97  # so that bars do not hide each other
-    x = np.array(list(points)) * shift
+def _draw_line(axes: Axes, points: dict[int, list[float]], color: str, k: int, label: str) -> None:
+    # Bars must not hide each other.
+    x = np.array(list(points)) * (1.03 if color == "C1" else 0.97) * 1.1**k
     intervals = [Interval.of(values) for values in points.values()]
     # With two seeds the interval is 13 standard errors wide to each side: it would hide the rest.
     half = [i.half if len(v) > 2 else 0 for i, v in zip(intervals, points.values(), strict=True)]
     axes.errorbar(
-        x, [i.mean for i in intervals], yerr=half, color=color, marker=marker, linestyle=style,
+        x, [i.mean for i in intervals], yerr=half, color=color, marker="oDs^"[k % 4],
+        linestyle=("-", "--", ":", "-.")[k % 4],
         capsize=3, label=label,
     )  # fmt: skip
     for place, values in zip(x, points.values(), strict=True):
