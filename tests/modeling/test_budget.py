@@ -112,16 +112,6 @@ def test_gradients_are_those_of_the_surrogate(wiring: tuple[str, str]) -> None:
             assert tau == pytest.approx(-float(share.sum()), rel=1e-4)
 
 
-def test_a_budget_that_falls_at_once() -> None:
-    """A ramp of no length, before it and behind it."""
-    backbone = small_backbone(*PAPER)
-    loss = BudgetLoss(backbone, weight=2.0, budget=0.25, ramp=(0.3, 0.3))
-    for progress, expected in ((0.2, 0.0), (0.3, 2 * 0.75)):
-        loss.progress = progress
-        run(backbone)
-        assert loss().item() == pytest.approx(expected, abs=1e-6)
-
-
 def test_no_gradient_within_the_budget() -> None:
     backbone = small_backbone(*PAPER)
     loss = BudgetLoss(backbone, weight=2.0, budget=0.9)
