@@ -24,7 +24,7 @@ class RouterNet(nn.Module):
             preference: the first branch's logit at the start. The others' is 0.
         """
         super().__init__()
-        hidden = max(channels // 4, 16)
+        hidden = max(channels // 16, 16)
         self.shape = (num_connections, num_branches)
         self.hidden = nn.Linear(channels, hidden)
         self.linear = nn.Linear(hidden, num_connections * num_branches)
