@@ -27,7 +27,7 @@ class Costs(NamedTuple):
     # By stage, what each decision causes: [N, N] of a graph's edges, row j for those into node j;
     # [C, K] of the branches of a routed stage's connections that have a choice.
     decided: dict[str, Tensor]
-    nobodys: float  # what runs in any case
+    fixed: float  # what runs in any case
     cheapest: float  # the least that can run
     whole: float
 
@@ -44,15 +44,15 @@ class Costs(NamedTuple):
             return cls(of_graphs, 0.0, 0.0, sum(float(cost.sum()) for cost in of_graphs.values()))
         found = symbolic_counts(backbone, backbone.stem.in_channels, (SIDE, SIDE))
         rows: dict[str, list[list[int]]] = {}
-        nobodys = cheapest = dearest = found[""].macs
+        fixed = cheapest = dearest = found[""].macs
         for (name, _), branches in branch_counts(backbone, found).items():
             macs = {branch: counts.macs for branch, counts in branches.items()}
             rows.setdefault(name, []).append(list(macs.values()))
-            nobodys -= sum(macs.values())
+            fixed -= sum(macs.values())
             cheapest -= sum(macs.values()) - min(macs.values())
             dearest -= sum(macs.values()) - max(macs.values())
         decided = {name: torch.tensor(row, dtype=torch.float64) for name, row in rows.items()}
-        return cls(decided, nobodys, cheapest, dearest)
+        return cls(decided, fixed, cheapest, dearest)
 
     def share(self, gates: Mapping[str, Tensor]) -> Tensor:
         """The share of the whole that decisions cause, [B], differentiable.
@@ -65,7 +65,7 @@ class Costs(NamedTuple):
             (gate * (self.decided[name] / self.whole).to(gate)).sum(dim=(1, 2))
             for name, gate in gates.items()
         ]
-        return self.nobodys / self.whole + torch.stack(parts).sum(dim=0)
+        return self.fixed / self.whole + torch.stack(parts).sum(dim=0)
 
 
 def branch_counts(

@@ -48,7 +48,7 @@ def test_costs_by_hand() -> None:
     assert {n: cost[:, 0].tolist() for n, cost in costs.decided.items()} == expected
     assert not any(cost[:, 1].any() for cost in costs.decided.values())
     assert costs.whole == backbone_counts(backbone.eval(), (SIDE, SIDE)).macs
-    assert costs.cheapest == costs.nobodys == costs.whole - sum(map(sum, expected.values()))
+    assert costs.cheapest == costs.fixed == costs.whole - sum(map(sum, expected.values()))
 
 
 def test_costs_of_cells_by_hand() -> None:

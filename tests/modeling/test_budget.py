@@ -67,12 +67,12 @@ def test_costs_by_hand() -> None:
 
 def test_costs_and_what_runs_in_any_case_are_all_that_runs() -> None:
     backbone = small_backbone(*PAPER)
-    nobodys = 7 * 7 * 3 * 8 * 128**2  # the stem
+    fixed = 7 * 7 * 3 * 8 * 128**2  # the stem
     for channels, out_channels, side in ((8, 8, 64), (8, 16, 32), (16, 32, 16), (32, 64, 8)):
         projection = channels * out_channels * side**2
-        nobodys += projection + out_channels * side**2 + 3 * out_channels  # and node 0's router
+        fixed += projection + out_channels * side**2 + 3 * out_channels  # and node 0's router
     total = sum(float(cost.sum()) for cost in Costs.of(backbone).decided.values())
-    assert total + nobodys == backbone_counts(backbone.eval(), (SIDE, SIDE)).macs
+    assert total + fixed == backbone_counts(backbone.eval(), (SIDE, SIDE)).macs
 
 
 @WIRINGS
