@@ -10,7 +10,7 @@ TREES := datasets/tree_crowns
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo        train a DG-Net detector on tree crowns, about five minutes on two cores"
+	@echo "make demo        train a DG-Net detector on tree crowns, about ten minutes on two cores"
 	@echo "make demo-plain  the same with the plain network"
 	@echo "make study       the study of docs/study.md: hours, and it goes on where it stopped"
 	@echo "make test        run the tests"
@@ -63,10 +63,15 @@ demo-data: $(VENV)/.data
 	$(PY) -m studies.tree_crowns --output $(TREES)
 	$(PY) tools/convert_checkpoint.py "$(MOBILENETV2)" $(WEIGHTS) --config-file $(DG)
 
-test: $(VENV)/.data
+# What tests and linters need beside.
+$(VENV)/.dev: $(VENV)/.installed requirements-dev.txt
+	$(PIP) install -q -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+test: $(VENV)/.data $(VENV)/.dev
 	$(PY) -m pytest -n 2
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy

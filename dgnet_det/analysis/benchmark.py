@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dgnet_det.checkpoint import DGNetCheckpointer
-from dgnet_det.config import one_line
 from dgnet_det.drnet.routing import RouterNet
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
@@ -178,10 +177,6 @@ def _call(process: ProcessPoolExecutor, name: str, function: Callable, *args: An
         return process.submit(function, *args).result()
     except BrokenProcessPool:
         raise UserError(f"{name}: its process died; is there enough memory?") from None
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: {one_line(error)}") from error
 
 
 _prepared: dict[str, Any] = {}  # in a contestant's process

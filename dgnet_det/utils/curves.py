@@ -57,9 +57,9 @@ def read_metrics(path: Path) -> Curves:
 
 def draw_curves(curves: Curves) -> Figure:
     """One panel each for the losses, the learning rate, AP, and what the routers of a DG-Net
-    decide, as far as there are such curves."""
+    decide, as far as there are such curves. What the routers never change is left out."""
     panels = {title: _labels(curves, pattern) for title, pattern in PANELS.items()}
-    panels = {title: labels for title, labels in panels.items() if labels}
+    panels = {title: labels for title, labels in panels.items() if _tells(curves, labels)}
     rows, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
     last = max(1, *(iterations[-1] for iterations, _ in curves.values()))
     figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")
@@ -78,7 +78,9 @@ def draw_curves(curves: Curves) -> Figure:
             width = 2.2 if name == "total_loss" else 1.3
             axes.plot(*curves[name], marker=marker, markersize=4, lw=width, label=label)
         if len(labels) > 1:
-            axes.legend(fontsize=8, frameon=False, ncols=1 + len(labels) // 9)
+            axes.legend(
+                fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+            )
         # Not at 0: the frame would cut a point there in half.
         low, high = axes.get_ylim()
         axes.set_ylim(bottom=min(low, -0.03 * high))
@@ -97,6 +99,15 @@ def _draw_range(axes: Axes, curves: Curves, labels: dict[str, str]) -> dict[str,
     axes.plot(iterations, values.mean(axis=0), color="0.3", lw=2.2, label="mean")
     names, ends = list(labels), values[:, -1]
     return {names[k]: labels[names[k]] for k in (ends.argmin(), ends.argmax())}
+
+
+def _tells(curves: Curves, labels: dict[str, str]) -> bool:
+    """Whether a panel has curves and, if they are the routers', one that is not constant."""
+    of_routers = all(name.startswith("wiring/") for name in labels)
+    values = [curves[name][1] for name in labels]
+    return bool(labels) and not (
+        of_routers and all(len(v) > 1 and len(set(v)) == 1 for v in values)
+    )
 
 
 def _labels(curves: Curves, pattern: str) -> dict[str, str]:

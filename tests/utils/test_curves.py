@@ -103,6 +103,7 @@ def test_a_dg_net_also_shows_its_graphs() -> None:
         curves |= {
             f"wiring/{graph}/open_edges": ([19, 39], [1.0, 0.5 + k / 10]),
             f"wiring/{graph}/mean_weight": ([19, 39], [0.5, -0.25]),
+            f"wiring/{graph}/absent_nodes": ([19, 39], [0.0, 0.0]),
             f"wiring/{graph}/alpha_std": ([39], [0.02]),
         }
     panels = panels_of(draw_curves(curves))
