@@ -230,7 +230,7 @@ def draw(study: dict[str, Any]) -> Figure:
     gain.axhline(0, color="0.6", linewidth=1)
     gain.set(xscale="log", xlabel="number of domains", ylabel="difference of top-1, points")
     gain.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    gain.set_xlim(0.8, 10)
+    gain.set_xlim(0.8, 11)
     gain.minorticks_off()
     gain.set_title("Gain against diversity", fontsize=10)
     if gain.get_legend_handles_labels()[0]:
