@@ -33,26 +33,50 @@ def run(arm: str, *, num_domains: int, epochs: int, seed: int) -> dict[str, Any]
 
 
 def train(model: nn.Module, images: Images, arm: str, epochs: int, seed: int) -> None:
-    """SGD under a cosine, the same for all arms."""
+    """Train an arm's network for so many epochs."""
+    iterations = epochs * len(images.labels) // min(BATCH, len(images.labels))
+    fit(model, images, iterations=iterations, seed=seed, router_lr=ARMS[arm].router_lr)
+
+
+def fit(
+    model: nn.Module,
+    images: Images,
+    *,
+    iterations: int,
+    seed: int,
+    router_lr: float = 1.0,
+    before_step: Callable[[float], None] = lambda progress: None,
+    other_loss: Callable[[], Tensor | float] = lambda: 0.0,
+) -> None:
+    """SGD under a cosine, the same for all networks.
+
+    Args:
+        model: a classifier.
+        images: in batches of ``BATCH``, in an order by ``seed``.
+        router_lr: the routers' learning rate, as a multiple of the other parameters'.
+        before_step: called with the share of training that is done.
+        other_loss: what is added to the loss after each forward pass.
+
+    Raises:
+        FloatingPointError: the loss of the last iteration is no number.
+    """
     groups = get_optimizer_params(
-        model, base_lr=BASE_LR, router_lr_factor=ARMS[arm].router_lr,
+        model, base_lr=BASE_LR, router_lr_factor=router_lr,
         weight_decay=WEIGHT_DECAY, weight_decay_norm=WEIGHT_DECAY,
     )  # fmt: skip
     optimizer = torch.optim.SGD(groups, lr=BASE_LR, momentum=0.9, fused=True)
-    batch_size = min(BATCH, len(images.labels))
-    iterations = epochs * len(images.labels) // batch_size
 
     def factor(i: int) -> float:
-        return (
-            min((i + 1) / (WARMUP * iterations), 1) * (1 + math.cos(math.pi * i / iterations)) / 2
-        )
+        grown = min((i + 1) / (WARMUP * iterations), 1)
+        return grown * (1 + math.cos(math.pi * i / iterations)) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    batches = Batches(images, batch_size, seed)
+    batches = Batches(images, min(BATCH, len(images.labels)), seed)
     model.train()
-    for _ in range(iterations):
+    for i in range(iterations):
+        before_step(i / iterations)
         x, labels = batches()
-        loss = F.cross_entropy(model(x), labels)
+        loss = F.cross_entropy(model(x), labels) + other_loss()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,7 +1,6 @@
 """A narrow ResNet-18 on eight domains of Fashion-MNIST, which weighs copies of its blocks, or may
 skip them."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -9,23 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_det.data.classification import fashion_mnist
 from dgnet_det.drnet import stage
-from dgnet_det.engine.optimizer import get_optimizer_params
 from dgnet_det.evaluation.interventions import router_hooks
 from dgnet_det.modeling.backbone.drnet import branch_name, make_drnet
 from dgnet_det.modeling.budget import BudgetLoss
 from dgnet_det.modeling.classifier import ClassifierHead, DGNetClassifier
 from dgnet_det.modeling.costs import Costs
 from dgnet_det.modeling.observation import information, record_choices, routed_stages
-from studies.domains.data import CLASSES, Batches, Images, make_images
+from studies.domains.data import CLASSES, Images, make_images
+from studies.domains.training import fit
 from studies.routing import Run
 
 DOMAINS, SIZE, WIDTH = 8, 16, 16
-ITERATIONS, BATCH, LR, WEIGHT_DECAY, WARMUP = 2000, 128, 0.1, 5e-4, 0.05
+ITERATIONS = 2000
 TEST_BATCH = 500
 BUDGETS = {"skip": (0.7, 0.5, 0.35), "copies": (1.0,)}
 DIFFERENCE = 1.0  # copies start as far apart as blocks that are drawn
@@ -58,35 +56,23 @@ def perform(run: Run, folder: Path, pruned: Sequence[str], more: Sequence[str]) 
 
 
 def train(model: DGNetClassifier, run: Run, images: Images) -> None:
-    """SGD under a cosine, the same for all arms."""
-    groups = get_optimizer_params(
-        model, base_lr=LR, weight_decay=WEIGHT_DECAY, weight_decay_norm=WEIGHT_DECAY,
-        router_lr_factor=1.0,
-    )  # fmt: skip
-    optimizer = torch.optim.SGD(groups, lr=LR, momentum=0.9, fused=True)
-
-    def factor(i: int) -> float:
-        grown = min((i + 1) / (WARMUP * ITERATIONS), 1)
-        return grown * (1 + math.cos(math.pi * i / ITERATIONS)) / 2
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    batches, stages = Batches(images, BATCH, run.seed), routed_stages(model)
+    """Train a network; one with a budget pays for its multiply-adds."""
+    stages = routed_stages(model)
     pays = run.arm == "routed" and run.budget < 1
     budget = BudgetLoss(model.backbone, weight=5.0, budget=run.budget) if pays else None
-    model.train()
-    for i in range(ITERATIONS):
+
+    def tell(progress: float) -> None:
         for routed in stages.values():
-            routed.progress = i / ITERATIONS
-        x, labels = batches()
-        loss = F.cross_entropy(model(x), labels)
-        if budget is not None:
-            loss = loss + budget()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    if not loss.isfinite():
-        raise FloatingPointError("the loss is no number")
+            routed.progress = progress
+
+    fit(
+        model,
+        images,
+        iterations=ITERATIONS,
+        seed=run.seed,
+        before_step=tell,
+        other_loss=budget or (lambda: 0.0),
+    )
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, routed_stages
+from studies.domains import training
 from studies.routing import Run, domains, rarer_branches
 from studies.routing.__main__ import main
 from studies.routing.report import render, write_report
@@ -77,7 +78,7 @@ def test_table(study: dict[str, Any], tmp_path: Path) -> None:
 def test_domains_from_data_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(domains, "ITERATIONS", 3)
-    monkeypatch.setattr(domains, "BATCH", 16)
+    monkeypatch.setattr(training, "BATCH", 16)
     command = ["--experiments", "skip", "copies", "--seeds", "0", "--output", "runs"]
     main([*command, "--budgets", "0.7"])
     page = Path("runs/routing.md").read_text()
