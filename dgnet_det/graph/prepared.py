@@ -42,14 +42,14 @@ class Prepared:
             return None
         if projected.dtype not in (torch.float32, torch.float64) or not len(projected):
             return None
-        with torch.inference_mode(False):  # memory of use outside of it as well
+        with torch.inference_mode(False):  # a later pass outside of it may use this memory
             memory = _memory_of(graph, projected)
         return PreparedAdjacency(memory, graph.num_nodes, projected, valid, self.can_close)
 
 
 class Memory:
     """The memory of one graph for feature maps of one shape, and all views that a pass takes of
-    it. Buffer and matrix are only there where sums are matrix products."""
+    it. Where sums are matrix products, it has a buffer for the outputs of all nodes."""
 
     def __init__(self, graph: DynamicGraph, like: Tensor) -> None:
         """``like`` [B, C, H, W] has the shape of the nodes' outputs."""

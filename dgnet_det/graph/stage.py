@@ -13,12 +13,7 @@ from torch import Tensor, nn
 
 from dgnet_det.graph.aggregation import is_recording, recompute_in_backward
 from dgnet_det.graph.decisions import DecisionPoint
-from dgnet_det.graph.routing import (
-    Adjacency,
-    Router,
-    StaticRouter,
-    apply_threshold,
-)
+from dgnet_det.graph.routing import Adjacency, Router, StaticRouter, apply_threshold
 
 
 class Block(Protocol):
