@@ -8,8 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
+from helpers.configs import DETECTORS, ROOT
 
-from configs import DETECTORS, ROOT
 from dgnet_det import model_zoo
 from dgnet_det.config import get_cfg, is_classifier, load_cfg, with_own_weights
 from dgnet_det.errors import UserError

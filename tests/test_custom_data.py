@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.configs import ROOT
 from PIL import Image
 
-from configs import ROOT
 from dgnet_det.data import read_image
 from dgnet_det.export import load_detector
 from studies.tree_crowns import find_photographs, read_voc_boxes

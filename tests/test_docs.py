@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg as get_detectron2_cfg
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.config import get_cfg, leaves
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,14 +7,14 @@ import detectron2
 import pytest
 import torch
 import torchvision
-from detectors import route_at_random, write_objects
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
 from detectron2.solver import build_lr_scheduler
+from helpers.configs import ROOT
+from helpers.detectors import route_at_random, write_objects
 
-from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.optimizer import build_optimizer
 from dgnet_det.modeling.build import build_model

@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import torch
 from detectron2.export import TracingAdapter
+from helpers.configs import ROOT
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights

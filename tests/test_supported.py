@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import config, small_predictor, write_objects
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.events import EventStorage
+from helpers.detectors import config, small_predictor, write_objects
 
 from dgnet_det.config import load_cfg
 from dgnet_det.data import CheckedDatasetMapper, read_image

@@ -7,8 +7,8 @@ import pytest
 import torch
 from benchmark import main
 from detectron2.config import CfgNode
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.analysis.benchmark import (
     Contestant,
     Measurement,

@@ -10,10 +10,10 @@ import torch
 from analyze_model import main
 from detectron2.modeling import build_model
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
-from narrow import NARROW, R_18, close_edges, narrow_r18
+from helpers.configs import ROOT
+from helpers.narrow import NARROW, R_18, close_edges, narrow_r18
 from PIL import Image
 
-from configs import ROOT
 from dgnet_det.analysis.counts import (
     ImageCounter,
     backbone_counts,

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from static_networks import (
+from helpers.static_networks import (
     RESNET18,
     RESNET50,
     STAGES,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from static_networks import Detector, config, detectron2_resnet, saved
+from helpers.static_networks import Detector, config, detectron2_resnet, saved
 from torch import nn
 
 from dgnet_det.checkpoint import DGNetCheckpointer, class_names_in

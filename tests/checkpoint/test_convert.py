@@ -11,7 +11,8 @@ import arguments
 import pytest
 import torch
 import torchvision
-from static_networks import (
+from helpers.configs import ROOT
+from helpers.static_networks import (
     CONFIGS,
     RESNET18,
     Detector,
@@ -21,7 +22,6 @@ from static_networks import (
 )
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.checkpoint import DGNetCheckpointer, convert
 
 MAIN = runpy.run_path(str(ROOT / "tools" / "convert_checkpoint.py"))["main"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from static_networks import Detector, config, saved
+from helpers.static_networks import Detector, config, saved
 
 from dgnet_det.checkpoint import DGNetCheckpointer
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.static_networks import saved
 from safetensors.torch import save_file
-from static_networks import saved
 
 from dgnet_det.checkpoint import read_checkpoint
 from dgnet_det.errors import UserError

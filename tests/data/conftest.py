@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from coco_sets import Splits
-from imported_sets import YOLO_YAML, fill
+from helpers.coco_sets import Splits
+from helpers.imported_sets import YOLO_YAML, fill
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checked_sets import TOOL, change, found, inspect
-from coco_sets import BOXES, HEIGHT, WIDTH, Splits
+from helpers.checked_sets import TOOL, change, found, inspect
+from helpers.coco_sets import BOXES, HEIGHT, WIDTH, Splits
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.errors import UserError
 
 

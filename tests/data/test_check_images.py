@@ -8,12 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from checked_sets import change, found, inspect
-from coco_sets import HEIGHT, WIDTH, Splits
+from helpers.checked_sets import change, found, inspect
+from helpers.coco_sets import HEIGHT, WIDTH, Splits
+from helpers.configs import ROOT
 from PIL import Image
 from pycocotools import mask as mask_tools
-
-from configs import ROOT
 
 
 @pytest.mark.parametrize("ending", ["jpg", "tif", "png"])

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_sets import Splits
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -16,6 +15,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.data.datasets import register_coco_instances
+from helpers.coco_sets import Splits
 from PIL import Image
 
 from dgnet_det.config import get_cfg

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from coco_sets import Splits
+from helpers.coco_sets import Splits
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.data import check_datasets, load_cfg_with_data
 from dgnet_det.data.coco import category_names
 from dgnet_det.errors import UserError

@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from coco_sets import Splits
 from detectron2.data import DatasetCatalog
+from helpers.coco_sets import Splits
+from helpers.configs import ROOT
 from PIL import Image
 
-from configs import ROOT
 from dgnet_det.data import find_images, load_cfg_with_data, read_image, spread_images
 from dgnet_det.data.depth import advice, convert, value_range
 from dgnet_det.data.images import opened, stored_size, upright_size

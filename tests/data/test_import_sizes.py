@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from imported_sets import SIZE, TOOL, boxes_by_file, convert, fill, voc
+from helpers.imported_sets import SIZE, TOOL, boxes_by_file, convert, fill, voc
 from PIL import Image
 from pycocotools import mask as mask_tools
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from imported_sets import YOLO_YAML, boxes_by_file, convert, file_names, fill
+from helpers.imported_sets import YOLO_YAML, boxes_by_file, convert, file_names, fill
 
 from dgnet_det.errors import UserError
 

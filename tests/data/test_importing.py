@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from imported_sets import SIZE, TOOL, boxes_by_file, convert, file_names, fill, voc
+from helpers.imported_sets import SIZE, TOOL, boxes_by_file, convert, file_names, fill, voc
 from PIL import Image
 
 from dgnet_det.data.formats import READERS

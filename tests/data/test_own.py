@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.data import check_datasets, load_cfg_with_data
 from dgnet_det.data.coco import keypoint_pairs
 from dgnet_det.data.own import class_names, dataset_class_names, register_own_datasets

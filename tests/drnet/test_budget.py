@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from detectors import SMALL
 from detectron2.engine import SimpleTrainer
-from routed import images, routed_backbone
+from helpers.configs import ROOT
+from helpers.detectors import SMALL
+from helpers.routed import images, routed_backbone
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.detection import build_detector

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from routed import FAMILIES, STAGES, drnet, images, routed_backbone
-from static_networks import NETWORKS, RESNET18, Static, assert_equal_features
+from helpers.routed import FAMILIES, STAGES, drnet, images, routed_backbone
+from helpers.static_networks import NETWORKS, RESNET18, Static, assert_equal_features
 from torch import nn
 
 import dgnet_det.drnet.stage as stage_module

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import wiring_report
-from coco_sets import Split
-from detectors import SMALL
+from helpers.coco_sets import Split
+from helpers.configs import ROOT
+from helpers.detectors import SMALL
+from helpers.routed import choose_at_random, images, routed_backbone
+from helpers.static_networks import MOBILENET, saved
 from PIL import Image
-from routed import choose_at_random, images, routed_backbone
-from static_networks import MOBILENET, saved
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.analysis.benchmark import draw_edges
 from dgnet_det.analysis.counts import backbone_counts, path_counts
 from dgnet_det.config import load_cfg

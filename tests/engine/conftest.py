@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from helpers.configs import ROOT
 from PIL import Image
 
-from configs import ROOT
 from dgnet_det.config import load_cfg, read_yaml
 from dgnet_det.engine.schedule import fit_classifier_schedule
 

@@ -13,11 +13,11 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
-from static_networks import randomised
+from helpers.configs import ROOT
+from helpers.static_networks import randomised
 from torch import nn
 from torch.utils.data import DataLoader
 
-from configs import ROOT
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.engine.classification import (
     classifier_metrics,

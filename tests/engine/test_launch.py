@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.engine.launch import launch, launched
 from dgnet_det.errors import UserError
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
+from helpers.configs import ROOT
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.optimizer import build_optimizer
 from dgnet_det.modeling.build import build_model

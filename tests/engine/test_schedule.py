@@ -7,8 +7,8 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
+from helpers.configs import DETECTORS, ROOT
 
-from configs import DETECTORS, ROOT
 from dgnet_det.config import load_cfg, read_yaml
 from dgnet_det.engine.schedule import (
     describe_schedule,

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.configs import ROOT
 from PIL import Image
 from train_net import main as train_net
 
-from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor

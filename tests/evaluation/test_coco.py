@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coco_sets import random_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.evaluation import COCOEvaluator
+from helpers.coco_sets import random_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectors import SMALL, config, small_predictor
 from detectron2.data import DatasetCatalog
-from narrow import NARROW
+from helpers.detectors import SMALL, config, small_predictor
+from helpers.narrow import NARROW
 from PIL import Image
 from skimage import data
 from torch import Tensor, nn

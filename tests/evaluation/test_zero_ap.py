@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
+from helpers.configs import ROOT
 from pycocotools.coco import COCO
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.data import load_cfg_with_data
 from dgnet_det.evaluation.coco import Evaluator
 from dgnet_det.evaluation.zero_ap import Evidence, explain_zero, likely_causes

@@ -11,11 +11,11 @@ import pycocotools.mask
 import pytest
 import torch
 from demo import main as demo
-from detectors import SMALL, config, route_at_random, write_objects
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import VisImage
+from helpers.detectors import SMALL, config, route_at_random, write_objects
 from PIL import Image
 from skimage import data
 from torch import nn

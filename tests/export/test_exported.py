@@ -11,8 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from detectors import SMALL, config, save, small_predictor
 from export_model import main
+from helpers.detectors import SMALL, config, save, small_predictor
 from PIL import Image
 
 from dgnet_det.errors import UserError

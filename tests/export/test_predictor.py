@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import SMALL, config, save, small_predictor
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from helpers.detectors import SMALL, config, save, small_predictor
 from PIL import Image
 
 from dgnet_det.config import load_cfg

@@ -7,11 +7,10 @@ from runpy import run_path
 
 import pytest
 import torch
-from detectors import save, small_predictor
+from helpers.configs import ROOT
+from helpers.detectors import save, small_predictor
 from PIL import Image
 from skimage import data
-
-from configs import ROOT
 
 PAGE = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
 

@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
-from graphs import DEVICES
+from helpers.graphs import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

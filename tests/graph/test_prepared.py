@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from graphs import DEVICES, KINDS, decisions_of, make_graph, random_batch
+from helpers.graphs import DEVICES, KINDS, decisions_of, make_graph, random_batch
 from torch import nn
 
 from dgnet_det.graph import prepared

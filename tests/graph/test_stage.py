@@ -5,8 +5,8 @@ import weakref
 
 import pytest
 import torch
-from graphs import DEVICES, KINDS, decisions_of, make_blocks, make_graph, random_batch
-from reference import pooled, reference_graph
+from helpers.graphs import DEVICES, KINDS, decisions_of, make_blocks, make_graph, random_batch
+from helpers.reference import pooled, reference_graph
 from torch import nn
 
 from dgnet_det.graph.stage import DynamicGraph

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
-from graphs import make_blocks, make_graph
+from helpers.graphs import make_blocks, make_graph
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import SMALL, config
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from narrow import close_edges, narrow_r18
+from helpers.configs import ROOT
+from helpers.detectors import SMALL, config
+from helpers.narrow import close_edges, narrow_r18
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.detection import build_detector

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import route_at_random
 from detectron2.config import CfgNode
-from static_networks import randomised
-from table_1 import TABLE_1
+from helpers.configs import ROOT
+from helpers.detectors import route_at_random
+from helpers.static_networks import randomised
+from helpers.table_1 import TABLE_1
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torchvision.models import mobilenet_v2, resnet18
 
-from configs import ROOT
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError

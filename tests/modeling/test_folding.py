@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
-from narrow import narrow_backbone
-from static_networks import randomised
+from helpers.narrow import narrow_backbone
+from helpers.static_networks import randomised
 from torch import nn
 
 from dgnet_det.modeling.folding import FoldingConv2d, fold_frozen_norms, optimize_for_inference

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectors import SMALL, config, write_objects
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
+from helpers.configs import DETECTORS
+from helpers.detectors import SMALL, config, write_objects
 from train_net import main
 
-from configs import DETECTORS
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from narrow import close_edges, narrow_backbone
+from helpers.narrow import close_edges, narrow_backbone
 
 from dgnet_det.errors import UserError
 from dgnet_det.graph.decisions import Decisions

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from narrow import narrow_backbone
-from table_1 import TABLE_1
+from helpers.configs import ROOT
+from helpers.narrow import narrow_backbone
+from helpers.table_1 import TABLE_1
 
-from configs import ROOT
 from dgnet_det.analysis.counts import backbone_counts
 from dgnet_det.errors import UserError
 from studies import make_paper_table

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.configs import ROOT
 
-from configs import ROOT
 from studies.report import INSTEAD, LEFT_OUT, Interval, render, write_report
 
 

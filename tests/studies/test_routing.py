@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dgnet_of, routed_stages

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import arguments
 import pytest
 import torch
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.errors import UserError
 
 TOOLS = sorted(p for p in (ROOT / "tools").glob("*.py") if "import arguments" in p.read_text())

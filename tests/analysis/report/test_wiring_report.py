@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from detectors import SMALL, config, route_at_random
-from narrow import NARROW
+from helpers.detectors import SMALL, config, route_at_random
+from helpers.narrow import NARROW
 from PIL import Image
 from skimage import data
 from torch import nn

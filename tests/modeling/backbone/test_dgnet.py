@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from detectors import route_at_random
 from detectron2.layers import FrozenBatchNorm2d
-from narrow import narrow_backbone
+from helpers.detectors import route_at_random
+from helpers.narrow import narrow_backbone
 from torch import nn
 
 from dgnet_det.errors import UserError

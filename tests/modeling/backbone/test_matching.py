@@ -11,7 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.modeling import build_model
-from static_networks import (
+from helpers.static_networks import (
     MOBILENET,
     NETWORKS,
     REGNET,

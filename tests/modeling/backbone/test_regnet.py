@@ -5,7 +5,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
-from static_networks import assert_equal_features, randomised
+from helpers.static_networks import assert_equal_features, randomised
 from timm.models.regnet import model_cfgs
 from torch import nn
 from torchvision.models.regnet import BlockParams

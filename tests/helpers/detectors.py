@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers.configs import ROOT
 from PIL import Image
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.data import load_cfg_with_data
 from dgnet_det.data.own import class_names
 from dgnet_det.export.predictor import Predictor

@@ -12,9 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
+from helpers.configs import ROOT
 from torch import Tensor, nn
 
-from configs import ROOT
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.backbone import DGNet, make_dgnet
 

@@ -2,9 +2,9 @@
 
 import torch
 from detectron2.layers import ShapeSpec
+from helpers.configs import ROOT
 from torch import nn
 
-from configs import ROOT
 from dgnet_det.config import get_cfg, load_cfg
 from dgnet_det.modeling.backbone import DGNet, build_dgnet_backbone
 from dgnet_det.modeling.build import build_model

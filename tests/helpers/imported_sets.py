@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from helpers.configs import ROOT
 from PIL import Image
-
-from configs import ROOT
 
 TOOL = runpy.run_path(str(ROOT / "tools/import_dataset.py"))
 SIZE = (80, 60)

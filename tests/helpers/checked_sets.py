@@ -4,9 +4,9 @@ import json
 import runpy
 from typing import Any
 
-from coco_sets import Splits
+from helpers.coco_sets import Splits
+from helpers.configs import ROOT
 
-from configs import ROOT
 from dgnet_det.errors import UserError
 
 TOOL = runpy.run_path(str(ROOT / "tools/check_dataset.py"))
