@@ -17,12 +17,16 @@ from torch.autograd.function import once_differentiable
 # On a CPU a sum is made in pieces of this many elements per thread, which stay in a core's cache
 # while the inputs stream past.
 PIECE = 2**19
+# Where an image's feature map has at most this many elements, the calls for each image take longer
+# than the memory: one operator per input then sums the whole batch, as on a GPU.
+SMALL = 2**17
 
 
 def weighted_sum(inputs: Sequence[Tensor], weights: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Σ_i weights[b, i] · inputs[i][b], differentiable in the inputs and in the weights.
 
-    A closed edge has weight 0: its input is not read, and gets no gradient.
+    A closed edge has weight 0: an input whose edge is closed for all images is not read on a CPU,
+    and gets no gradient.
 
     Args:
         inputs: k tensors of one shape [B, C, H, W].
@@ -133,11 +137,16 @@ def _sum(inputs: Sequence[Tensor], weights: Tensor, out: Tensor | None = None) -
         out = torch.empty_like(inputs[0], memory_format=memory_format(inputs[0]))
     # From the last on, which `out` may be.
     inputs, weights = inputs[::-1], weights.flip(1)
-    if out.device.type != "cpu":
+    if _in_one_operator(out):
+        on_cpu = out.device.type == "cpu"  # elsewhere, to ask would be to wait
+        is_open = weights.ne(0).any(dim=0).tolist() if on_cpu else [True] * len(inputs)
         scales = weights.to(out.dtype)[:, :, None, None, None].unbind(1)
-        torch.mul(inputs[0].to(out.dtype), scales[0], out=out)
-        for x, scale in zip(inputs[1:], scales[1:], strict=True):
-            out.addcmul_(x.to(out.dtype), scale)
+        terms = [(x.to(out.dtype), s) for x, s, o in zip(inputs, scales, is_open, strict=True) if o]
+        if not terms:
+            return out.zero_()
+        torch.mul(*terms[0], out=out)
+        for x, scale in terms[1:]:
+            out.addcmul_(x, scale)
         return out
     piece = PIECE * torch.get_num_threads()
     flat_out, *flat = _flatten_alike([out, *inputs])
@@ -159,7 +168,7 @@ def _products(inputs: Sequence[Tensor], grad: Tensor) -> Tensor:
     """⟨inputs[i][b], grad[b]⟩, [B, k], float32 at least: float16 would overflow."""
     dtype = torch.promote_types(grad.dtype, torch.float32)
     flat_grad, *flat_inputs = _flatten_alike([grad, *inputs])
-    if grad.device.type != "cpu":
+    if _in_one_operator(grad):
         g = flat_grad.to(dtype)
         return torch.stack([torch.linalg.vecdot(x.to(dtype), g) for x in flat_inputs], dim=1)
     piece = PIECE * torch.get_num_threads()
@@ -170,6 +179,10 @@ def _products(inputs: Sequence[Tensor], grad: Tensor) -> Tensor:
             part = part.to(dtype)
             total += torch.stack([torch.dot(x[k].to(dtype), part) for x in pieces])
     return totals.to(dtype)
+
+
+def _in_one_operator(x: Tensor) -> bool:
+    return x.device.type != "cpu" or x[:1].numel() <= SMALL
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

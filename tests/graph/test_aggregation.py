@@ -30,6 +30,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1, tor
     formats=st.lists(st.booleans(), min_size=6, max_size=6),
     dtype=st.sampled_from(list(TOLERANCE)),
     piece=st.sampled_from([7, 64, aggregation.PIECE]),
+    small=st.sampled_from([0, aggregation.SMALL]),
     open_share=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 2**16),
 )
@@ -42,6 +43,7 @@ def test_forward_and_gradients_equal_float64_einsum(
     formats: list[bool],
     dtype: torch.dtype,
     piece: int,
+    small: int,
     open_share: float,
     seed: int,
     device: str,
@@ -61,7 +63,7 @@ def test_forward_and_gradients_equal_float64_einsum(
     weights = weights.to(device).requires_grad_()
     grad = draw(not formats[0])
 
-    with mock.patch.object(aggregation, "PIECE", piece):
+    with mock.patch.multiple(aggregation, PIECE=piece, SMALL=small):
         output = weighted_sum(inputs, weights)
         gradients = torch.autograd.grad(output, [weights, *inputs], grad, allow_unused=True)
     inputs64 = [x.detach().double().requires_grad_() for x in inputs]
@@ -77,7 +79,7 @@ def test_forward_and_gradients_equal_float64_einsum(
         got = torch.zeros_like(x) if got is None else got
         torch.testing.assert_close(got.double(), want, **tolerance)
 
-    with torch.no_grad(), mock.patch.object(aggregation, "PIECE", piece):
+    with torch.no_grad(), mock.patch.multiple(aggregation, PIECE=piece, SMALL=small):
         last = inputs[-1].clone()
         assert weighted_sum([*inputs[:-1], last], weights, out=last) is last
         torch.testing.assert_close(last.double(), expected, **tolerance)

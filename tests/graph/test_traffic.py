@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgnet_det.graph import aggregation
 from dgnet_det.graph.aggregation import weighted_sum
 from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.folding import fold_frozen_norms
@@ -55,7 +56,8 @@ def inputs(k: int, **kwargs: Any) -> list[Tensor]:
     return [torch.randn(2, 8, 16, 16, dtype=torch.float64, **kwargs) for _ in range(k)]
 
 
-def test_a_sum_reads_its_open_inputs_once_and_writes_once() -> None:
+def test_a_sum_reads_its_open_inputs_once_and_writes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregation, "SMALL", 0)
     xs, weights = inputs(6), torch.full((2, 6), 0.5)
     with torch.no_grad():
         assert traffic(lambda: weighted_sum(xs, weights)) == (6, 1)
@@ -68,9 +70,10 @@ def test_a_sum_reads_its_open_inputs_once_and_writes_once() -> None:
         assert traffic(lambda: weighted_sum(xs, weights, out=xs[-1])) == (5, 0)
 
 
-def test_a_backward_pass_goes_twice_over_the_open_inputs() -> None:
+def test_a_backward_pass_goes_twice_over_the_open_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for the gradients of the weights, which reads inputs and gradient, once for those of
     the inputs, which writes them."""
+    monkeypatch.setattr(aggregation, "SMALL", 0)
     k = 4
     xs, weights = inputs(k, requires_grad=True), torch.full((2, k), 0.5, requires_grad=True)
     total = weighted_sum(xs, weights)
