@@ -1,6 +1,7 @@
 """Reading checkpoint files without executing what is pickled in them."""
 
 import _codecs
+import argparse
 import pickle
 import re
 import zipfile
@@ -51,6 +52,8 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1, numpy 2
         (f"{_core}.multiarray", "scalar"): np.float32(0).__reduce__()[0],
         (f"{_core}.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
     }
+# What timm's training script saves its options in.
+torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 class _RefusedError(Exception):

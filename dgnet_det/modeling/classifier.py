@@ -46,13 +46,24 @@ class ClassifierHead(nn.Module):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out")
             self.conv = conv
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(hidden_channels or in_channels, num_classes)
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
+        self.in_features = hidden_channels or in_channels
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int) -> None:
+        """Start the last layer anew; with 0 classes there is none."""
+        self.linear: nn.Module = nn.Identity()
+        if num_classes:
+            self.linear = linear = nn.Linear(self.in_features, num_classes)
+            nn.init.normal_(linear.weight, std=0.01)
+            nn.init.zeros_(linear.bias)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → what the last layer reads, [B, in_features]."""
+        return self.dropout(self.conv(x).mean(dim=(2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → logits, [B, K]."""
-        return self.linear(self.dropout(self.conv(x).mean(dim=(2, 3))))
+        return self.linear(self.pooled(x))
 
 
 class DGNetClassifier(nn.Module):
@@ -83,8 +94,8 @@ class DGNetClassifier(nn.Module):
         return self.head(self.backbone((images - self.pixel_mean) / self.pixel_std)["res5"])
 
 
-def build_classifier(cfg: CfgNode) -> DGNetClassifier:
-    """The classifier that ``MODEL`` and ``CLASSIFICATION`` describe.
+def build_classifier(cfg: CfgNode, *, in_channels: int = 3) -> DGNetClassifier:
+    """The classifier that ``MODEL`` and ``CLASSIFICATION`` describe, for images of ``in_channels``.
 
     Raises:
         UserError: a value that is not supported, with the key's name.
@@ -95,7 +106,7 @@ def build_classifier(cfg: CfgNode) -> DGNetClassifier:
         raise UserError(f'INPUT.FORMAT {cfg.INPUT.FORMAT}: the classifier reads "RGB"')
     with config_errors_in_one_line():
         build = build_drnet_backbone if is_routed(cfg) else build_dgnet_backbone
-        backbone = build(cfg, ShapeSpec(channels=3))
+        backbone = build(cfg, ShapeSpec(channels=in_channels))
     is_mobilenet = cfg.MODEL.DGNET.FAMILY == "mobilenetv2"
     head = ClassifierHead(
         backbone.output_shape()["res5"].channels,

@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ WRAPPED = {
     "model": {"model": TENSORS, "epoch": 3},
     "state_dict": {"state_dict": TENSORS, "arch": "resnet50"},
     "nested": {"model": {"state_dict": TENSORS}, "model_name": "resnet50"},
-    "timm": {"state_dict": named("x"), "state_dict_ema": TENSORS},
+    "timm": {"state_dict": named("x"), "state_dict_ema": TENSORS, "args": argparse.Namespace(lr=1)},
     "DDP": {"state_dict": named("module.")},
     "compiled": named("_orig_mod.module."),
     "AveragedModel": {"model": {"n_averaged": torch.tensor(9), **named("module.")}},
@@ -123,7 +124,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(
 
 
 def test_python_objects_need_trust(tmp_path: Path) -> None:
-    content = {"model": TENSORS, "args": argparse.Namespace(lr=0.1)}
+    content = {"model": TENSORS, "args": SimpleNamespace(lr=0.1)}
     path = saved(content, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"Python objects.*--trust-pickle"):
         read_checkpoint(path)
