@@ -1,10 +1,11 @@
 """Does it help to choose branches for every image, or would leaving them out for all do as well?
 
-Three experiments. *copies* and *skip*: a narrow ResNet-18 learns eight domains of Fashion-MNIST
-from nothing, and weighs four copies of every block, or may skip blocks. *tree_crowns*: MobileNetV2
-with torchvision's ImageNet weights becomes a Faster R-CNN on the tiles of `make demo`, and may skip
-blocks. Of each: plain; routed; and pruned at a budget below 1: the choice that is the most frequent
-is made for all images, and the network is trained anew, as long.
+*copies*, *long_copies* and *skip*: a narrow ResNet-18 learns eight domains of Fashion-MNIST from
+nothing, and weighs four copies of every block, or may skip blocks. *cells*: so does a network of
+cells. *tree_crowns*: MobileNetV2 with torchvision's ImageNet weights becomes a Faster R-CNN on the
+tiles of `make demo`, and may skip blocks. Of each: plain; routed; and pruned at a budget below 1:
+the choice that is the most frequent is made for all images, and the network is trained anew, as
+long.
 """
 
 from collections.abc import Iterable

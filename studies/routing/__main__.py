@@ -2,7 +2,7 @@
 
 Writes routing.md, routing.json and images/routing.png of all runs that are finished, also of those
 that the routing.json at hand holds. Finished runs are kept, interrupted ones go on where they
-stopped: so several commands with other seeds may work on one --output. A run takes about four
+stopped: so several commands with other seeds may work on one --output. A run takes one to six
 minutes of one core. After a change of the code, remove --output and routing.json.
 
 Examples:
@@ -26,8 +26,9 @@ from studies.routing import Run, domains, tree_crowns
 from studies.routing.report import render, write_report
 from studies.runs import RESULT, add_options, take_over
 
-EXPERIMENTS = {"skip": domains, "copies": domains, "tree_crowns": tree_crowns}
-BUDGETS = {**domains.BUDGETS, "tree_crowns": tree_crowns.BUDGETS}
+EXPERIMENTS = {**dict.fromkeys(domains.SETTINGS, domains), "tree_crowns": tree_crowns}
+BUDGETS = {name: setting.budgets for name, setting in domains.SETTINGS.items()}
+BUDGETS["tree_crowns"] = tree_crowns.BUDGETS
 
 
 def perform(run: Run, output: Path, more: Sequence[str]) -> None:

@@ -1,17 +1,18 @@
-"""A narrow ResNet-18 on eight domains of Fashion-MNIST, which weighs copies of its blocks, or may
-skip them."""
+"""Small networks on eight domains of Fashion-MNIST: a narrow ResNet-18 that weighs copies of its
+blocks, or may skip them, and a network of cells."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dgnet_det.data.classification import fashion_mnist
 from dgnet_det.drnet import stage
+from dgnet_det.drnet.branches import CELL, SKIP
 from dgnet_det.evaluation.interventions import router_hooks
 from dgnet_det.modeling.backbone.drnet import branch_name, make_drnet
 from dgnet_det.modeling.budget import BudgetLoss
@@ -22,13 +23,35 @@ from studies.domains.data import CLASSES, Images, make_images
 from studies.domains.training import fit
 from studies.routing import Run
 
-DOMAINS, SIZE, WIDTH = 8, 16, 16
-ITERATIONS = 2000
+DOMAINS, WIDTH = 8, 16
 TEST_BATCH = 500
-BUDGETS = {"skip": (0.7, 0.5, 0.35), "copies": (1.0,)}
 DIFFERENCE = 1.0  # copies start as far apart as blocks that are drawn
-BRANCHES = {"skip": ["block", "identity"], "copies": ["block"] * 4}
-THRESHOLD = {"skip": 0.1, "copies": 0.5}
+
+
+class Setting(NamedTuple):
+    """A network that routes, and its training."""
+
+    family: str
+    branches: Sequence[str]
+    threshold: float
+    budgets: Sequence[float]
+    iterations: int = 2000
+    size: int = 16  # of the images, in pixels
+
+    def network(self) -> dict[str, Any]:
+        """What :func:`.make_drnet` is told of the family's network."""
+        if self.family == "cell":
+            return {}
+        return {"depth": 18, "stem_out_channels": WIDTH, "res2_out_channels": WIDTH}
+
+
+COPIES = Setting("resnet", ["block"] * 4, threshold=0.5, budgets=(1.0,))
+SETTINGS = {
+    "skip": Setting("resnet", SKIP, threshold=0.1, budgets=(1.0, 0.7, 0.5, 0.35)),
+    "copies": COPIES,
+    "long_copies": COPIES._replace(iterations=9400),
+    "cells": Setting("cell", CELL, threshold=0.1, budgets=(1.0, 0.7, 0.4), size=32),
+}
 
 
 def write_data() -> None:
@@ -40,19 +63,19 @@ def perform(run: Run, folder: Path, pruned: Sequence[str], more: Sequence[str]) 
     """Train and examine one network; its figures."""
     torch.manual_seed(run.seed)
     stage.DIFFERENCE = DIFFERENCE
-    plain = run.arm == "plain"
+    setting = SETTINGS[run.experiment]
+    plain = ["sep5x5"] if setting.family == "cell" else ["block"]  # the dearest branch
     backbone = make_drnet(
-        "resnet",
-        branches=["block"] if plain else BRANCHES[run.experiment],
-        threshold=THRESHOLD[run.experiment],
+        setting.family,
+        branches=plain if run.arm == "plain" else setting.branches,
+        threshold=setting.threshold,
         pruned_branches=pruned,
-        norm="BN", out_features=["res5"], in_channels=1, depth=18,
-        stem_out_channels=WIDTH, res2_out_channels=WIDTH,
+        norm="BN", out_features=["res5"], in_channels=1, **setting.network(),
     )  # fmt: skip
     head = ClassifierHead(backbone.output_shape()["res5"].channels, CLASSES * DOMAINS)
     model = DGNetClassifier(backbone, head, pixel_mean=[90.0], pixel_std=[90.0])
-    train(model, run, make_images(fashion_mnist("train"), DOMAINS, SIZE))
-    return examine(model, make_images(fashion_mnist("val"), DOMAINS, SIZE))
+    train(model, run, make_images(fashion_mnist("train"), DOMAINS, setting.size))
+    return examine(model, make_images(fashion_mnist("val"), DOMAINS, setting.size))
 
 
 def train(model: DGNetClassifier, run: Run, images: Images) -> None:
@@ -68,7 +91,7 @@ def train(model: DGNetClassifier, run: Run, images: Images) -> None:
     fit(
         model,
         images,
-        iterations=ITERATIONS,
+        iterations=SETTINGS[run.experiment].iterations,
         seed=run.seed,
         before_step=tell,
         other_loss=budget or (lambda: 0.0),
@@ -108,8 +131,9 @@ def examine(model: DGNetClassifier, images: Images) -> dict[str, Any]:
 
 
 def with_other_choices(model: DGNetClassifier, images: Images) -> dict[str, float]:
-    """Top-1 with the most frequent choices for all images, and with those of another image of the
-    same domain and of another domain."""
+    """Top-1 with the most frequent choices for all images, with those of another image of the same
+    domain and of another domain, and with choices at random: each connection's are shuffled over
+    the images, so that they cost the same."""
     parts: dict[str, list[Tensor]] = defaultdict(list)
     with router_hooks(model, lambda name, own: parts[name].append(own)):
         _top1(model, images)
@@ -120,6 +144,7 @@ def with_other_choices(model: DGNetClassifier, images: Images) -> dict[str, floa
         "mean": lambda x: x.mean(dim=0).expand_as(x),
         "other": lambda x: x.roll(-DOMAINS, dims=0),
         "other_domain": lambda x: x[other_domain],
+        "random": lambda x: torch.stack([c[torch.randperm(len(c))] for c in x.unbind(1)], dim=1),
     }
     top1 = {}
     for kind, change in changes.items():

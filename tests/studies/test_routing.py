@@ -66,10 +66,10 @@ def rows_of(page: str) -> dict[str, list[str]]:
 
 def test_table(study: dict[str, Any], tmp_path: Path) -> None:
     rows = rows_of(render(study))
-    assert rows["plain"] == ["2", "18.50 ± 0.71", "100.0%", "0.0%", "–", "–", "–", "–", "–"]
-    routed = ["2", "16.50 ± 0.71", "70.0%", "10.0%", "0.80", "0.250", "15.50", "14.50", "–"]
+    assert rows["plain"] == ["2", "18.50 ± 0.71", "100.0%", "0.0%", "–", "–", "–", "–", "–", "–"]
+    routed = ["2", "16.50 ± 0.71", "70.0%", "10.0%", "0.80", "0.250", "15.50", "14.50", "–", "–"]
     assert rows["routed, 0.7"] == routed
-    assert rows["pruned, 0.7"] == ["1", "15.00", "70.0%", "0.0%", "0.80", "–", "–", "–", "–"]
+    assert rows["pruned, 0.7"] == ["1", "15.00", "70.0%", "0.0%", "0.80", *["–"] * 5]
     write_report(tmp_path, study)
     assert (tmp_path / "images/routing.png").stat().st_size > 1000
 
@@ -77,14 +77,15 @@ def test_table(study: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.usefixtures("products")
 def test_domains_from_data_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(domains, "ITERATIONS", 3)
+    short = {name: s._replace(iterations=3) for name, s in domains.SETTINGS.items()}
+    monkeypatch.setattr(domains, "SETTINGS", short)
     monkeypatch.setattr(training, "BATCH", 16)
-    command = ["--experiments", "skip", "copies", "--seeds", "0", "--output", "runs"]
+    command = ["--experiments", "skip", "copies", "cells", "--seeds", "0", "--output", "runs"]
     main([*command, "--budgets", "0.7"])
     page = Path("runs/routing.md").read_text()
     rows = rows_of(page)
     assert set(rows) > {"plain", "routed, 0.7", "pruned, 0.7"}
-    assert page.count("| routed, 0.7") == 2
+    assert page.count("| routed, 0.7") == 3
     assert rows["plain"][2] == "100.0%"
     # What the page holds is not run again.
     for path in Path("runs").glob("*/*/run.json"):
