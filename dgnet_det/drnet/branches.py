@@ -66,8 +66,8 @@ class AveragePool(nn.Module):
 
 
 class Cell(nn.Module):
-    """A connection of a cell network: in the place of a static block, its branches. What comes in
-    is the output of a ReLU, and so is what each branch makes of it."""
+    """The branches of one connection of a cell network, in the place of a static block. Each maps
+    the output of a ReLU to the output of a ReLU."""
 
     stride = 1
     freeze = CNNBlockBase.freeze
@@ -92,22 +92,23 @@ class Cell(nn.Module):
 
 
 def candidates(block: Block, names: Sequence[str]) -> list[str]:
-    """Which of the branches ``names`` the connection has that ``block`` stands for. Where a block
-    changes the shape, only other blocks can take its place."""
+    """The branches that a connection with this ``block`` gets, out of ``names``: where the block
+    changes the shape, the block and its copies alone."""
     keeps_shape = block.stride == 1 and block.in_channels == block.out_channels
     return numbered(names) if keeps_shape or set(names) == {"block"} else ["block"]
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Branches by names of their own: of those that ``names`` repeats, the second is ``block2``."""
+    """``names`` with repeated ones numbered: ``block``, ``block2``, ``block3``."""
     counts = [names[: k + 1].count(name) for k, name in enumerate(names)]
     return [name + str(n) * (n > 1) for name, n in zip(names, counts, strict=True)]
 
 
 def check_branches(names: Sequence[str], *, cells: bool) -> None:
-    """
+    """Check ``MODEL.DRNET.BRANCHES``.
+
     Raises:
-        UserError: ``names`` is no set of candidates, for a network of cells or for a static one.
+        UserError: a network of cells, or a static one, has no such branches.
     """
     if cells:
         known = f"choose from {', '.join(CELL)}, each once"

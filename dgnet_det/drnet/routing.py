@@ -8,9 +8,9 @@ from torch import Tensor, nn
 class RouterNet(nn.Module):
     """Router of a stage: the logits of all its branches, Linear(ReLU(Linear(GAP(x)))).
 
-    The average's channels are brought to mean 0 and variance 1 first, without parameters: those of
-    a trained network differ little between images beside their size. The last layer's weight starts
-    at 0, so that all images choose alike; what its inputs are differs, so that they can part.
+    The average's channels are brought to mean 0 and variance 1 first, without parameters: in a
+    trained network they are large and differ little between images. The last layer's weight starts
+    at 0, so that at first all images get the same logits; its gradient differs between images.
     """
 
     def __init__(

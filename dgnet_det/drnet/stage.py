@@ -16,8 +16,8 @@ from dgnet_det.graph.decisions import DecisionPoint, Decisions
 from dgnet_det.graph.routing import average, position_weights
 from dgnet_det.graph.stage import Block, PlainStage
 
-# The block's logit over that of the identity at the start, so that at T = 0.2 the identity's weight
-# is 0.00005 and it is bypassed; at T = 1 it is 0.12, and learns.
+# By how much the block's logit exceeds the identity's at the start. At T = 0.2 the identity then
+# weighs 0.00005 and is bypassed; at T = 1 it weighs 0.12, and learns.
 PREFERENCE = 2.0
 # By how much of their standard deviation the weights of a block's copies differ at the start.
 DIFFERENCE = 0.1
@@ -28,10 +28,11 @@ class RoutedStage(PlainStage):
     """One stage of n connections in a row, x_j = Σ_k w[b, j, k] · B_jk(x_{j-1}), where the stage's
     RouterNet weighs the branches for each image.
 
-    Training has two phases. At first all branches run, weighed by :func:`.soften`: its temperature
-    and noise fall, and RouterNets learn. Then RouterNets stay as they are, and what runs is what
-    runs at inference: the branches whose weight :func:`.bypass` leaves above 0, each for the images
-    that need it. So batch statistics come to be those of these images.
+    Training has two phases. In the soft phase all branches run, weighed by :func:`.soften`, whose
+    temperature and noise fall, and RouterNets learn. In the second phase RouterNets no longer
+    learn, and branches run as at inference: those whose weight :func:`.bypass` leaves above 0, each
+    for the images that need it. So the statistics of a branch's batch norms are those of the images
+    that it serves.
 
     The RouterNet reads the input of the first connection that has a choice.
 
@@ -154,7 +155,7 @@ class RoutedStage(PlainStage):
     def _decided(
         self, logits: Tensor, temperature: float, weights: Tensor, soft: bool
     ) -> Decisions:
-        # What pays is what runs; while all branches run, a branch's weight.
+        # The budget counts what runs; while all branches run, it counts a branch by its weight.
         gate = weights if soft else weights.ne(0).to(weights.dtype)
         value = (logits / temperature).softmax(dim=2)
         learned = torch.ones_like(weights[0], dtype=torch.bool)
@@ -220,7 +221,7 @@ def mixture(
         if total is None:
             total, ours = part.new_zeros(len(x), *part.shape[1:]), True
         index = torch.tensor(need, device=x.device)
-        add = total.index_add_ if ours else total.index_add  # what a hook can hold is not changed
+        add = total.index_add_ if ours else total.index_add  # a hook may hold a branch's output
         total, ours = add(0, index, part.to(total.dtype)), True
     return cast(Tensor, total)
 
