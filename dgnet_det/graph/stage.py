@@ -88,6 +88,7 @@ class DynamicGraph(PlainStage):
 
     nearest: int  # the router of node i weighs its edges to nodes i + nearest, …, n + 1
     has_shortcuts: bool  # whether the blocks keep their own shortcuts
+    normalised: bool  # whether routers read a normalised average
 
     def __init__(self, blocks: Sequence[Block], *, edge_weights: str, norm: str | Callable) -> None:
         """
@@ -103,9 +104,7 @@ class DynamicGraph(PlainStage):
         router = {"dynamic": Router, "static": StaticRouter}[edge_weights]
         self.routers = nn.ModuleDict(
             {
-                str(i): router(
-                    self.out_channels, n - self.nearest - i, normalised=self.has_shortcuts
-                )
+                str(i): router(self.out_channels, n - self.nearest - i, normalised=self.normalised)
                 for i in range(n - self.nearest)
             }
         )

@@ -29,6 +29,7 @@ class PaperGraph(DynamicGraph):
 
     nearest = 1
     has_shortcuts = False
+    normalised = False
 
     def weigh(self, i: int, x_i: Tensor, m: Adjacency) -> tuple[Tensor, Tensor]:
         """As :meth:`DynamicGraph.weigh`. An absent node sends nothing."""
@@ -85,6 +86,7 @@ class ResidualGraph(DynamicGraph):
 
     nearest = 2
     has_shortcuts = True
+    normalised = True
 
     def __init__(self, blocks: Sequence[Block], **arguments: Any) -> None:
         """As :class:`DynamicGraph`."""
