@@ -112,18 +112,20 @@ class RoutedStage(PlainStage):
         Returns:
             The stage's output, [B, C_out, ⌈H / stride⌉, ⌈W / stride⌉].
         """
-        weights, table = None, None
+        weights: Sequence[Tensor] | None = None  # of each connection that has a choice, [B, K]
+        table: list[list[list[float]]] | None = None  # the same as numbers, by image
         for j, names in self.branches.items():
             branches = [self.branch(j, name) for name in names]
             if len(names) == 1:
                 x = branches[0](x)
                 continue
             if weights is None:
-                weights, soft = self._decide(x, valid, self.stride if j == 1 else 1)
-                table = None if soft or is_recording(x) else weights.tolist()
+                decided, soft = self._decide(x, valid, self.stride if j == 1 else 1)
+                weights = decided.unbind(1)
+                table = None if soft or is_recording(x) else decided.tolist()
             c = self.connections.index(j)
             rows = None if table is None else [of_image[c] for of_image in table]
-            x = mixture(branches, x, weights[:, c], rows, training=self.training)
+            x = mixture(branches, x, weights[c], rows, training=self.training)
         return x
 
     def freeze(self) -> None:
@@ -234,9 +236,6 @@ def pooled(x: Tensor, valid: Tensor | None, stride: int) -> Tensor:
         valid: [B, 2], height and width of its part that is no padding, divided by ``stride`` and
             rounded up; None for all of it.
     """
-    if valid is not None and not is_recording(x):
-        whole = [-(-side // stride) for side in x.shape[2:]]
-        valid = None if valid.tolist() == [whole] * len(x) else valid
     if valid is None:
         return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
     return average(x, position_weights(x, valid * stride))

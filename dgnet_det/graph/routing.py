@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_det.graph.aggregation import weighted_sum
+from dgnet_det.graph.aggregation import is_recording, weighted_sum
 from dgnet_det.graph.decisions import Decisions
 
 # α of every edge at the start, for an average of zeros. The sigmoid is steepest at 0.5; at 0.98 it
@@ -163,8 +163,9 @@ class Adjacency:
         return Decisions(gate, value, weight, learned, nodes, nodes)
 
 
-def valid_sizes(images: Tensor) -> Tensor:
-    """Find the height and width of each image of a batch without padding, [B, 2], int64.
+def valid_sizes(images: Tensor) -> Tensor | None:
+    """Find the height and width of each image of a batch without padding, [B, 2], int64; None
+    where no image is padded, which is looked for on a CPU alone: elsewhere the host would wait.
 
     Detectron2's meta-architectures hand their backbone the padded batch alone, so the size is read
     off the batch: padding is 0 in every channel after normalisation, a whole row or column of
@@ -173,6 +174,10 @@ def valid_sizes(images: Tensor) -> Tensor:
     Args:
         images: [B, C, H, W], normalised, padded with zeros at the bottom and right.
     """
+    if images.device.type == "cpu" and not is_recording(images):
+        ends = images[:, :, -1].ne(0).any(dim=(1, 2)), images[:, :, :, -1].ne(0).any(dim=(1, 2))
+        if all((ends[0] & ends[1]).tolist()):
+            return None
     brightest = images.abs().amax(dim=1)
     sizes = []
     for dim in (2, 1):

@@ -23,7 +23,10 @@ def test_valid_sizes_are_the_unpadded_ones() -> None:
     images[1] = torch.randn(3, 8, 10)
     images[2, 0, 0, 4] = 1.0
     images[1, :, 2:4] = 0.0  # zeros inside an image are no padding
-    assert valid_sizes(images).tolist() == [[5, 7], [8, 10], [1, 5]]
+    sizes = valid_sizes(images)
+    assert sizes is not None
+    assert sizes.tolist() == [[5, 7], [8, 10], [1, 5]]
+    assert valid_sizes(images[1:2]) is None
 
 
 def test_the_average_is_over_the_valid_part() -> None:

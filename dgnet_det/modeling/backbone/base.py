@@ -84,22 +84,25 @@ class StagedBackbone(Backbone):
         """Normalised images, [B, 3, H, W], padded with zeros as Detectron2 does → for each name of
         ``out_features`` its feature map, [B, C, ⌈H / stride⌉, ⌈W / stride⌉]."""
         decides = any(hasattr(stage, "decisions") for stage in self.stages().values())
-        valid = valid_sizes(x) if decides else None
-        stride = self.stem.stride
+        valid = _strided(valid_sizes(x) if decides else None, self.stem.stride)
         outputs = {}
         x = self.stem(x)
         if "stem" in self._out_features:
             outputs["stem"] = x
         for name in self.stage_names:
             for stage in getattr(self, name):
-                stride *= stage.stride
-                if valid is None:
-                    x = stage(x)
-                    continue
-                x = stage(x, torch.div(valid + (stride - 1), stride, rounding_mode="floor"))
+                valid = _strided(valid, stage.stride)
+                x = stage(x, valid)
             if name in self._out_features:
                 outputs[name] = x
         return outputs
+
+
+def _strided(sizes: Tensor | None, stride: int) -> Tensor | None:
+    """⌈sizes / stride⌉, of integers."""
+    if sizes is None or stride == 1:
+        return sizes
+    return torch.div(sizes + (stride - 1), stride, rounding_mode="floor")
 
 
 def build_stages(
