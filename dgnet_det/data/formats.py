@@ -1,4 +1,4 @@
-"""What the annotation files of labelling tools say: Pascal VOC, LabelMe, CVAT, CSV, YOLO and COCO.
+"""Readers of labelling tools' files: Pascal VOC, LabelMe, CVAT, CSV, YOLO and COCO.
 
 Of everything but an upright box, such as a polygon or a circle, the upright box around it is taken.
 """
@@ -13,18 +13,12 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+from dgnet_det.data import shapes
 from dgnet_det.data.coco import is_mask, read_coco, rotation
 from dgnet_det.data.coco_checks import FRACTION_LIMIT, fills
-from dgnet_det.data.shapes import (
-    around,
-    around_centre,
-    around_circle,
-    around_ellipse,
-    beside_corner,
-    turned,
-)
 from dgnet_det.errors import UserError, first_few
 
+SIDES = ("xmin", "ymin", "xmax", "ymax")
 # Names of a CSV file's columns, by what is in them. A file without a header has HEADERLESS.
 CSV_COLUMNS = {
     "image": ("filename", "file_name", "image", "image_path", "path", "image_id", "imageid"),
@@ -40,10 +34,24 @@ CSV_COLUMNS = {
     "image_height": ("image_height", "img_height", "imageheight"),
     "crowd": ("difficult", "isgroupof"),
 }
-SIDES = ("xmin", "ymin", "xmax", "ymax")
 HEADERLESS = ("image", *SIDES, "class")
-LABELME_AREAS = ("rectangle", "polygon", "mask", "rotation", "quadrilateral")  # by their corners
-NO_AREA = "has {}: only boxes and areas are taken"
+# The columns that give a box, the best first. Of one column for all, x, y, width and height.
+CSV_BOXES = (SIDES, ("xmin", "ymin", "w", "h"), ("bbox",))
+# Functions that give the box of a shape: from LabelMe's points, and from CVAT's attributes.
+LABELME_SHAPES = {
+    "circle": shapes.around_circle,
+    **dict.fromkeys(("rectangle", "polygon", "mask", "rotation", "quadrilateral"), shapes.around),
+}
+CVAT_SHAPES: dict[str, Callable[[dict[str, str]], Iterator[float]]] = {
+    "box": lambda a: shapes.turned(
+        (a.get(side) for side in ("xtl", "ytl", "xbr", "ybr")), a.get("rotation") or 0
+    ),
+    "polygon": lambda a: shapes.around(p.split(",") for p in a.get("points", "").split(";")),
+    "mask": lambda a: shapes.beside_corner(map(a.get, ("left", "top", "width", "height"))),
+    "ellipse": lambda a: shapes.around_ellipse(
+        map(a.get, ("cx", "cy", "rx", "ry")), a.get("rotation") or 0
+    ),
+}
 
 
 class Malformed(ValueError):
@@ -52,7 +60,7 @@ class Malformed(ValueError):
 
 class LabelledObject(NamedTuple):
     """An object: its class, its left, top, right and bottom as the file counts them, whether
-    training and evaluation leave it out, as it is *difficult* or a group, and COCO's fields."""
+    training and evaluation leave it out (*difficult*, or a group), and COCO's fields."""
 
     name: str
     ltrb: tuple[float, ...]
@@ -78,9 +86,9 @@ def _read_voc(path: Path) -> Iterator[Labels]:
         sides: Iterable[Any] = (node.findtext(f"bndbox/{side}") for side in SIDES)
         for attribute in node.iter("attribute"):  # CVAT's
             if attribute.findtext("name") == "rotation":
-                sides = turned(sides, attribute.findtext("value"))
+                sides = shapes.turned(sides, attribute.findtext("value"))
         crowd = _is_true(node.findtext("difficult"))
-        objects.append(_object(f"object {number}", node.findtext("name"), sides, crowd))
+        objects.append(make_object(f"object {number}", node.findtext("name"), sides, crowd))
     size = _size(root.findtext("size/width"), root.findtext("size/height"))
     yield Labels((path.stem, root.findtext("filename", "")), objects, size=size)
 
@@ -88,31 +96,31 @@ def _read_voc(path: Path) -> Iterator[Labels]:
 def _read_labelme(path: Path) -> Iterator[Labels]:
     """Shapes of one label and ``group_id`` are the parts of one object."""
     content = json.loads(read_text(path))
-    shapes = content.get("shapes") if isinstance(content, dict) else None
-    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
+    found = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(found, list) or not all(isinstance(shape, dict) for shape in found):
         raise Malformed("it has no 'shapes'")
-    found: dict[Any, LabelledObject] = {}
-    left_out, parts = [], 0
-    for number, shape in enumerate(shapes, 1):
-        kind, group = shape.get("shape_type") or "polygon", shape.get("group_id")
-        points = shape.get("points")
-        if kind != "circle" and kind not in LABELME_AREAS:
-            left_out.append(kind)
+    objects: dict[Any, LabelledObject] = {}
+    kinds = [shape.get("shape_type") or "polygon" for shape in found]
+    notes, parts = _left_out(kinds, LABELME_SHAPES), 0
+    for number, (kind, shape) in enumerate(zip(kinds, found, strict=True), 1):
+        if kind not in LABELME_SHAPES:
             continue
-        sides = around_circle(points) if kind == "circle" else around(points)
-        part = _object(f"shape {number}", shape.get("label"), sides)
+        sides = LABELME_SHAPES[kind](shape.get("points"))
+        part, group = (
+            make_object(f"shape {number}", shape.get("label"), sides),
+            shape.get("group_id"),
+        )
         key = number if group is None else (part.name, str(group))
-        if key in found:
+        if key in objects:
             parts += 1
-            both = (found[key].ltrb[:2], found[key].ltrb[2:], part.ltrb[:2], part.ltrb[2:])
-            part = part._replace(ltrb=tuple(around(both)))
-        found[key] = part
-    notes = {"shape": NO_AREA.format(first_few(left_out))} if left_out else {}
+            corners = [each.ltrb[k : k + 2] for each in (objects[key], part) for k in (0, 2)]
+            part = part._replace(ltrb=tuple(shapes.around(corners)))
+        objects[key] = part
     if parts:
         notes["group"] = f"{parts} shapes are joined to others of their label and group_id"
     names = (path.stem, str(content.get("imagePath") or ""))
     size = _size(content.get("imageWidth"), content.get("imageHeight"))
-    yield Labels(names, list(found.values()), size=size, notes=notes)
+    yield Labels(names, list(objects.values()), size=size, notes=notes)
 
 
 def _read_cvat(path: Path) -> Iterator[Labels]:
@@ -120,36 +128,28 @@ def _read_cvat(path: Path) -> Iterator[Labels]:
     if root.find("track") is not None:
         raise Malformed("it is in the format CVAT for video: export CVAT for images")
     for image in root.iter("image"):
-        objects, left_out = [], []
-        for number, node in enumerate(image, 1):
-            if node.tag == "box":
-                sides: Iterable[Any] = map(node.get, ("xtl", "ytl", "xbr", "ybr"))
-                sides = turned(sides, node.get("rotation") or 0)
-            elif node.tag == "polygon":
-                sides = around(point.split(",") for point in node.get("points", "").split(";"))
-            elif node.tag == "mask":
-                sides = beside_corner(map(node.get, ("left", "top", "width", "height")))
-            elif node.tag == "ellipse":
-                radii = map(node.get, ("cx", "cy", "rx", "ry"))
-                sides = around_ellipse(radii, node.get("rotation") or 0)
-            else:
-                left_out += [node.tag] * (node.tag != "tag")  # which is of the whole image
-                continue
-            where = f"image {image.get('name')}: object {number}"
-            objects.append(_object(where, node.get("label"), sides))
-        notes = {"shape": NO_AREA.format(first_few(left_out))} if left_out else {}
+        name = image.get("name", "")
+        objects = [
+            make_object(
+                f"image {name}: object {number}",
+                node.get("label"),
+                CVAT_SHAPES[node.tag](node.attrib),
+            )
+            for number, node in enumerate(image, 1)
+            if node.tag in CVAT_SHAPES
+        ]
+        notes = _left_out((node.tag for node in image), {*CVAT_SHAPES, "tag"})  # of the whole image
         size = _size(image.get("width"), image.get("height"))
-        names, split = (image.get("name", ""),), image.get("subset", "")
-        yield Labels(names, objects, split=split, size=size, notes=notes)
+        yield Labels((name,), objects, split=image.get("subset", ""), size=size, notes=notes)
 
 
 def _read_csv(path: Path) -> Iterator[Labels]:
     """There is a row for each box, in columns that have names of ``CSV_COLUMNS``. Where all
     coordinates of a file are at most 1, they are fractions of the image, as Open Images has them. A
     row without coordinates is an image without objects."""
-    rows = _csv_rows(path)
-    columns = _csv_columns(rows)
-    if missing := [meaning for meaning in HEADERLESS if meaning not in columns]:
+    rows, columns, box = _csv_table(path)
+    if box is None or not {"image", "class"} <= columns.keys():
+        missing = [meaning for meaning in HEADERLESS if meaning not in columns]
         raise Malformed(
             f"its first line names no column for {', '.join(missing)}: have one for each of"
             f" {', '.join(HEADERLESS)}, or w and h for xmax and ymax"
@@ -163,14 +163,14 @@ def _read_csv(path: Path) -> Iterator[Labels]:
             raise Malformed(f"line {number}: names no image")
         size = _size(cells.get("image_width"), cells.get("image_height"))
         labels = images.setdefault(cells["image"], Labels((cells["image"],), [], size=size))
-        sides: Iterable[Any] = [cells.get(side) for side in SIDES]
-        if columns["xmin"] == columns["xmax"]:
-            sides = beside_corner(re.findall(r"[^\s,;\[\]()]+", cells.get("bbox", "")))
-        elif "w" in columns:
-            sides = beside_corner(cells.get(side) for side in ("xmin", "ymin", "w", "h"))
-        if any(cells.get(side) for side in SIDES):
+        values: list[Any] = [cells.get(meaning) for meaning in box]
+        if any(values):
+            if box == ("bbox",):
+                values = re.findall(r"[^\s,;\[\]()]+", values[0])
+            sides = values if box == SIDES else shapes.beside_corner(values)
             crowd = _is_true(cells.get("crowd"))
-            labels.objects.append(_object(f"line {number}", cells.get("class"), sides, crowd))
+            found = make_object(f"line {number}", cells.get("class"), sides, crowd)
+            labels.objects.append(found)
     values = [v for labels in images.values() for each in labels.objects for v in each.ltrb]
     fractions = max(values, default=math.inf) <= FRACTION_LIMIT
     for labels in images.values():
@@ -179,7 +179,29 @@ def _read_csv(path: Path) -> Iterator[Labels]:
 
 def has_box_columns(path: Path) -> bool:
     """Whether a CSV file has all columns of boxes."""
-    return set(HEADERLESS) <= _csv_columns(_csv_rows(path)).keys()
+    _, columns, box = _csv_table(path)
+    return box is not None and {"image", "class"} <= columns.keys()
+
+
+def _csv_table(path: Path) -> tuple[list[list[str]], dict[str, int], tuple[str, ...] | None]:
+    """The rows of a CSV file, the place of each column by what is in it, and the columns that give
+    a box. ``width`` and ``height`` are the image's where other columns give the box."""
+    lines = read_text(path).splitlines() or [""]
+    rows = list(csv.reader(lines, delimiter=max(",;\t", key=lines[0].count)))
+    header = [name.strip().lower() for name in rows[0]]
+    columns = {
+        meaning: header.index(alias)
+        for meaning, aliases in CSV_COLUMNS.items()
+        for alias in reversed(aliases)
+        if alias in header
+    }
+    if not columns and len(header) == len(HEADERLESS):
+        columns = {meaning: k for k, meaning in enumerate(HEADERLESS)}
+    given = {"xmax", "w", "bbox"} & columns.keys()
+    for name, meaning in (("width", "w"), ("height", "h")):
+        if name in header:
+            columns.setdefault(f"image_{name}" if given else meaning, header.index(name))
+    return rows, columns, next((box for box in CSV_BOXES if columns.keys() >= set(box)), None)
 
 
 def _read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> Iterator[Labels]:
@@ -189,24 +211,21 @@ def _read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> I
     and have commas between them."""
     objects = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
-        words = re.split(r"[\s,]+", line.strip().strip(","))
-        where = f"line {number}, {line.strip()[:60]!r}"
-        if not words[0]:
+        label, *values = re.split(r"[\s,]+", line.strip().strip(","))
+        if not label:
             continue
-        label, *values = words
+        where = f"line {number}, {line.strip()[:60]!r}"
         try:
-            index = float(label)
-        except ValueError:
-            index = -1
-        if index not in range(len(classes)):
-            raise Malformed(
-                f"{where}: there are {len(classes)} classes, with the whole numbers from 0"
-            )
+            name = classes[range(len(classes)).index(float(label))]  # type: ignore[arg-type]
+        except ValueError as error:
+            count = len(classes)
+            problem = f"there are {count} classes, with the whole numbers from 0"
+            raise Malformed(f"{where}: {problem}") from error
         if len(values) > 5 and not keypoints:
-            sides = around(zip(values[::2], values[1::2], strict=True))
+            sides = shapes.around(zip(values[::2], values[1::2], strict=True))
         else:
-            sides = around_centre(values[:4])
-        found = _object(where, classes[int(index)], sides)
+            sides = shapes.around_centre(values[:4])
+        found = make_object(where, name, sides)
         if max(map(abs, found.ltrb)) > 1.5 * FRACTION_LIMIT:  # half of the largest box outside
             raise Malformed(f"{where}: not fractions of the image: divide by its width and height")
         objects.append(found)
@@ -216,18 +235,17 @@ def _read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> I
 def _read_coco(path: Path) -> Iterator[Labels]:
     """Boxes with a rotation are turned; masks and keypoints are kept with upright ones."""
     coco = read_coco(str(path))
-    names = {
-        coco_id(category, "id", f"category {number}"): _field(
-            category, "name", f"category {number}"
-        )
-        for number, category in enumerate(coco["categories"], 1)
-    }
+    names: dict[str, Any] = {}
+    for number, category in enumerate(coco["categories"], 1):
+        where = f"category {number}"
+        names[coco_id(category, "id", where)] = _field(category, "name", where)
     images: dict[str, Labels] = {}
     for number, image in enumerate(coco["images"], 1):
-        identity = coco_id(image, "id", f"image {number}")
+        where = f"image {number}"
+        identity = coco_id(image, "id", where)
         if identity in images:
             raise Malformed(f"two images have the id {identity}")
-        file = re.sub(r"\?.*", "", str(_field(image, "file_name", f"image {number}")))  # of a link
+        file = re.sub(r"\?.*", "", str(_field(image, "file_name", where)))  # of a link
         own = re.sub(r"^(.*[/\\])?[0-9a-f]{8}-", "", file)  # Label Studio puts this before a name
         size = _size(image.get("width"), image.get("height"))
         images[identity] = Labels((file, unquote(file), unquote(own)), [], size=size, notes={})
@@ -240,7 +258,7 @@ def _read_coco(path: Path) -> Iterator[Labels]:
         labels = images[image_id]
         sides, kept = _coco_box(annotation, where, labels.notes)
         crowd = any(_is_true(str(annotation.get(key))) for key in ("iscrowd", "ignore"))
-        found = _object(where, names[category_id], sides, crowd)
+        found = make_object(where, names[category_id], sides, crowd)
         labels.objects.append(found._replace(coco=kept))
     yield from images.values()
 
@@ -260,14 +278,14 @@ def _coco_box(
         raise Malformed(f"{where}: its keypoints are not x, y and visibility of each")
     if not isinstance(kept.get("area", 0), (int, float)):
         del kept["area"]
-    sides = beside_corner(kept.get("bbox", ()))
+    sides = shapes.beside_corner(kept.get("bbox", ()))
     if "bbox" not in kept and isinstance(kept.get("segmentation"), list):
-        sides = around(p for m in mask for p in zip(m[::2], m[1::2], strict=False))
+        sides = shapes.around(p for m in mask for p in zip(m[::2], m[1::2], strict=False))
     elif any(isinstance(value, str) for value in kept.get("bbox") or ()):
         del kept["bbox"]  # numbers in quotes
     if (degrees := rotation(annotation)) % 180:
         notes["turned"] = "a box with a rotation becomes the upright box around it"
-        return turned(sides, degrees), {}
+        return shapes.turned(sides, degrees), {}
     return sides, kept
 
 
@@ -316,34 +334,10 @@ def _read_xml(path: Path, tag: str) -> ElementTree.Element:
     return root
 
 
-def _csv_rows(path: Path) -> list[list[str]]:
-    lines = read_text(path).splitlines() or [""]
-    return list(csv.reader(lines, delimiter=max(",;\t", key=lines[0].count)))
-
-
-def _csv_columns(rows: list[list[str]]) -> dict[str, int]:
-    """The place of each column by what is in it. ``width`` and ``height`` are the image's where
-    others give the box. A box in one column, ``bbox``, stands for all sides."""
-    header = [name.strip().lower() for name in rows[0]]
-    found = {
-        meaning: header.index(alias)
-        for meaning, aliases in CSV_COLUMNS.items()
-        for alias in reversed(aliases)
-        if alias in header
-    }
-    if not found and len(header) == len(HEADERLESS):
-        return {meaning: k for k, meaning in enumerate(HEADERLESS)}
-    given = {"xmax", "w", "bbox"} & found.keys()
-    for name, meaning in (("width", "w"), ("height", "h")):
-        if name in header:
-            found.setdefault(f"image_{name}" if given else meaning, header.index(name))
-    if {"xmax", "ymax"} <= found.keys():
-        found.pop("w", None)
-    elif {"xmin", "ymin", "w", "h"} <= found.keys():
-        found |= {"xmax": found["w"], "ymax": found["h"]}
-    elif "bbox" in found:
-        found |= dict.fromkeys(SIDES, found["bbox"])
-    return found
+def _left_out(kinds: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """A note on the kinds of shapes that are not taken, if there are any."""
+    others = [kind for kind in kinds if kind not in taken]
+    return {"shape": f"has {first_few(others)}: only boxes and areas are taken"} if others else {}
 
 
 def _field(entry: Any, key: str, where: str) -> Any:
@@ -371,7 +365,7 @@ def _size(width: Any, height: Any) -> tuple[float, float] | None:
     return size if all(0 < side < math.inf for side in size) else None
 
 
-def _object(where: str, name: Any, sides: Iterable[Any], crowd: bool = False) -> LabelledObject:
+def make_object(where: str, name: Any, sides: Iterable[Any], crowd: bool = False) -> LabelledObject:
     """An object. Its sides are numbers or texts, and may raise as they are computed."""
     if not isinstance(name, str) or not name.strip():
         raise Malformed(f"{where}: has no class: name it")

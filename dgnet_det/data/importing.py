@@ -1,5 +1,6 @@
 """Datasets in the formats of labelling tools become COCO JSON; images stay where they are."""
 
+import os
 import re
 import shutil
 import unicodedata
@@ -7,35 +8,22 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dgnet_det.data import yolo
+from dgnet_det.data import formats, yolo
 from dgnet_det.data.coco import read_coco, root_categories
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.formats import (
-    READERS,
-    Labels,
-    coco_id,
-    has_box_columns,
-    read_annotations,
-    read_text,
-)
-from dgnet_det.data.images import is_image, opened, orientation, stored_size, upright_size
-from dgnet_det.data.placing import annotation, place
+from dgnet_det.data.formats import READERS, Labels
+from dgnet_det.data.images import is_image
+from dgnet_det.data.placing import place
 from dgnet_det.data.writing import LabelledImage, Splits
-from dgnet_det.data.yolo import SPLITS, YoloSplits
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import folder_written_whole
 
 IMAGE_FOLDERS = {"JPEGImages", "images", "Images"}
-
-
-# An image, its split, what a file says of it, and that file.
-Found = tuple[str, Path, Labels, Path]
 
 
 @contextmanager
@@ -99,24 +87,28 @@ def read_dataset(
     if not path.exists():
         raise UserError(f"{path}: no such folder")
     folder = path if path.is_dir() else path.parent
-    below = output is not None and folder.resolve() in output.resolve().parents
-    output = folder / output.resolve().relative_to(folder.resolve()) if output and below else None
-    layout = layout or _detect_format(path, output)
+    skip = None
+    if output and folder.resolve() in output.resolve().parents:
+        skip = folder / output.resolve().relative_to(folder.resolve())
+    layout = layout or _detect_format(path, skip)
     names, options, description = list(classes), dict[str, Any](), dict[str, Any]()
     if layout == "yolo":
         description = yolo.read_description(path)
         folder = yolo.dataset_folder(path, description)
-        names = names or yolo.class_names(path, description, _files(folder, skip=output))
+        names = names or yolo.class_names(path, description, _files(folder, skip=skip))
         options = {"classes": names, "keypoints": "kpt_shape" in description}
-    own = path.suffix.lower() == READERS[layout][0]
-    files = _annotation_files(path if own else folder, layout, output)
+    ending = READERS[layout][0]
+    files = _annotation_files(path if path.suffix.lower() == ending else folder, layout, skip)
     if not files:
-        raise UserError(
-            f"{path}: no {READERS[layout][0]} file with boxes: name the folder that has them"
-        )
-    read = partial(read_annotations, layout, **options)
-    finder = _Finder(folder, images, layout, output)
-    found = finder.find(files, read, description, findings)
+        raise UserError(f"{path}: no {ending} file with boxes: name the folder that has them")
+    source = _Images(images or folder, layout, None if images else skip)
+    told = _Told(folder, layout, source)
+    if layout == "yolo":
+        told.read_description(description, findings)
+        files = [f for f in files if f not in told.lists and not yolo.is_class_list(f)]
+        files = [f for f in files if _composed(f.stem) in source.by_stem or "labels" in f.parts]
+    told.read_voc_lists(files, findings)
+    found = _match(files, lambda f: formats.read_annotations(layout, f, **options), told, findings)
     findings.raise_first_error()
     known = _coco_categories(files, findings) if layout == "coco" else {}
     boxes = [each for _, _, labels, _ in found for each in labels.objects]
@@ -129,61 +121,40 @@ def read_dataset(
         raise UserError(f"{path}: class {min(unknown)!r} is not among those given")
     if origin is None:
         origin = int(layout == "voc" and all(min(each.ltrb) >= 1 for each in boxes))
-    splits = _place(found, names, origin, findings)
-    findings.raise_first_error()
-    categories = [known.get(name, {}) | {"id": k, "name": name} for k, name in enumerate(names, 1)]
-    return categories, splits
-
-
-def _place(found: list[Found], names: Sequence[str], origin: int, findings: Findings) -> Splits:
-    """The images of each split, with their objects in pixels."""
+    ids = {name: number for number, name in enumerate(names, 1)}
     splits = defaultdict[str, dict[Path, LabelledImage]](dict)
     for split, image, labels, file in found:
         try:
-            with opened(image) as picture:
-                stored, upright = stored_size(picture), upright_size(picture)
-                tag = orientation(picture)
-            placement, told = place(image, labels.size, stored, upright, tag, labels.fractions)
-            first = 0 if labels.fractions else origin
-            objects = [
-                annotation(each, names.index(each.name) + 1, placement, first, upright)
-                for each in labels.objects
-            ]
+            placed, changes = place(image, labels, ids, origin)
         except UserError as error:
-            of_image = str(image) in str(error)
-            findings.error(
-                "image", error if of_image else f"{image.name}: {error}", image.name, file
-            )
+            findings.error("image", error, image.name)
             continue
-        if told:
-            findings.warning("size", f"{image.name}: {told}", image.name, file)
-        entry = splits[split].setdefault(image, LabelledImage(image, upright, []))
-        entry.objects.extend(objects)
-    return {split: list(images.values()) for split, images in splits.items()}
+        if changes:
+            findings.warning("size", f"{image.name}: {changes}", image.name, file)
+        splits[split].setdefault(image, placed._replace(objects=[])).objects.extend(placed.objects)
+    findings.raise_first_error()
+    categories = [known.get(name, {}) | {"id": k, "name": name} for name, k in ids.items()]
+    return categories, {split: list(images.values()) for split, images in splits.items()}
 
 
-class _Finder:
-    """The images of a dataset, and which of them annotation files speak of."""
+class _Images:
+    """The images of a dataset, which annotation files name."""
 
-    def __init__(
-        self, folder: Path, image_folder: Path | None, layout: str, output: Path | None
-    ) -> None:
-        self.folder, self.layout = folder, layout
-        self.image_folder = image_folder or folder
-        skip = None if image_folder else output
-        images = [file for file in _files(self.image_folder, skip=skip) if is_image(file)]
-        if layout != "coco":  # which names its images in full
-            named = [f for f in images if IMAGE_FOLDERS & set(self._inside(f))]
-            images = named or images
-        self.images = images
+    def __init__(self, folder: Path, layout: str, skip: Path | None) -> None:
+        self.folder = folder
+        images = [file for file in _files(folder, skip=skip) if is_image(file)]
+        # COCO's files name their images in full.
+        named = [f for f in images if IMAGE_FOLDERS & set(self.inside(f)) and layout != "coco"]
+        self.all = named or images
         self.by_stem = defaultdict[str, list[Path]](list)
-        for image in images:
+        for image in self.all:
             self.by_stem[_composed(image.stem)].append(image)
 
-    def _inside(self, image: Path) -> tuple[str, ...]:
-        return image.relative_to(self.image_folder).parts
+    def inside(self, image: Path) -> tuple[str, ...]:
+        """The parts of an image's path from the folder on."""
+        return image.relative_to(self.folder).parts
 
-    def image(self, names: Sequence[str], annotation: Path) -> Path:
+    def find(self, names: Sequence[str], annotation: Path) -> Path:
         """The image that has the stem of the first name, else of the next; of several, the one
         whose path has most in common with names and annotation.
 
@@ -203,69 +174,118 @@ class _Finder:
             raise UserError(f"{annotation}: image {name} may be {best[0]} or {best[1]}")
         return best[0]
 
-    def find(
-        self,
-        files: list[Path],
-        read: Callable[[Path], Iterable[Labels]],
-        description: dict[str, Any],
-        findings: Findings,
-    ) -> list[Found]:
-        """The images that files speak of, and of YOLO the others too, by path."""
-        told: YoloSplits | None = None
-        if self.layout == "yolo":
-            told = YoloSplits(self.folder, description, self.images, self.image)
-            files = [f for f in files if f not in told.lists and not yolo.is_class_list(f)]
-            files = [f for f in files if _composed(f.stem) in self.by_stem or "labels" in f.parts]
-            for line, file in told.missing:
-                findings.warning("split", f"lists {line}, which is not there", line, file)
-        lists = _split_lists(self.folder / "ImageSets" / "Main", files, findings)
-        words = SPLITS | (told.words if told else {})
 
-        def splits_of(image: Path, labels: Labels, file: Path | None) -> list[str]:
-            listed = told.of(image) if told else None
-            if listed is not None:
-                return listed
-            if file and lists:
-                return lists.get(_composed(file.stem), [])
-            said = [labels.split, *self._inside(image)]
-            if file:
-                said += file.relative_to(self.folder).parts
-                stem = re.split("[^a-zA-Z]", file.stem)
-                said = (
-                    [*stem, *said]
-                    if self.layout == "coco"
-                    else said + stem * (self.layout == "csv")
-                )
-            said = [re.sub("^obj_(.+)_data$", r"\1", word.lower()) for word in said]
-            return [next((words[word] for word in said if word in words), "train")]
+class _Told:
+    """What tells the splits of images: lists and descriptions of them, or names in paths."""
 
-        found: list[Found] = []
-        used = dict[Path, Path]()
-        for file in tqdm(files, desc=self.folder.name, unit="file"):
-            try:
-                for labels in read(file):
-                    image = self.image(labels.names, file)
-                    if self.layout == "coco" and used.get(image, file) != file:
-                        raise UserError(
-                            f"{file}: has {image.name}, as {used[image]}: name one of them"
-                        )
-                    used[image] = file
-                    splits = splits_of(image, labels, file)
-                    found += [(split, image, labels, file) for split in splits]
-                    for kind, note in labels.notes.items():
-                        findings.warning(kind, f"{image.name}: {note}", image.name, file)
-            except UserError as error:
-                findings.error("label", error, file.name)
-        for image in sorted(set(self.images) - used.keys()):
-            problem = "no annotation: left out; give it one without objects if nothing is on it"
-            if told:
-                problem = "no label file: taken for an image without objects"
-                if splits := splits_of(image, Labels((), []), None):
-                    found += [(split, image, Labels((), []), image) for split in splits]
-                else:
-                    problem = "in no list of a split: left out"
-            findings.warning("no-label", problem, image.name, image)
-        return sorted(found, key=lambda each: each[1])
+    def __init__(self, folder: Path, layout: str, images: _Images) -> None:
+        self.folder, self.layout, self.images = folder, layout, images
+        self.lists: list[Path] = []
+        self.listed = defaultdict[Path, set[str]](set)  # splits of images, or of annotation files
+        self.words = dict(yolo.SPLITS)
+
+    def read_description(self, data: dict[str, Any], findings: Findings) -> None:
+        """Take the splits of YOLO's images from their description. A folder, or a name in its path,
+        that is given to several splits tells nothing."""
+        folders, words = defaultdict[Path, set[str]](set), defaultdict[str, set[str]](set)
+        for split, found, names in yolo.described_splits(self.folder, data):
+            if found and found.is_file():
+                for line in self._read_list(found, split, self._listed_image):
+                    findings.warning("split", f"lists {line}, which is not there", line, found)
+                continue
+            for name in names:
+                words[name].add(split)
+            if found:
+                folders[_absolute(found)].add(split)
+        for image in self.images.all:
+            above = _absolute(image).parents
+            nearest = next((folders[f] for f in above if f in folders), set())
+            if len(nearest) == 1:
+                self.listed[image] |= nearest
+        self.words |= {name: min(splits) for name, splits in words.items() if len(splits) == 1}
+
+    def read_voc_lists(self, files: Sequence[Path], findings: Findings) -> None:
+        """Take the splits of annotation files from Pascal VOC's lists of their stems."""
+        by_stem = defaultdict[str, list[Path]](list)
+        for file in files:
+            by_stem[_composed(file.stem)].append(file)
+
+        def find(line: str, _: Path) -> list[Path]:
+            return by_stem.get(line) or by_stem.get(Path(line).stem, [])
+
+        for path in sorted((self.folder / "ImageSets" / "Main").glob("*.txt")):
+            if split := yolo.SPLITS.get(path.stem):
+                for line in self._read_list(path, split, find):
+                    problem = f"lists {line}, which has no annotation file"
+                    findings.error("split", problem, line, path)
+
+    def _read_list(
+        self, path: Path, split: str, find: Callable[[str, Path], Sequence[Path]]
+    ) -> Iterator[str]:
+        """Take the files that ``find`` gives for the lines of a list into a split, and give the
+        lines for which it gives none."""
+        self.lists.append(path)
+        for line in filter(None, map(str.strip, _composed(formats.read_text(path)).splitlines())):
+            found = find(line, path)
+            for file in found:
+                self.listed[file].add(split)
+            if not found:
+                yield line
+
+    def _listed_image(self, name: str, path: Path) -> Sequence[Path]:
+        try:
+            return [self.images.find([name], path)]
+        except UserError:
+            return []
+
+    def splits(self, image: Path, file: Path | None = None, subset: str = "") -> list[str]:
+        """The splits of an image, which an annotation file may put in a subset: none where lists
+        leave it out."""
+        listed = self.listed.get(image) or self.listed.get(file or image)
+        if listed or self.lists:
+            return sorted(listed or ())
+        words = [subset, *self.images.inside(image)]
+        if file:
+            words += file.relative_to(self.folder).parts
+            stem = re.split("[^a-zA-Z]", file.stem)
+            words = stem * (self.layout == "coco") + words + stem * (self.layout == "csv")
+        words = [re.sub("^obj_(.+)_data$", r"\1", word.lower()) for word in words]
+        return [next((self.words[word] for word in words if word in self.words), "train")]
+
+
+def _match(
+    files: Sequence[Path], read: Callable[[Path], Iterable[Labels]], told: _Told, findings: Findings
+) -> list[tuple[str, Path, Labels, Path]]:
+    """By the path of images: a split, an image in it, what a file says of it, and that file. Of
+    YOLO there are also the images that no file speaks of."""
+    images, found, used = told.images, list[tuple[str, Path, Labels, Path]](), dict[Path, Path]()
+    for file in tqdm(files, desc=told.folder.name, unit="file"):
+        try:
+            for labels in read(file):
+                image = images.find(labels.names, file)
+                if told.layout == "coco" and used.get(image, file) != file:
+                    raise UserError(f"{file}: has {image.name}, as {used[image]}: name one of them")
+                used[image] = file
+                splits = told.splits(image, file, labels.split)
+                found += [(split, image, labels, file) for split in splits]
+                for kind, note in labels.notes.items():
+                    findings.warning(kind, f"{image.name}: {note}", image.name, file)
+        except UserError as error:
+            findings.error("label", error, file.name)
+    for image in sorted(set(images.all) - used.keys()):
+        problem = "no annotation: left out; give it one without objects if nothing is on it"
+        if told.layout == "yolo":
+            splits = told.splits(image)
+            found += [(split, image, Labels((), []), image) for split in splits]
+            problem = "no label file: taken for an image without objects"
+            problem = problem if splits else "in no list of a split: left out"
+        findings.warning("no-label", problem, image.name, image)
+    return sorted(found, key=lambda each: each[1])
+
+
+def _absolute(path: Path) -> Path:
+    """An absolute path without "..", which may lead through links."""
+    return Path(os.path.abspath(path))
 
 
 def _composed(text: str) -> str:
@@ -287,43 +307,48 @@ def _head(file: Path) -> bytes:
 
 def _is_coco(file: Path) -> bool:
     head = _head(file)
-    keys = re.search(rb'"(images|annotations|categories)"\s*:', head)
-    return (
-        head.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"{")
-        and bool(keys)
-        and b'"shapes"' not in head
-    )
+    is_object = head.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"{")
+    has_keys = re.search(rb'"(images|annotations|categories)"\s*:', head)
+    return is_object and bool(has_keys) and b'"shapes"' not in head
+
+
+# Whether files with a format's ending are of that format. Of others, all are.
+HOLDS: dict[str, Callable[[Path], bool]] = {
+    "coco": _is_coco,
+    "labelme": lambda file: not _is_coco(file),
+    "csv": formats.has_box_columns,
+}
 
 
 def _annotation_files(path: Path, layout: str, skip: Path | None) -> list[Path]:
     """A file, or those below a folder that have a format's ending, and boxes by their heads."""
-    files = _files(path, READERS[layout][0], skip)
-    if layout == "coco" or (layout == "labelme" and path.is_dir()):
-        return [file for file in files if file == path or _is_coco(file) is (layout == "coco")]
-    holds = has_box_columns if layout == "csv" else Path.is_file
+    files, holds = _files(path, READERS[layout][0], skip), HOLDS.get(layout, Path.is_file)
     return [file for file in files if file == path or holds(file)]
 
 
 def _detect_format(path: Path, skip: Path | None) -> str:
+    files = _files(path, skip=skip)
+
+    def of(suffix: str) -> list[Path]:
+        return [file for file in files if file.name.lower().endswith(suffix)]
+
     def first_holds(suffix: str, text: bytes) -> bool:
-        files = _files(path, suffix, skip)
-        return bool(files) and text in _head(files[0])
+        return any(text in _head(file) for file in of(suffix)[:1])
 
     cvat = first_holds(".xml", b"<annotations>")
-    files = _files(path, skip=skip)
     labels = [f for f in files if f.suffix == ".txt" and "labels" in f.parts]
     signs = {
         "voc": not cvat and first_holds(".xml", b"<annotation"),
         "labelme": first_holds(".json", b'"shapes"'),
         "cvat": cvat,
-        "csv": bool(_annotation_files(path, "csv", skip)) and bool(_files(path, ".csv", skip)),
+        "csv": bool(_annotation_files(path, "csv", skip)),
         "yolo": bool(labels or any(map(yolo.is_class_list, files)) or yolo.read_description(path)),
     }
     found = [name for name, sign in signs.items() if sign]
-    if not found and any(map(_is_coco, _files(path, ".json", skip))):
+    if not found and any(map(_is_coco, of(".json"))):
         return "coco"
-    if not found and (tables := _files(path, ".csv", skip)):
-        read_annotations("csv", tables[0])  # tells which columns it lacks
+    if not found and (tables := of(".csv")):
+        formats.read_annotations("csv", tables[0])  # tells which columns it lacks
     if len(found) != 1:
         what = " and ".join(found) if found else f"none of {', '.join(READERS)}"
         raise UserError(f"{path}: looks like {what}: say which format it is in by --format")
@@ -337,8 +362,8 @@ def _coco_categories(files: list[Path], findings: Findings) -> dict[str, dict[st
     for file in files:
         coco = read_coco(str(file))
         categories = coco["categories"]
-        used = {coco_id(each, "category_id", "") for each in coco["annotations"]}
-        ids = [each["id"] for each in categories if coco_id(each, "id", "") in used]
+        used = {formats.coco_id(each, "category_id", "") for each in coco["annotations"]}
+        ids = [each["id"] for each in categories if formats.coco_id(each, "id", "") in used]
         roots = root_categories(categories, ids)
         for category in sorted(categories, key=lambda c: (isinstance(c["id"], str), c["id"])):
             if category not in roots:
@@ -347,17 +372,3 @@ def _coco_categories(files: list[Path], findings: Findings) -> dict[str, dict[st
             problem = f"category {root['name']!r}, the supercategory of the others, is left out"
             findings.warning("root-category", problem, root["name"], file)
     return known
-
-
-def _split_lists(lists: Path, files: list[Path], findings: Findings) -> dict[str, list[str]]:
-    """The splits of each stem, by Pascal VOC's lists."""
-    stems = {_composed(file.stem) for file in files}
-    splits: dict[str, list[str]] = {}
-    for path in [p for p in sorted(lists.glob("*.txt")) if p.stem in SPLITS]:
-        for name in filter(None, map(str.strip, _composed(read_text(path)).splitlines())):
-            stem = name if name in stems else Path(name).stem
-            splits.setdefault(stem, []).append(SPLITS[path.stem])
-            if stem not in stems:
-                problem = f"lists {name}, which has no annotation file"
-                findings.error("split", problem, name, path)
-    return splits

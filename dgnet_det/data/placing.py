@@ -1,7 +1,7 @@
 """Boxes of annotation files on the pixels of their images, which may have been resized or turned
 since they were labelled."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,15 +9,16 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_tools
 
-from dgnet_det.data.formats import LabelledObject
-from dgnet_det.data.images import TURNS
+from dgnet_det.data.formats import LabelledObject, Labels
+from dgnet_det.data.images import TURNS, opened, orientation, stored_size, upright_size
+from dgnet_det.data.writing import LabelledImage
 from dgnet_det.errors import UserError
 
 Size = tuple[float, float]  # width and height
 TURNED_BY_90 = (5, 6, 7, 8)  # EXIF's tags
 
 
-class Placement(NamedTuple):
+class _Placement(NamedTuple):
     """How the coordinates in an annotation file become pixels of the image as it is read."""
 
     space: Size  # of the labelled image, in the file's coordinates
@@ -31,15 +32,10 @@ class Placement(NamedTuple):
         x, y = self.scale
         return [min(x0, x1) * x, min(y0, y1) * y, abs(x1 - x0) * x, abs(y1 - y0) * y]
 
-    def point(self, x: float, y: float) -> Size:
-        """A point."""
-        x, y = self._turned(x, y)
-        return x * self.scale[0], y * self.scale[1]
-
     def mask(self, mask: Any, size: tuple[int, int]) -> Any:
         """Polygons, or a run-length encoding, for an image of a size."""
         if isinstance(mask, list):
-            points = ([self.point(*p) for p in zip(m[::2], m[1::2], strict=False)] for m in mask)
+            points = ([self._point(*p) for p in zip(m[::2], m[1::2], strict=False)] for m in mask)
             return [[value for point in polygon for value in point] for polygon in points]
         if isinstance(mask["counts"], list):
             mask = mask_tools.frPyObjects(mask, *mask["size"])
@@ -52,8 +48,12 @@ class Placement(NamedTuple):
     def keypoints(self, values: list[float]) -> Iterator[float]:
         """COCO's x, y and visibility of each, where x and y count pixels."""
         for x, y, seen in zip(values[::3], values[1::3], values[2::3], strict=True):
-            px, py = self.point(x + 0.5, y + 0.5) if seen else (0.5, 0.5)
+            px, py = self._point(x + 0.5, y + 0.5) if seen else (0.5, 0.5)
             yield from (px - 0.5, py - 0.5, seen)
+
+    def _point(self, x: float, y: float) -> Size:
+        x, y = self._turned(x, y)
+        return x * self.scale[0], y * self.scale[1]
 
     def _turned(self, x: float, y: float) -> Size:
         if self.turn not in TURNED_BY_90:
@@ -63,43 +63,43 @@ class Placement(NamedTuple):
 
 
 def place(
-    image: Path, stated: Size | None, stored: Size, upright: Size, tag: int, fractions: bool
-) -> tuple[Placement, str]:
-    """The placement on an image of what a file says of it, and what to tell the user.
-
-    Args:
-        image: its file.
-        stated: the size of the labelled image by the file; None where it tells none.
-        stored, upright: the image's, before and after its EXIF ``tag`` turns it.
-        fractions: whether coordinates are fractions of the labelled image.
+    path: Path, labels: Labels, ids: Mapping[str, int], origin: int
+) -> tuple[LabelledImage, str]:
+    """An image with its objects in pixels, by the ``ids`` of their classes, and what to tell the
+    user. With ``origin`` 1, coordinates count pixels from 1, both ends in the box.
 
     Raises:
-        UserError: the sizes differ by more than one factor and a turn.
+        UserError: the image cannot be read, or its size and the one that is stated differ by more
+            than one factor and a turn.
     """
-    space: Size = (1, 1) if fractions else stated or upright
-    if stated is None or stated == upright:
-        return Placement(space, 1, upright if fractions else (1, 1)), ""
-    turn = 1
-    if tag in TURNED_BY_90 and not similar(stated, upright) and similar(stated, stored):
-        turn = tag
-    elif not similar(stated, upright):
-        raise UserError(
-            f"{image}: {_text(upright)} pixels, but its labels are for a size of {_text(stated)},"
-            " which is not that by one factor: give the images that were labelled, or correct the"
-            " size"
-        )
-    width, height = (space[1], space[0]) if turn > 1 else space
-    told = f"its labels are for a size of {_text(stated)}: turned by its EXIF tag"
-    if turn == 1 or stated != stored:
-        told = f"{told} and scaled" if turn > 1 else f"{told.split(':')[0]}: scaled"
-    return Placement(space, turn, (upright[0] / width, upright[1] / height)), told
+    with opened(path) as image:
+        stored, upright, tag = stored_size(image), upright_size(image), orientation(image)
+    stated, turn, scale, told = labels.size, 1, (1.0, 1.0), ""
+    space: Size = (1, 1) if labels.fractions else stated or upright
+    if stated is not None and stated != upright:
+        if not similar(stated, upright):
+            if tag not in TURNED_BY_90 or not similar(stated, stored):
+                raise UserError(
+                    f"{path}: {_text(upright)} pixels, but its labels are for a size of"
+                    f" {_text(stated)}, which is not that by one factor: give the images that were"
+                    " labelled, or correct the size"
+                )
+            turn = tag
+        changes = ["turned by its EXIF tag"] * (turn > 1)
+        changes += ["scaled"] * (turn == 1 or stated != stored)
+        told = f"its labels are for a size of {_text(stated)}: {' and '.join(changes)}"
+    if told or labels.fractions:
+        width, height = (space[1], space[0]) if turn > 1 else space
+        scale = (upright[0] / width, upright[1] / height)
+    placement, first = _Placement(space, turn, scale), 0 if labels.fractions else origin
+    objects = [_annotation(x, ids[x.name], placement, first, upright) for x in labels.objects]
+    return LabelledImage(path, upright, objects), told
 
 
-def annotation(
-    found: LabelledObject, category_id: int, placement: Placement, origin: int, size: tuple
+def _annotation(
+    found: LabelledObject, category_id: int, placement: _Placement, origin: int, size: tuple
 ) -> dict[str, Any]:
-    """COCO's annotation of an object, without ids. With ``origin`` 1, coordinates are numbers of
-    pixels from 1, both ends in the box."""
+    """COCO's annotation of an object, without ids."""
     left, top, right, bottom = found.ltrb
     box = placement.box((left - origin, top - origin, right, bottom))
     area = box[2] * box[3]

@@ -1,8 +1,6 @@
-"""What describes a YOLO dataset: its classes, and which images are in which split."""
+"""Descriptions of YOLO datasets: their classes, and the folders and lists of each split."""
 
-import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,21 @@ def is_class_list(path: Path) -> bool:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """What describes a dataset: ``path``, or in it the YAML file that has ``names``, or darknet's
-    ``obj.data``. Empty where there is neither.
+    """The content of ``path`` or, in a folder, of the YAML file that has ``names``, else of
+    darknet's ``obj.data``. Empty where there is neither.
 
     Raises:
         UserError: it is no valid YAML.
     """
-    for file in sorted(path.glob("*.y*ml")) if path.is_dir() else [path] * (".y" in path.suffix):
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    for file in [file for file in files if file.suffix in (".yaml", ".yml")]:
         try:
             data = yaml.safe_load(read_text(file))
         except yaml.YAMLError as error:
             raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from error
         if isinstance(data, dict) and "names" in data:
             return data
-    for file in sorted(path.glob("*.data")) if path.is_dir() else [path] * (path.suffix == ".data"):
+    for file in [file for file in files if file.suffix == ".data"]:
         pairs = (line.split("=", 1) for line in read_text(file).splitlines() if "=" in line)
         data = {key.strip(): value.strip() for key, value in pairs}
         return {key: value for key, value in data.items() if key != "names"}
@@ -71,63 +70,23 @@ def class_names(path: Path, data: dict[str, Any], files: Iterable[Path]) -> list
     return [str(name) for name in names]
 
 
-class YoloSplits:
-    """The splits of a dataset's images, by its description, which names folders, or lists of
-    images. A folder or a name in its path that is given to several splits tells nothing.
-
-    Attributes:
-        lists: the files that list images.
-        missing: listed images that are not there, and the list of each.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        data: dict[str, Any],
-        images: Sequence[Path],
-        find: Callable[[Sequence[str], Path], Path],
-    ) -> None:
-        """``find`` gives an image by its names in a file, or raises :class:`UserError`."""
-        given = {k: v for k, v in data.items() if str(k).lower() in SPLITS}
-        if not given:
-            given = {f.stem: f.name for f in folder.glob("*.txt") if _lists_images(f)}
-        self.lists: list[Path] = []
-        self.missing: list[tuple[str, Path]] = []
-        self._listed = defaultdict[Path, set[str]](set)
-        folders, words = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
-        for key, value in given.items():
-            split = SPLITS[str(key).lower()]
-            for entry in _flat(value):
-                place = _locate(folder, str(data.get("path") or ""), entry)
-                if place is None or place.is_dir():
-                    for part in Path(entry.lower().removesuffix(".txt")).parts[-2:]:
-                        words[part].add(split)
-                    if place is not None:
-                        folders[os.path.abspath(place)].add(split)
-                    continue
-                self.lists.append(place)
-                for line in filter(None, map(str.strip, read_text(place).splitlines())):
-                    try:
-                        self._listed[find([line], place)].add(split)
-                    except UserError:
-                        self.missing.append((line, place))
-        for image in images:
-            above = [folder for folder in map(str, Path(os.path.abspath(image)).parents)]
-            nearest = next((folders[f] for f in above if f in folders), set())
-            if len(nearest) == 1:
-                self._listed[image] |= nearest
-        # Names of folders that tell a split, beside those that every dataset has.
-        self.words = {
-            name: next(iter(splits))
-            for name, splits in words.items()
-            if len(splits) == 1 and name not in ("images", "..")
+def described_splits(
+    folder: Path, data: dict[str, Any]
+) -> Iterator[tuple[str, Path | None, set[str]]]:
+    """Each folder or list of images that a description names, or that is called after a split: the
+    split, where it is, if it is there, and the names in its path that may tell the split."""
+    given = {str(key).lower(): value for key, value in data.items() if str(key).lower() in SPLITS}
+    if not given:
+        lists = (file for file in folder.glob("*.txt") if file.stem.lower() in SPLITS)
+        first = {file: read_text(file).split("\n")[0].strip() for file in lists}
+        given = {
+            file.stem.lower(): file.name for file, line in first.items() if is_image(Path(line))
         }
-
-    def of(self, image: Path) -> list[str] | None:
-        """The splits of an image; none where lists leave it out; None where nothing tells."""
-        if image in self._listed or self.lists:
-            return sorted(self._listed.get(image, ()))
-        return None
+    for key, value in given.items():
+        for entry in _flat(value):
+            words = Path(entry.lower().removesuffix(".txt")).parts[-2:]
+            place = _locate(folder, str(data.get("path") or ""), entry)
+            yield SPLITS[key], place, set(words) - {"images", ".."}
 
 
 def _flat(value: Any) -> Iterator[str]:
@@ -137,14 +96,6 @@ def _flat(value: Any) -> Iterator[str]:
             yield from _flat(each)
     elif value:
         yield str(value)
-
-
-def _lists_images(file: Path) -> bool:
-    """Whether a file called after a split has names of images in its lines."""
-    if file.stem.lower() not in SPLITS:
-        return False
-    lines = read_text(file).split("\n")
-    return is_image(Path(lines[0].strip()))
 
 
 def _locate(folder: Path, start: str, entry: str) -> Path | None:
