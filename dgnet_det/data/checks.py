@@ -1,5 +1,6 @@
 """Checks of the user's data: the quick part before training, and all of it with statistics."""
 
+import itertools
 import logging
 import math
 import os
@@ -12,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
 from dgnet_det.config import NUM_CLASSES_KEYS
+from dgnet_det.data import coco
 from dgnet_det.data.anchors import compare_anchors, percentiles
-from dgnet_det.data.coco import forget_files
 from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings
 from dgnet_det.data.image_checks import (
@@ -39,17 +39,13 @@ ENOUGH_MET = 0.9
 
 
 def check_datasets(cfg: CfgNode, names: Sequence[str], *, evaluated: bool = False) -> None:
-    """The quick part of ``tools/check_dataset.py``, in which no image is read. Those ``names`` are
-    for training that are in ``DATASETS.TRAIN``, and for evaluation those in ``DATASETS.TEST``, or
-    all where they are to be ``evaluated``.
-
-    Every name must be registered. Of a dataset in COCO format, its JSON, its folder and its images
-    must exist, its content must be sound, and its number of classes the model's. What may be meant
-    is logged as a warning, and so are images that are in two splits. Datasets of other formats are
-    left to Detectron2.
+    """Check registered datasets in COCO's format without reading an image, and log warnings. Those
+    in ``DATASETS.TRAIN`` are for training, those in ``DATASETS.TEST``, or all where they are to be
+    ``evaluated``, for evaluation. Datasets of other formats are left to Detectron2.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: the first thing that is wrong: a name that is not registered, a JSON, folder or
+            image that is not there, bad content, or a number of classes that is not the model's.
     """
     findings = Findings()
     checked: dict[str, Content] = {}
@@ -64,25 +60,19 @@ def check_datasets(cfg: CfgNode, names: Sequence[str], *, evaluated: bool = Fals
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type") != "coco":
             continue
-        json_file, image_root = metadata.json_file, metadata.image_root
         mend = "set $DETECTRON2_DATASETS to the folder that holds your datasets (else: datasets)"
-        if name == json_file:  # named by its file in the config
+        if name == metadata.json_file:  # named by its file in the config
             mend = "correct DATASETS.TRAIN_JSON, TRAIN_IMAGES, VAL_JSON or VAL_IMAGES"
-        if not PathManager.isfile(json_file):
-            raise UserError(f"{json_file}: no such annotation file of {name}{of_key}: {mend}")
-        if not PathManager.isdir(image_root):
-            raise UserError(f"{image_root}: no such image folder of {name}{of_key}: {mend}")
-        of_file = findings.of_file(json_file)
-        content = check_coco(
-            cfg, of_file, trained="TRAIN" in keys, evaluated=evaluated or "TEST" in keys
-        )
-        check_presence(content.images.values(), image_root, of_file, mend)
+        files = metadata.json_file, metadata.image_root
+        of_file, tested = findings.of_file(files[0]), evaluated or "TEST" in keys
+        missing = f" of {name}{of_key}: {mend}"
+        content = check_coco(cfg, *files, of_file, "TRAIN" in keys, tested, missing)
+        check_presence(content, of_file, mend)
         findings.raise_first_error()
         checked[name] = content
-    for train in cfg.DATASETS.TRAIN:
-        for test in cfg.DATASETS.TEST:
-            if train != test and train in checked and test in checked:
-                _check_pair(train, checked[train], test, checked[test], findings)
+    for train, test in itertools.product(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST):
+        if train != test and train in checked and test in checked:
+            _check_pair(checked[train], checked[test], findings)
     group = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
     for name, content in checked.items():
         if group is not None and len(content.names) != cfg.MODEL[group].NUM_CLASSES:
@@ -90,29 +80,25 @@ def check_datasets(cfg: CfgNode, names: Sequence[str], *, evaluated: bool = Fals
                 f"MODEL.{group}.NUM_CLASSES {cfg.MODEL[group].NUM_CLASSES}: {name} has"
                 f" {len(content.names)} categories: set the key to that number"
             )
-    forget_files()
+    coco.forget_files()
     for finding in findings.of("warning"):
         logging.getLogger(__name__).warning(finding.line())
 
 
-def _check_pair(train: str, ours: Content, test: str, theirs: Content, findings: Findings) -> None:
-    """Check a test set against a training set. A run may be meant to learn its test images, to see
-    whether it learns at all."""
-    a, b = MetadataCatalog.get(train), MetadataCatalog.get(test)
-    of_file = findings.of_file(b.json_file)
-    compare_categories(a.json_file, ours, theirs, of_file)
+def _check_pair(train: Content, test: Content, findings: Findings) -> None:
+    """Check a test set against a training set. Images in both are a warning: a run may be meant to
+    learn its test images, to see whether it learns at all."""
+    of_file = findings.of_file(test.json_file)
+    compare_categories(train, test, of_file)
     findings.raise_first_error()
-    for path in sorted(_paths(a.image_root, ours) & _paths(b.image_root, theirs)):
+    for path in sorted(train.paths() & test.paths()):
         problem = f"{path} is in the training set too: {LEARNED_BY_HEART}"
         of_file.warning("shared-image", problem, path)
 
 
 class Inspected(NamedTuple):
-    """A dataset whose images were read: its JSON file and image folder, what is sound of the file,
-    and the images that decode, by file name."""
+    """What is sound of a dataset's file, and its images that decode, by file name."""
 
-    json_file: str
-    image_root: str
     content: Content
     files: dict[str, ImageFile]
 
@@ -134,53 +120,43 @@ def inspect(
         the training boxes; None where boxes are wrong or missing).
     """
     findings = Findings()
-    first = _look(cfg, *train, findings, trained=True, evaluated=val is None)
-    second = _look(cfg, *val, findings, trained=False, evaluated=True) if val else None
+    splits: dict[str, Inspected] = {}
+    for key, files in {"train": train, "val": val}.items():
+        if files is None:
+            continue
+        of_file, evaluated = findings.of_file(files[0]), key == "val" or val is None
+        try:
+            content = check_coco(cfg, *files, of_file, key == "train", evaluated)
+        except UserError as error:
+            of_file.error("unreadable", error)
+            continue
+        images = check_files(check_presence(content, of_file), files[1], of_file)
+        splits[key] = Inspected(content, images)
     wrong = {finding.kind for finding in findings.of("error")}
-    if first and second:
-        of_val = findings.of_file(second.json_file)
+    if len(splits) == 2:
+        first, second = splits.values()
+        of_val = findings.of_file(second.content.json_file)
         if not any("category-" in kind for kind in wrong):
-            compare_categories(first.json_file, first.content, second.content, of_val)
-        compare_images(first.json_file, first.files, second.files, of_val)
+            compare_categories(first.content, second.content, of_val)
+        compare_images(first.content.json_file, first.files, second.files, of_val)
     anchors = None
-    if first:
-        boxes, image_sizes = first.content.usable().boxes()
+    if "train" in splits:
+        usable = splits["train"].content.usable()
+        boxes, image_sizes = usable.boxes()
         whole = (boxes[:, 2:] > 0).all(axis=1)
         if whole.any() and not any("bbox" in kind for kind in wrong):
             anchors = compare_anchors(cfg, boxes[whole], image_sizes[whole])
-        _check_training(first, anchors, findings.of_file(first.json_file))
-    splits = [split for split in (first, second) if split]
+        _check_training(usable, anchors, findings.of_file(train[0]))
     found = {
         f"{severity}s": [vars(each) | {"line": each.line()} for each in findings.of(severity)]
         for severity in ("error", "warning")
     }
-    return found | {"datasets": [describe(split, splits) for split in splits], "anchors": anchors}
+    listed = {path for split in splits.values() for path in split.content.paths()}
+    datasets = [describe(split, listed) for split in splits.values()]
+    return found | {"datasets": datasets, "anchors": anchors}
 
 
-def _look(
-    cfg: CfgNode,
-    json_file: str,
-    image_root: str,
-    findings: Findings,
-    *,
-    trained: bool,
-    evaluated: bool,
-) -> Inspected | None:
-    """All checks of one dataset; None if its file cannot be read."""
-    of_file = findings.of_file(json_file)
-    try:
-        if not os.path.isdir(image_root):
-            raise UserError(f"{image_root}: no such image folder")
-        content = check_coco(cfg, of_file, trained=trained, evaluated=evaluated)
-    except UserError as error:
-        of_file.error("unreadable", error)
-        return None
-    present = check_presence(content.images.values(), image_root, of_file)
-    files = check_files(present, image_root, of_file)
-    return Inspected(json_file, image_root, content, files)
-
-
-def _check_training(split: Inspected, anchors: dict[str, Any] | None, findings: Findings) -> None:
+def _check_training(usable: Content, anchors: dict[str, Any] | None, findings: Findings) -> None:
     """Warn where anchors meet few boxes, and where classes have few."""
     if anchors and anchors["config"]["meet"] < ENOUGH_MET:
         better = anchors["suggested"]
@@ -189,16 +165,16 @@ def _check_training(split: Inspected, anchors: dict[str, Any] | None, findings: 
             mend = f"{better['override']} would meet {better['meet']:.0%}"
         problem = f"the config's anchors meet {anchors['config']['meet']:.0%} of the boxes: {mend}"
         findings.warning("anchors", problem)
-    counts = Counter(name for name, _ in split.content.usable().class_and_image())
+    counts = Counter(name for name, _ in usable.class_and_image())
     for name, count in reversed(counts.most_common()):
         if count < FEW_BOXES:
             problem = f"category {name!r} has {count} boxes to learn from"
             findings.warning("few-boxes", problem, name)
 
 
-def describe(split: Inspected, splits: Sequence[Inspected]) -> dict[str, Any]:
-    """Statistics of a dataset, boxes marked as crowds left out. Images of its folder that none of
-    ``splits`` lists are counted."""
+def describe(split: Inspected, listed: set[str]) -> dict[str, Any]:
+    """Statistics of a dataset, boxes marked as crowds left out. Images of its folder whose paths
+    are not ``listed`` are counted."""
     content = split.content.usable()
     boxes, _ = content.boxes()
     objects = content.class_and_image()
@@ -208,11 +184,10 @@ def describe(split: Inspected, splits: Sequence[Inspected]) -> dict[str, Any]:
     sides = np.sqrt(boxes[:, 2:].clip(0).prod(axis=1))
     by_size = np.histogram(sides, [0, SMALL, LARGE, np.inf])[0]
     positive = boxes[(boxes[:, 2:] > 0).all(axis=1)]
-    listed = {path for each in splits for path in _paths(each.image_root, each.content)}
-    there = Path(split.image_root).rglob("*")
+    there = Path(content.image_root).rglob("*")
     return {
-        "json": split.json_file,
-        "image_folder": split.image_root,
+        "json": content.json_file,
+        "image_folder": content.image_root,
         "images": len(content.images),
         "images_with_boxes": len(per_image),
         "images_not_listed": sum(is_image(f) and os.path.abspath(f) not in listed for f in there),
@@ -236,9 +211,3 @@ def describe(split: Inspected, splits: Sequence[Inspected]) -> dict[str, Any]:
             for name in content.names.values()
         ],
     }
-
-
-def _paths(image_root: str, content: Content) -> set[str]:
-    """Where the images of a dataset are, as absolute paths."""
-    names = (image["file_name"] for image in content.images.values())
-    return {os.path.abspath(os.path.join(image_root, name)) for name in names}

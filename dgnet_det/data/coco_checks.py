@@ -4,28 +4,19 @@ image is opened."""
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 from pydantic import BaseModel
 
-from dgnet_det.data.coco import (
-    ALONE,
-    IMPORT_MENDS,
-    CategoryEntry,
-    ImageEntry,
-    annotation_model,
-    form_problem,
-    keypoint_pairs,
-    lacks_corners,
-    read_coco,
-    root_categories,
-    rotation,
-)
+from dgnet_det.data import coco
+from dgnet_det.data.coco import IMPORT_MENDS
 from dgnet_det.data.findings import Findings
+from dgnet_det.errors import UserError
 
 # Pixels by which a box may reach over its image's edge, as labelling tools round.
 EDGE_TOLERANCE = 1.0
@@ -39,9 +30,16 @@ class Content(NamedTuple):
     """What is sound of a file: entries of 'images' by id, names of categories by id, in the order
     of a model's outputs, and entries of 'annotations'."""
 
+    json_file: str
+    image_root: str
     images: dict[int, dict[str, Any]]
     names: dict[int, str]
     annotations: list[dict[str, Any]]
+
+    def paths(self) -> set[str]:
+        """Where the images are, as absolute paths."""
+        names = (image["file_name"] for image in self.images.values())
+        return {os.path.abspath(os.path.join(self.image_root, name)) for name in names}
 
     def usable(self) -> "Content":
         """Without crowds, which training and evaluation leave out."""
@@ -60,23 +58,33 @@ class Content(NamedTuple):
         return [(self.names[a["category_id"]], a["image_id"]) for a in self.annotations]
 
 
-def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bool) -> Content:
-    """Check the content of the COCO JSON file of ``findings``, for what it will be used for, by a
-    model that may want masks or keypoints.
+def check_coco(
+    cfg: CfgNode,
+    json_file: str,
+    image_root: str,
+    findings: Findings,
+    trained: bool,
+    evaluated: bool,
+    missing: str = "",
+) -> Content:
+    """Check the content of a COCO JSON file, for what it will be used for, by a model that may want
+    masks or keypoints.
 
     Raises:
-        UserError: as :func:`read_coco`.
+        UserError: as :func:`read_coco`; the file or the image folder is not there, of which
+            ``missing`` says more.
     """
-    models = [annotation_model(cfg, evaluated, crowd) for crowd in (False, True)]
-
-    def model_of(entry: Any) -> type[BaseModel]:
-        return models[isinstance(entry, dict) and entry.get("iscrowd") == 1]
-
-    coco = read_coco(findings.file)
-    images = _by_id("image", coco["images"], lambda _: ImageEntry, findings)
-    categories = _by_id("category", coco["categories"], lambda _: CategoryEntry, findings)
-    used = {entry.get("category_id") for entry in coco["annotations"] if isinstance(entry, dict)}
-    roots = root_categories(list(categories.values()), used)
+    if not PathManager.isfile(json_file):
+        raise UserError(f"{json_file}: no such annotation file{missing}")
+    if not PathManager.isdir(image_root):
+        raise UserError(f"{image_root}: no such image folder{missing}")
+    lists = coco.read_coco(json_file)
+    models = [coco.annotation_model(cfg, evaluated, crowd) for crowd in (False, True)]
+    images = _by_id("image", lists["images"], [coco.ImageEntry] * 2, findings)
+    categories = _by_id("category", lists["categories"], [coco.CategoryEntry] * 2, findings)
+    entries = [entry for entry in lists["annotations"] if isinstance(entry, dict)]
+    used = {entry.get("category_id") for entry in entries}
+    roots = coco.root_categories(list(categories.values()), used)
     _check_names(images, [c for c in categories.values() if c not in roots], findings)
     for root in roots:
         problem = (
@@ -87,69 +95,70 @@ def check_coco(cfg: CfgNode, findings: Findings, *, trained: bool, evaluated: bo
         findings.warning("root-category", problem, root["name"])
     if cfg.MODEL.KEYPOINT_ON:
         named = next((c["keypoints"] for c in categories.values() if c.get("keypoints")), ())
-        if alone := keypoint_pairs(list(map(str, named)))[1]:
-            findings.warning("keypoint-sides", ALONE.format(", ".join(alone)))
-    if trained and not coco["annotations"]:
+        if alone := coco.keypoint_pairs(list(map(str, named)))[1]:
+            findings.warning("keypoint-sides", coco.ALONE.format(", ".join(alone)))
+    if trained and not lists["annotations"]:
         findings.error("no-annotations", "no annotations to train on")
     listed = {
-        group: {str(entry.get("id")) for entry in coco[group] if isinstance(entry, dict)}
-        for group in ("images", "categories")
+        key: {str(entry.get("id")) for entry in lists[key] if isinstance(entry, dict)}
+        for key in ("images", "categories")
     }
-    entries = _by_id("annotation", coco["annotations"], model_of, findings)
     annotations = []
-    for identity, annotation in entries.items():
+    for identity, annotation in _by_id(
+        "annotation", lists["annotations"], models, findings
+    ).items():
         for key, group in (("image_id", "images"), ("category_id", "categories")):
             if str(annotation[key]) not in listed[group]:
-                problem = f"annotation {identity}: {key} {annotation[key]} is not in {group!r}"
-                findings.error(f"unknown-{key}", problem, identity)
+                problem = f"{key} {annotation[key]} is not in {group!r}"
+                findings.error(f"unknown-{key}", problem, identity, noun="annotation")
         # What is wrong with an image or a category that is listed has been told.
-        if annotation["image_id"] in images and annotation["category_id"] in categories:
-            annotations.append(annotation)
-            _check_mask(cfg, annotation, images[annotation["image_id"]], trained, findings)
-            if rotation(annotation) % 180:
-                problem = (
-                    f"annotation {identity}: its bbox is to be turned by its rotation of"
-                    f" {rotation(annotation):g}°: {IMPORT_MENDS} has the upright box around it"
-                )
-                findings.error("bbox-rotation", problem, identity)
+        if annotation["image_id"] not in images or annotation["category_id"] not in categories:
+            continue
+        annotations.append(annotation)
+        _check_mask(cfg, annotation, images[annotation["image_id"]], trained, findings)
+        if (degrees := coco.rotation(annotation)) % 180:
+            problem = f"its bbox is to be turned by its rotation of {degrees:g}°"
+            problem += f": {IMPORT_MENDS} has the upright box around it"
+            findings.error("bbox-rotation", problem, identity, noun="annotation")
     names = {identity: categories[identity]["name"] for identity in sorted(categories)}
-    content = Content(images, names, annotations)
+    content = Content(json_file, image_root, images, names, annotations)
     if annotations:
         _check_boxes(content, findings)
         _check_use(cfg, content, findings, trained)
     return content
 
 
-def compare_categories(train: str, trained: Content, val: Content, findings: Findings) -> None:
+def compare_categories(train: Content, val: Content, findings: Findings) -> None:
     """Check that the validation set, whose file is that of ``findings``, has the classes of the
-    file ``train`` in their order."""
-    pairs = zip_longest(trained.names.values(), val.names.values(), fillvalue="missing")
+    training set in their order."""
+    pairs = zip_longest(train.names.values(), val.names.values(), fillvalue="missing")
     for number, (ours, theirs) in enumerate(pairs, 1):
         if ours != theirs:
             problem = (
-                f"not the categories of {train}: class {number} by id is {theirs}, there {ours}:"
-                " give both one list"
+                f"not the categories of {train.json_file}: class {number} by id is {theirs},"
+                f" there {ours}: give both one list"
             )
             findings.error("categories-differ", problem, theirs)
 
 
 def _by_id(
-    noun: str, entries: list[Any], model_of: Callable[[Any], type[BaseModel]], findings: Findings
+    noun: str, entries: list[Any], models: Sequence[type[BaseModel]], findings: Findings
 ) -> dict[int, dict[str, Any]]:
-    """The entries of a list that are of their form, by id."""
+    """The entries of a list that are as their model says, by id: the first of ``models``, or of
+    crowds the second."""
     sound: dict[int, dict[str, Any]] = {}
     for number, entry in enumerate(entries, 1):
         known = entry if isinstance(entry, dict) else {}
         key = next((key for key in ("file_name", "name", "id") if key in known), "")
         name = known.get(key, f"number {number}")
-        if problem := form_problem(model_of(entry), entry):
-            findings.error(f"{noun}-{problem[0]}", f"{noun} {name}: {problem[1]}", name)
+        if problem := coco.form_problem(models[known.get("iscrowd") == 1], entry):
+            findings.error(f"{noun}-{problem[0]}", problem[1], name, noun=noun)
             continue
         # Detectron2 refuses these too, but for the old COCO minival, which is known to have some.
         if entry["id"] in sound and "minival" not in findings.file:
-            twice = f"{noun} {name}: another one has id {entry['id']} too"
+            twice = f"another one has id {entry['id']} too"
             twice += f": {IMPORT_MENDS} has new ids" if noun == "annotation" else ""
-            findings.error(f"duplicate-{noun}-id", twice, name)
+            findings.error(f"duplicate-{noun}-id", twice, name, noun=noun)
         sound[entry["id"]] = entry
     return sound
 
@@ -169,30 +178,23 @@ def _check_names(
 
 
 def _check_mask(
-    cfg: CfgNode,
-    annotation: dict[str, Any],
-    image: dict[str, Any],
-    trained: bool,
-    findings: Findings,
+    cfg: CfgNode, entry: dict[str, Any], image: dict[str, Any], trained: bool, findings: Findings
 ) -> None:
-    """Check what its model does not: corners, and the size of run-length encodings."""
-    mask, size = annotation.get("segmentation"), (image["width"], image["height"])
-    where = f"annotation {annotation['id']}"
+    """Check an annotation's polygons for corners, and the size of its run-length encoding."""
+    mask, size = entry.get("segmentation"), (image["width"], image["height"])
     if isinstance(mask, list):
-        if lacks_corners(annotation):
-            problem = (
-                f"{where}: its 'segmentation' has no polygon of three corners: training leaves it"
-                f" out, box and all; {IMPORT_MENDS} has its box alone"
-            )
-            findings.warning("mask-corners", problem, annotation["id"])
+        if coco.lacks_corners(entry):
+            problem = "its 'segmentation' has no polygon of three corners: training leaves it out,"
+            problem += f" box and all; {IMPORT_MENDS} has its box alone"
+            findings.warning("mask-corners", problem, entry["id"], noun="annotation")
     elif mask is None or not cfg.MODEL.MASK_ON:
         return
     elif tuple(mask["size"][::-1]) != size or not fills(mask):
-        problem = f"{where}: its mask does not fill the image of {size[0]} × {size[1]}"
-        findings.error("mask", problem, annotation["id"])
-    elif trained and cfg.INPUT.MASK_FORMAT == "polygon" and not annotation.get("iscrowd"):
-        problem = f"{where}: its mask is no polygon: set INPUT.MASK_FORMAT bitmask"
-        findings.error("mask-format", problem, annotation["id"])
+        problem = f"its mask does not fill the image of {size[0]} × {size[1]}"
+        findings.error("mask", problem, entry["id"], noun="annotation")
+    elif trained and cfg.INPUT.MASK_FORMAT == "polygon" and not entry.get("iscrowd"):
+        problem = "its mask is no polygon: set INPUT.MASK_FORMAT bitmask"
+        findings.error("mask-format", problem, entry["id"], noun="annotation")
 
 
 def fills(mask: dict[str, Any]) -> bool:
@@ -234,22 +236,18 @@ def _check_boxes(content: Content, findings: Findings) -> None:
         findings.error("bbox-normalised", problem)
         return
     over = ~in_image(x, y, x + w, y + h)
-    if over.mean() > OVERREACHING_SHARE:
-        forms = {
-            "[x1, y1, x2, y2]": in_image(x, y, w, h) & (x < w) & (y < h),
-            "[centre x, centre y, width, height]": in_image(
-                x - w / 2, y - h / 2, x + w / 2, y + h / 2
-            ),
-        }
-        for form, fitting in forms.items():
-            if fitting.all():
-                problem = (
-                    f"{over.sum()} of {len(over)} boxes reach out of their image as [x, y, width,"
-                    f" height], such as {_text(boxes[over][0])}, and all fit as {form}:"
-                    " convert them"
-                )
-                findings.error("bbox-format", problem)
-                return
+    centred = in_image(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+    for form, fitting in (
+        ("[x1, y1, x2, y2]", in_image(x, y, w, h) & (x < w) & (y < h)),
+        ("[centre x, centre y, width, height]", centred),
+    ):
+        if over.mean() > OVERREACHING_SHARE and fitting.all():
+            problem = (
+                f"{over.sum()} of {len(over)} boxes reach out of their image as [x, y, width,"
+                f" height], such as {_text(boxes[over][0])}, and all fit as {form}: convert them"
+            )
+            findings.error("bbox-format", problem)
+            return
     outside = (x + w < 0) | (y + h < 0) | (x > width - 1) | (y > height - 1)
     add, warn = findings.error, findings.warning
     told = np.zeros(len(over), bool)
@@ -260,9 +258,8 @@ def _check_boxes(content: Content, findings: Findings) -> None:
         ("bbox-over-edge", over, warn, "reaches over its image of {:g} × {:g}: training clips it"),
     ):
         for k in np.flatnonzero(wrong & ~told):
-            identity = content.annotations[k]["id"]
             problem = f"bbox {_text(boxes[k])} {text.format(*image_sizes[k])}"
-            report(kind, f"annotation {identity}: {problem}", identity)
+            report(kind, problem, content.annotations[k]["id"], noun="annotation")
         told |= wrong
 
 
@@ -275,12 +272,12 @@ def _check_use(cfg: CfgNode, content: Content, findings: Findings, trained: bool
     that are given twice."""
     usable = content.usable()
     if trained:
-        sound = [a for a in usable.annotations if not lacks_corners(a)]
+        sound = [a for a in usable.annotations if not coco.lacks_corners(a)]
         usable = usable._replace(annotations=sound)
     objects = usable.class_and_image()
     if trained and not objects:
         problem = "every object has iscrowd 1"
-        if any(map(lacks_corners, content.annotations)):
+        if any(map(coco.lacks_corners, content.annotations)):
             problem += f" or lacks polygons of three corners: {IMPORT_MENDS} has boxes alone"
         findings.error("no-annotations", f"nothing to train on: {problem}")
     classes, images = ({each[k] for each in objects} for k in (0, 1))
@@ -300,7 +297,6 @@ def _check_use(cfg: CfgNode, content: Content, findings: Findings, trained: bool
     for annotation in content.annotations:
         box = (annotation["image_id"], annotation["category_id"], *annotation["bbox"])
         if box in seen:
-            identity = annotation["id"]
-            problem = f"annotation {identity}: its image has the same box of the same class twice"
-            findings.warning("duplicate-box", problem, identity)
+            problem = "its image has the same box of the same class twice"
+            findings.warning("duplicate-box", problem, annotation["id"], noun="annotation")
         seen.add(box)

@@ -39,19 +39,26 @@ class Findings:
         return Findings(file, self)
 
     def _add(
-        self, severity: str, kind: str, problem: Any, case: Any = "", where: Any = None
+        self,
+        severity: str,
+        kind: str,
+        problem: Any,
+        case: Any = "",
+        where: Any = None,
+        noun: str = "",
     ) -> None:
-        told = (
-            str(problem) if isinstance(problem, UserError) else f"{where or self.file}: {problem}"
-        )
+        told = str(problem)
+        if not isinstance(problem, UserError):
+            told = f"{where or self.file}: {f'{noun} {case}: ' if noun else ''}{problem}"
         first = Finding(severity, kind, " ".join(told.split()))
         finding = self._found.setdefault((self.file, kind), first)
         finding.count += 1
         if len(finding.cases) < NUM_CASES_NAMED and str(case):
             finding.cases.append(str(case))
 
-    # Add a case of a kind. Of the problem, what is wrong and how to mend it, or an exception that
-    # says this, only the first case's is kept. ``where`` is the file to look at, if it is another.
+    # Add a case of a kind. Only the first case's problem is kept: what is wrong and how to mend it,
+    # or an exception that says this. It starts with the file, or ``where`` if that is another, and
+    # with the case, if there is a ``noun`` for it.
     error = partialmethod(_add, "error")
     warning = partialmethod(_add, "warning")
 

@@ -12,19 +12,11 @@ from typing import Any, NamedTuple
 from detectron2.utils.file_io import PathManager
 from tqdm.contrib.concurrent import thread_map
 
+from dgnet_det.data import images
 from dgnet_det.data.coco import IMPORT_MENDS
+from dgnet_det.data.coco_checks import Content
 from dgnet_det.data.depth import advice
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.images import (
-    ANIMATION,
-    decode,
-    is_animation,
-    is_deep,
-    opened,
-    orientation,
-    stored_size,
-    upright_size,
-)
 from dgnet_det.data.placing import similar
 from dgnet_det.errors import UserError
 
@@ -49,11 +41,9 @@ class ImageFile(NamedTuple):
     digest: str  # of its bytes
 
 
-def check_presence(
-    images: Collection[dict[str, Any]], image_root: str, findings: Findings, mend: str = ""
-) -> list[dict[str, Any]]:
-    """Check that the files of sound entries of 'images' exist, by one listing of each folder that
-    they are in, and return those whose file exists. ``findings`` are those of the JSON file."""
+def check_presence(content: Content, findings: Findings, mend: str = "") -> list[dict[str, Any]]:
+    """Check that images exist, by one listing of each folder that they are in, and return the
+    entries of those that do. ``findings`` are those of the JSON file."""
 
     @cache
     def listing(folder: str) -> set[str]:
@@ -64,10 +54,10 @@ def check_presence(
         stem = Path(re.split(r"[\\/]", name)[-1]).stem
         return unicodedata.normalize("NFC", stem).lower()
 
-    there = {plain(name): name for name in listing(image_root)}
+    there = {plain(name): name for name in listing(content.image_root)}
     present = []
-    for image in images:
-        where = os.path.join(image_root, image["file_name"])
+    for image in content.images.values():
+        where = os.path.join(content.image_root, image["file_name"])
         folder, name = os.path.split(where)
         if name in listing(folder):
             present.append(image)
@@ -83,17 +73,17 @@ def check_presence(
 
 
 def check_files(
-    images: Collection[dict[str, Any]], image_root: str, findings: Findings
+    entries: Collection[dict[str, Any]], image_root: str, findings: Findings
 ) -> dict[str, ImageFile]:
-    """Decode the files that :func:`check_presence` returned and check what is in them. Those that
+    """Decode the images that :func:`check_presence` returned, check them and return those that
     decode, by file name. Shows its progress."""
-    paths = {image["file_name"]: os.path.join(image_root, image["file_name"]) for image in images}
-    files: dict[str, ImageFile] = {}
-    first_with: dict[str, str] = {}
+    paths = {entry["file_name"]: os.path.join(image_root, entry["file_name"]) for entry in entries}
     read = thread_map(read_image_file, paths.values(), desc="images", unit="image")
     found = dict(zip(paths, read, strict=True))
-    for image in images:
-        name = image["file_name"]
+    files: dict[str, ImageFile] = {}
+    first_with: dict[str, str] = {}
+    for entry in entries:
+        name = entry["file_name"]
         path, file = paths[name], found[name]
         if isinstance(file, UserError):
             findings.error("undecodable-image", file, name)
@@ -101,13 +91,12 @@ def check_files(
         files[name] = file
         for kind, problem in file.odd.items():
             findings.warning(kind, problem, name, path)
-        stated = width, height = image["width"], image["height"]
-        if stated != file.upright_size:
-            w, h = file.upright_size
-            turned = " before its EXIF tag turns it" if stated == file.stored_size else ""
-            problem = f"{w} × {h} pixels, but width and height say {width} × {height}{turned}"
+        stated, size = (entry["width"], entry["height"]), file.upright_size
+        if stated != size:
+            problem = "{} × {} pixels, but width and height say {} × {}".format(*size, *stated)
+            problem += " before its EXIF tag turns it" * (stated == file.stored_size)
             mend = "give the images that were labelled, or correct the size"
-            if similar(stated, file.upright_size) or similar(stated, file.stored_size):
+            if similar(stated, size) or similar(stated, file.stored_size):
                 mend = f"{IMPORT_MENDS} turns or scales its boxes to fit"
             findings.error("image-size", f"{problem}: {mend}", name, path)
         twin = first_with.setdefault(file.digest, name)
@@ -124,16 +113,16 @@ def read_image_file(path: str) -> ImageFile | UserError:
     """Decode an image file; what is wrong with it where that fails."""
     odd: dict[str, str] = {}
     try:
-        with opened(path, deep=True) as image:
-            deep = is_deep(image)  # before its EXIF tags are read, which decodes some PNGs
-            if orientation(image) != 1:
+        with images.opened(path, deep=True) as image:
+            deep = images.is_deep(image)  # before its EXIF tags are read, which decodes some PNGs
+            if images.orientation(image) != 1:
                 odd["image-turned"] = "its EXIF tag turns it: see that boxes fit the turned image"
             if image.mode in ODD_MODES:
                 odd[f"image-mode-{image.mode}"] = ODD_MODES[image.mode]
-            if is_animation(image):
-                odd["image-animation"] = ANIMATION
-            stored, upright = stored_size(image), upright_size(image)
-            decode(image, path)
+            if images.is_animation(image):
+                odd["image-animation"] = images.ANIMATION
+            stored, upright = images.stored_size(image), images.upright_size(image)
+            images.decode(image, path)
     except UserError as error:
         return error
     with PathManager.open(path, "rb") as file:
@@ -144,9 +133,9 @@ def read_image_file(path: str) -> ImageFile | UserError:
 def compare_images(
     train_path: str, train: dict[str, ImageFile], val: dict[str, ImageFile], findings: Findings
 ) -> None:
-    """Check that what :func:`check_files` returned for two sets has no image in common, by content,
-    and none of one name that may be the same saved anew. ``findings`` are those of the validation
-    set, ``train_path`` is the JSON file of the other."""
+    """Check that two sets, as :func:`check_files` returned them, have no image in common, by
+    content, and none of one name that may be the same saved anew. ``findings`` are those of the
+    validation set, ``train_path`` is the other's JSON file."""
     trained = {file.digest: name for name, file in train.items()}
     names = {os.path.basename(name): name for name in train}
     for name, file in val.items():
@@ -155,8 +144,6 @@ def compare_images(
             problem = f"{name} is the same image as {trained[file.digest]} of {train_path}"
             findings.error("shared-image", f"{problem}: {LEARNED_BY_HEART}", name)
         elif namesake is not None:
-            problem = (
-                f"{name} has the name of {namesake} of {train_path}, and other bytes: see that it"
-                " is not the same picture saved anew"
-            )
+            problem = f"{name} has the name of {namesake} of {train_path}, and other bytes"
+            problem += ": see that it is not the same picture saved anew"
             findings.warning("shared-name", problem, name)
