@@ -12,7 +12,7 @@ from torch import nn
 
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.observation import dynamic_graphs, record_decisions
 
 
 def test_without_detectron2_the_import_says_how_to_install_it() -> None:
@@ -50,7 +50,7 @@ def test_a_traced_detector_follows_a_second_image() -> None:
     second = [{"image": torch.randint(0, 40, (3, 128, 96)).float()}]
     infer = partial(type(model).inference, do_postprocess=False)
     adapter = TracingAdapter(model, first, inference_func=infer)
-    with torch.no_grad(), record_edge_weights(model) as weights:
+    with torch.no_grad(), record_decisions(model) as weights:
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
         opened = [w.value.ne(0) for w in weights.values()]
         (expected,) = model.inference(second, do_postprocess=False)

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.export.exported import load_detector
     from dgnet_det.export.predictor import Detector, load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
-    from dgnet_det.modeling.observation import dynamic_graphs, routed_stages
+    from dgnet_det.modeling.observation import check_decides
     from dgnet_det.utils.files import make_folder, write_json
     from dgnet_det.utils.pictures import picture_paths
     from dgnet_det.utils.videos import SUFFIX, VIDEO_SUFFIXES, is_video
@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimize_for_inference(predictor.model)
         names = args.dataset, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST
         metadata = MetadataCatalog.get(next(filter(None, names), ""))
-        if args.wiring and not (dynamic_graphs(predictor.model) or routed_stages(predictor.model)):
-            raise UserError("MODEL.DGNET.EDGE_WEIGHTS none: a plain network has no graphs to draw")
+        if args.wiring:
+            check_decides(predictor.model)
     options = {"confidence": args.confidence, "graphs": args.wiring, "metadata": metadata}
 
     report: dict[str, Any] = {

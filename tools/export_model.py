@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_predictor,
         same_detections,
     )
-    from dgnet_det.modeling.observation import record_choices, record_edge_weights
+    from dgnet_det.modeling.observation import record_decisions
     from dgnet_det.utils.files import write_json, written_whole
 
     device = ["MODEL.DEVICE", "cpu"] if args.format == "onnx" else []
@@ -92,13 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_detector(predictor, example, temporary)
         exported = load_detector(temporary)
         for name, image in images.items():
-            model = predictor.model
-            with record_edge_weights(model) as edge_weights, record_choices(model) as choices:
+            with record_decisions(predictor.model) as decisions:
                 compared = compare_detections(predictor, exported, image)
             comparisons[name] = compared
-            decided = [w.value for w in edge_weights.values()]
-            decided += [c.value for c in choices.values()]
-            alphas.append([x for values in decided for x in values.flatten().tolist()])
+            alphas.append([x for d in decisions.values() for x in d.value.flatten().tolist()])
             apart = ", ".join(f"{key} {value:.2g}" for key, value in compared.differences.items())
             print(
                 f"[{len(comparisons)}/{len(images)}] {name}: {compared.expected} detections,"

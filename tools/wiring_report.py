@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.export.demo import annotate
     from dgnet_det.export.predictor import load_predictor
     from dgnet_det.modeling.folding import optimize_for_inference
-    from dgnet_det.modeling.observation import dynamic_graphs, routed_stages
+    from dgnet_det.modeling.observation import check_decides, routed_stages
     from dgnet_det.utils.files import check_writable, write_json, written_whole
 
     if args.examples < 1:
@@ -66,10 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_cfg_with_data(args.config_file, with_own_weights(args.config_file, args.opts))
     images = arguments.chosen_images(cfg, args, evaluated=True)
     predictor = load_predictor(cfg, args.dataset or "", allow_untrained=True)
-    routed = bool(routed_stages(predictor.model))
-    if not routed and not dynamic_graphs(predictor.model):
-        raise UserError(f"{args.config_file}: the plain network has no wiring to report")
     model, cfg = predictor.model, predictor.cfg
+    check_decides(model)
+    routed = bool(routed_stages(model))
     optimize_for_inference(model)
 
     interventions: dict[str, Any] = {"not_tested": "AP needs annotations: give --dataset"}

@@ -22,7 +22,7 @@ from dgnet_det.modeling.counting import Counts, operator_counts, symbolic_counts
 from dgnet_det.modeling.observation import (
     dgnet_of,
     dynamic_graphs,
-    record_edge_weights,
+    record_decisions,
     routed_stages,
 )
 
@@ -123,7 +123,7 @@ class ImageCounter:
         if size not in self._all_open:
             self._all_open[size] = backbone_counts(backbone, size)
         # Without gradients, a prepared graph's sums are matrix products and would be counted twice.
-        with record_edge_weights(backbone) as edge_weights, torch.enable_grad():
+        with record_decisions(backbone) as edge_weights, torch.enable_grad():
             ran = operator_counts(backbone, batch)[""]
         opened = {name: w.learned & w.weight[0].ne(0) for name, w in edge_weights.items()}
         ran = ran.plus_macs(weighted_sums(backbone, size, opened))
@@ -138,7 +138,7 @@ def weighted_sums(
     weighted and open."""
     total = 0
     for name, (stage, in_size, out_size) in stage_sizes(backbone, size).items():
-        if name in edges:
+        if isinstance(stage, DynamicGraph):
             # Edge 0 → 1 carries the raw input; every other edge a tensor of the output's shape.
             raw = int(edges[name][1, 0])
             others = int(edges[name].sum()) - raw

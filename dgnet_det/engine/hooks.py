@@ -16,8 +16,7 @@ from dgnet_det.modeling.observation import (
     dgnet_of,
     dynamic_graphs,
     graph_statistics,
-    record_choices,
-    record_edge_weights,
+    record_decisions,
     routed_stages,
 )
 from dgnet_det.utils.curves import draw_curves, read_metrics
@@ -72,10 +71,9 @@ class RoutingSchedule(HookBase):
 
 
 class RoutingStatistics(HookBase):
-    """What the routers decide, in the metrics. It comes before evaluations, whose images these are
-    not.
-
-    With gradient accumulation, of the last micro-batch of each iteration.
+    """Writes what the routers decide into the metrics. Register it before the evaluations, or their
+    images are counted too. With gradient accumulation, the last micro-batch of each iteration
+    counts.
 
     Of every graph, as ``wiring/res2.0/open_edges`` and so on: mean edge weight, shares of open
     edges and of absent nodes for the latest batch, and the spread of α over the images since the
@@ -88,8 +86,7 @@ class RoutingStatistics(HookBase):
 
     def before_train(self) -> None:
         model = self.trainer.model
-        self.edge_weights = self.listening.enter_context(record_edge_weights(model))
-        self.choices = self.listening.enter_context(record_choices(model))
+        self.decisions = self.listening.enter_context(record_decisions(model))
         self.spreads = {name: AlphaSpread() for name in dynamic_graphs(model)}
         if routed_stages(model):
             self.spreads["training"] = ChoiceSpread(Costs.of(dgnet_of(model)))
@@ -99,8 +96,8 @@ class RoutingStatistics(HookBase):
         done = self.trainer.iter + 1
         logs = done % writer_period(self.trainer.cfg) == 0 or done == self.trainer.max_iter
         for name, spread in self.spreads.items():
-            weights = self.edge_weights.get(name)
-            spread.add({name: weights} if weights else self.choices)
+            weights = self.decisions.get(name)  # of one graph; a spread of choices takes them all
+            spread.add({name: weights} if weights else self.decisions)
             if logs:
                 figures = {**(graph_statistics(weights) if weights else {}), **spread.pop()}
                 for key, value in figures.items():

@@ -19,8 +19,8 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
-from dgnet_det.config import is_routed
 from dgnet_det.errors import UserError, user_message
+from dgnet_det.modeling.observation import routed_stages
 
 # What a launcher calls the rank, the number of processes, and both on one machine. Kubernetes'
 # PyTorchJob sets torchrun's first two.
@@ -257,5 +257,5 @@ def distribute(model: nn.Module, cfg: CfgNode) -> nn.Module:
         model,
         device_ids=device_ids,
         broadcast_buffers=False,
-        find_unused_parameters=is_routed(cfg),  # not all branches run all the time
+        find_unused_parameters=bool(routed_stages(model)),  # not all branches run all the time
     )

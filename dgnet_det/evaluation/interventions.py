@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dgnet_det.drnet.routing import RouterNet
-from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.evaluation.coco import Evaluator, ResampledAP, build_image_loader
-from dgnet_det.graph.stage import DynamicGraph
-from dgnet_det.modeling.observation import dynamic_graphs, record_spread, routed_stages
+from dgnet_det.modeling.observation import check_decides, deciding_stages, record_spread
 
 RESAMPLES = 1000  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # per cent
@@ -68,11 +66,7 @@ def intervene(
     Raises:
         UserError: there are no edge weights or fewer than two images, or nothing is found.
     """
-    if not _stages_with_routers(model):
-        raise UserError(
-            "MODEL.BACKBONE.NAME, MODEL.DGNET.EDGE_WEIGHTS: a plain network has no edge weights and"
-            " no branches to choose from"
-        )
+    check_decides(model)
     images = DatasetCatalog.get(dataset_name) if images is None else images
     if len(images) < 2:
         raise UserError(f"{dataset_name}: one image has no other's edge weights: give at least two")
@@ -119,17 +113,11 @@ def router_hooks(model: nn.Module, hook: Callable[[str, Tensor], Tensor | None])
         return None if instead is None else largest(instead) * ALONE
 
     with ExitStack() as handles:
-        for stage_name, stage in _stages_with_routers(model).items():
+        for stage_name, stage in deciding_stages(model).items():
             for i, router in stage.routers.items():
                 name = f"{stage_name}.routers.{i}"
                 handles.enter_context(router.register_forward_hook(partial(answer, name)))
         yield
-
-
-def _stages_with_routers(model: nn.Module) -> dict[str, DynamicGraph | RoutedStage]:
-    stages: dict[str, DynamicGraph | RoutedStage] = {**dynamic_graphs(model)}
-    stages |= routed_stages(model)
-    return {name: stage for name, stage in stages.items() if stage.routers}
 
 
 def another_of_each(count: int) -> np.ndarray:

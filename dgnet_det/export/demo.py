@@ -15,7 +15,11 @@ from tqdm import tqdm
 from dgnet_det.data import read_image
 from dgnet_det.export.predictor import Detector, Predictor
 from dgnet_det.graph.decisions import Decisions
-from dgnet_det.modeling.observation import graph_statistics, record_choices, record_edge_weights
+from dgnet_det.modeling.observation import (
+    graph_statistics,
+    record_decisions,
+    routed_stages,
+)
 from dgnet_det.utils.detection_pictures import draw_objects
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_branches, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels, save_picture, side_by_side
@@ -104,7 +108,7 @@ def draw_truth(
 
 def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, Decisions]) -> Figure:
     """Draw the graphs of a model with their edge weights for one image, as
-    :func:`record_edge_weights` gives them: α in the cells, and as arcs the factor in the sum, which
+    :func:`record_decisions` gives them: α in the cells, and as arcs the factor in the sum, which
     is α or, in the residual wiring, γ·α. The model's largest γ is the limit of a scale, so that all
     its pictures can be compared."""
     panels = []
@@ -125,7 +129,7 @@ def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, Decisions]) -
 
 
 def draw_choices(choices: Mapping[str, Decisions]) -> Figure:
-    """Draw which branches an image took, as :func:`record_choices` gives its choices, with the
+    """Draw which branches an image took, as :func:`record_decisions` gives its choices, with the
     probabilities that the RouterNets gave them."""
     stages = list(choices.items())
     names = [f"{name}, {j}" for name, of_stage in stages for j in of_stage.rows]
@@ -161,7 +165,7 @@ def annotate(
         ``choices``.
     """
     model = detector.model if graphs and isinstance(detector, Predictor) else nn.Identity()
-    with record_edge_weights(model) as edge_weights, record_choices(model) as choices:
+    with record_decisions(model) as decisions:
         found = detector(image)
     found = found[found.scores > confidence]
     names, side = detector.class_names, SIDE_BY_GRAPHS if graphs else None
@@ -179,22 +183,22 @@ def annotate(
             metadata=metadata,
             side=side,
         )
-    if choices:
-        pictures["branches"] = figure_pixels(draw_choices(choices))
+    if routed_stages(model):
+        pictures["branches"] = figure_pixels(draw_choices(decisions))
         record["choices"] = {
             f"{name}, {j}": dict(zip(of_stage.columns, row.tolist(), strict=True))
-            for name, of_stage in choices.items()
+            for name, of_stage in decisions.items()
             for j, row in zip(of_stage.rows, of_stage.value[0], strict=True)
         }
     elif graphs:
-        pictures["edge weights"] = figure_pixels(draw_edge_weights(model, edge_weights))
+        pictures["edge weights"] = figure_pixels(draw_edge_weights(model, decisions))
         record["graphs"] = {
             name: {
                 **graph_statistics(weights),
                 "alpha": weights.value[0].tolist(),
                 "weight": weights.weight[0].tolist(),
             }
-            for name, weights in edge_weights.items()
+            for name, weights in decisions.items()
         }
     return side_by_side(pictures), record
 

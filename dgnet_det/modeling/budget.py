@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from dgnet_det.config import is_routed
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.graph.decisions import Decisions
@@ -82,7 +81,7 @@ def budget_loss(cfg: CfgNode, model: nn.Module) -> BudgetLoss | None:
             or the model has no DG-Net backbone.
     """
     dgnet, drnet = cfg.MODEL.DGNET, cfg.MODEL.DRNET
-    routed = is_routed(cfg)
+    routed = bool(routed_stages(model))
     weight, budget = dgnet.SPARSITY_WEIGHT, dgnet.SPARSITY_BUDGET
     key, keys = "MODEL.DGNET.SPARSITY_WEIGHT", f"SPARSITY_WEIGHT {weight}, SPARSITY_BUDGET {budget}"
     if routed:

@@ -3,7 +3,7 @@ figures."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dgnet_det.drnet.stage import RoutedStage
 from dgnet_det.errors import UserError
 from dgnet_det.graph.decisions import Decisions
-from dgnet_det.graph.stage import DynamicGraph, PlainStage
+from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.costs import Costs
 
@@ -32,38 +32,47 @@ def dgnet_of(model: nn.Module) -> StagedBackbone:
     )
 
 
+def deciding_stages(model: nn.Module) -> dict[str, DynamicGraph | RoutedStage]:
+    """The graphs and routed stages of a model by name: ``res2.0``, …. Empty for a plain network."""
+    return {
+        name: stage
+        for module in model.modules()
+        if isinstance(module, StagedBackbone)
+        for name, stage in module.stages().items()
+        if isinstance(stage, DynamicGraph | RoutedStage)
+    }
+
+
 def dynamic_graphs(model: nn.Module) -> dict[str, DynamicGraph]:
-    """The graphs of a model by name: ``res2.0``, …. Empty for a plain network."""
-    return {name: s for name, s in _stages(model) if isinstance(s, DynamicGraph)}
+    """Of :func:`deciding_stages` the graphs."""
+    return {n: s for n, s in deciding_stages(model).items() if isinstance(s, DynamicGraph)}
 
 
 def routed_stages(model: nn.Module) -> dict[str, RoutedStage]:
-    """The stages of a model that route between branches, by name. Empty for other networks."""
-    return {name: s for name, s in _stages(model) if isinstance(s, RoutedStage)}
+    """Of :func:`deciding_stages` those that route between branches."""
+    return {n: s for n, s in deciding_stages(model).items() if isinstance(s, RoutedStage)}
 
 
-def _stages(model: nn.Module) -> Iterator[tuple[str, PlainStage]]:
-    for module in model.modules():
-        if isinstance(module, StagedBackbone):
-            yield from module.stages().items()
+def check_decides(model: nn.Module) -> None:
+    """Check that a model decides anything.
 
-
-def record_edge_weights(model: nn.Module) -> AbstractContextManager[dict[str, Decisions]]:
-    """Record the edge weights of every graph of ``model``, by name as in :func:`dynamic_graphs`,
-    without gradients.
-
-    The dictionary always holds those of the latest forward pass; it is empty before the first.
+    Raises:
+        UserError: it is a plain network.
     """
-    return _recorded(dynamic_graphs(model))
-
-
-def record_choices(model: nn.Module) -> AbstractContextManager[dict[str, Decisions]]:
-    """As :func:`record_edge_weights`, what every one of :func:`routed_stages` decides."""
-    return _recorded(routed_stages(model))
+    if not any(stage.routers for stage in deciding_stages(model).values()):
+        raise UserError(
+            "MODEL.BACKBONE.NAME, MODEL.DGNET.EDGE_WEIGHTS: a plain network has no edge weights and"
+            " no branches to choose from"
+        )
 
 
 @contextmanager
-def _recorded(stages: Mapping[str, Any]) -> Iterator[dict[str, Decisions]]:
+def record_decisions(model: nn.Module) -> Iterator[dict[str, Decisions]]:
+    """Record what every one of :func:`deciding_stages` decides, by its name, without gradients.
+
+    The dictionary always holds the decisions of the latest forward pass; it is empty before the
+    first.
+    """
     latest: dict[str, Decisions] = {}
 
     def listen(name: str) -> Callable[..., None]:
@@ -73,7 +82,7 @@ def _recorded(stages: Mapping[str, Any]) -> Iterator[dict[str, Decisions]]:
         return keep
 
     with ExitStack() as hooks:
-        for name, stage in stages.items():
+        for name, stage in deciding_stages(model).items():
             hooks.enter_context(stage.decisions.register_forward_hook(listen(name)))
         yield latest
 
@@ -101,7 +110,7 @@ class AlphaSpread:
         self._seen: dict[str, list[torch.Tensor]] = {}
 
     def add(self, recorded: Mapping[str, Any]) -> None:
-        """Add the images of a forward pass, as :func:`record_edge_weights` gives it."""
+        """Add the images of a forward pass, as :func:`record_decisions` gives it."""
         for name, weights in recorded.items():
             alpha = weights.value[:, weights.learned].double().cpu()
             self._seen.setdefault(name, []).append(alpha)
@@ -131,7 +140,7 @@ class ChoiceSpread(AlphaSpread):
         self._costs = costs
 
     def add(self, recorded: Mapping[str, Any]) -> None:
-        """Add the images of a forward pass, as :func:`record_choices` gives it."""
+        """Add the images of a forward pass, as :func:`record_decisions` gives it."""
         for name, choices in recorded.items():
             both = torch.stack([choices.gate, choices.weight])
             self._seen.setdefault(name, []).append(both.double().cpu().transpose(0, 1))
@@ -167,9 +176,8 @@ def information(weights: Tensor) -> Tensor:
 def record_spread(model: nn.Module) -> Iterator[AlphaSpread]:
     """The spread over the images of all forward passes of ``model`` in the body: of α, or of the
     choices of routed stages."""
-    routed = routed_stages(model)
-    spread = ChoiceSpread(Costs.of(dgnet_of(model))) if routed else AlphaSpread()
-    with (record_choices if routed else record_edge_weights)(model) as latest:
+    spread = ChoiceSpread(Costs.of(dgnet_of(model))) if routed_stages(model) else AlphaSpread()
+    with record_decisions(model) as latest:
         handle = model.register_forward_hook(lambda *_: spread.add(latest))
         try:
             yield spread

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dgnet_det.modeling.backbone.drnet import branch_name
-from dgnet_det.modeling.observation import record_choices, routed_stages
+from dgnet_det.modeling.observation import record_decisions, routed_stages
 
 
 class Run(NamedTuple):
@@ -37,7 +37,7 @@ def count_branches(model: nn.Module, batches: Iterable[Any]) -> dict[tuple[str, 
     """How many of the images in ``batches``, each as the model takes it, take a branch, by stage,
     connection and name, of the connections that have a choice. The model is in evaluation mode."""
     counts: dict[str, Tensor] = {}
-    with record_choices(model) as choices:
+    with record_decisions(model) as choices:
         for batch in batches:
             model(batch)
             for name, of_stage in choices.items():

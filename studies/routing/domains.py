@@ -18,7 +18,7 @@ from dgnet_det.modeling.backbone.drnet import branch_name, make_drnet
 from dgnet_det.modeling.budget import BudgetLoss
 from dgnet_det.modeling.classifier import ClassifierHead, DGNetClassifier
 from dgnet_det.modeling.costs import Costs
-from dgnet_det.modeling.observation import information, record_choices, routed_stages
+from dgnet_det.modeling.observation import information, record_decisions, routed_stages
 from studies.domains.data import CLASSES, Images, make_images
 from studies.domains.training import fit
 from studies.routing import Run
@@ -104,7 +104,7 @@ def examine(model: DGNetClassifier, images: Images) -> dict[str, Any]:
     model.eval()
     costs, top1 = Costs.of(model.backbone), _top1(model, images)
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    with record_choices(model) as choices:
+    with record_decisions(model) as choices:
         for x, _ in _batches(images):
             model(x)
             for name, of_stage in choices.items():

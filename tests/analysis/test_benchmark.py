@@ -21,7 +21,7 @@ from dgnet_det.analysis.benchmark import (
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import record_edge_weights
+from dgnet_det.modeling.observation import record_decisions
 
 CONFIGS = ROOT / "configs" / "COCO-Detection"
 SMALL = ["MODEL.WEIGHTS", "", "MODEL.RPN.POST_NMS_TOPK_TEST", "10"]
@@ -53,7 +53,7 @@ def test_compare_takes_pairs() -> None:
 def test_drawn_edges(name: str, closed: float, skipped: float) -> None:
     model = build_model(config(name)).backbone.eval()
     draw_edges(model, 2, closed=closed, skipped=skipped)
-    with record_edge_weights(model) as wirings, torch.no_grad():
+    with record_decisions(model) as wirings, torch.no_grad():
         model(torch.randn(2, 3, 64, 64))
     for wiring in wirings.values():
         routed = wiring.value[:, wiring.learned]

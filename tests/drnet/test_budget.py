@@ -20,7 +20,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
 from dgnet_det.modeling.costs import SIDE, Costs
-from dgnet_det.modeling.observation import record_choices, record_spread, routed_stages
+from dgnet_det.modeling.observation import record_decisions, record_spread, routed_stages
 
 CONFIG = str(ROOT / "configs/COCO-Detection/faster_rcnn_DR_MobileNetV2_FPN_1x.yaml")
 
@@ -94,7 +94,7 @@ def test_the_budget_moves_routers_alone() -> None:
 def test_figures_of_choices() -> None:
     backbone = routed_backbone("mobilenetv2")
     x = images(8)
-    with record_spread(backbone) as spread, record_choices(backbone) as choices:
+    with record_spread(backbone) as spread, record_decisions(backbone) as choices:
         for image in x.split(4):
             backbone(image)
         figures = spread.pop()

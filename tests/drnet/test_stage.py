@@ -15,7 +15,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.backbone.drnet import DRNet
 from dgnet_det.modeling.backbone.resnet import BasicNode
-from dgnet_det.modeling.observation import record_choices, routed_stages
+from dgnet_det.modeling.observation import record_decisions, routed_stages
 
 
 @pytest.mark.parametrize("static", NETWORKS, ids=str)
@@ -23,7 +23,7 @@ def test_skip_starts_equal_to_the_static_network(static: Static) -> None:
     backbone = drnet(static.family, **static.network)
     backbone.load_state_dict(static.build().state_dict())
     image = torch.randn(2, 3, 64, 96)
-    with record_choices(backbone) as choices, torch.no_grad():
+    with record_decisions(backbone) as choices, torch.no_grad():
         features = backbone(image)
     assert all(of_stage.gate[..., 0].all() for of_stage in choices.values())
     assert not any(of_stage.gate[..., 1].any() for of_stage in choices.values())
@@ -51,7 +51,7 @@ def test_copies_start_from_the_static_network(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(stage_module, "DIFFERENCE", 0.0)
     backbone.load_state_dict(RESNET18.build().state_dict())
     image = torch.randn(2, 3, 64, 96)
-    with record_choices(backbone) as choices, torch.no_grad():
+    with record_decisions(backbone) as choices, torch.no_grad():
         features = backbone(image)
     assert all(of_stage.gate.all() for of_stage in choices.values())
     assert_equal_features(features, RESNET18.features(image))
@@ -95,7 +95,7 @@ def test_a_split_batch_is_every_branch_for_everybody_and_a_weighted_sum(
 ) -> None:
     family, arguments = BACKBONES[kind]
     backbone, x = routed_backbone(family, **arguments), images().contiguous(memory_format=layout)
-    with record_choices(backbone) as choices:
+    with record_decisions(backbone) as choices:
         features = backbone(x)
     weights = torch.cat([of_stage.weight.flatten() for of_stage in choices.values()])
     assert {0, 1} < set(weights.tolist())  # and some in between
@@ -118,7 +118,7 @@ def test_a_branch_runs_for_the_images_that_need_it_and_for_no_others(kind: str) 
                     stage.branch(j, branch).register_forward_pre_hook(
                         lambda _, x, key=(name, j, branch): ran.update({key: len(x[0])})
                     )
-    with record_choices(backbone) as choices:
+    with record_decisions(backbone) as choices:
         backbone(images())
     needed = {
         (name, j, branch): int(count)
@@ -223,7 +223,7 @@ def test_batch_statistics_of_the_phases() -> None:
 
 def test_a_frozen_stage_runs_as_at_inference() -> None:
     backbone = routed_backbone("resnet", branches=["block"] * 2, freeze_at=3).train()
-    with record_choices(backbone) as choices:
+    with record_decisions(backbone) as choices:
         backbone(x := images())
         frozen, learning = choices["res3.0"], choices["res4.0"]
         backbone.eval()(x)

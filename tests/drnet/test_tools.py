@@ -28,7 +28,7 @@ from dgnet_det.evaluation.interventions import router_hooks
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.modeling.backbone.mobilenetv2 import InvertedResidualNode
 from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import dgnet_of, record_choices, routed_stages
+from dgnet_det.modeling.observation import dgnet_of, record_decisions, routed_stages
 
 CONFIG = str(ROOT / "configs/COCO-Detection/faster_rcnn_DR_MobileNetV2_FPN_1x.yaml")
 CELLS = str(ROOT / "configs/COCO-Detection/faster_rcnn_DR_cells_FPN_1x.yaml")
@@ -88,7 +88,7 @@ def test_the_report_shows_choices_and_their_use(
     assert share["min"] < share["mean"] < share["max"] <= 1
     # What ran is counted by operators; here by the branches' own counts.
     model = load_predictor(load_cfg_with_data(CONFIG, words[2:])).model
-    with record_choices(model) as choices:
+    with record_decisions(model) as choices:
         model([{"image": torch.zeros(3, 96, 128)}])
     assert len(report["connections"]) == sum(len(c.rows) for c in choices.values())
     assert set(report["interventions"]["ap"]) == {"own", "mean", "other"}
@@ -102,7 +102,7 @@ def test_interventions_replace_the_choice() -> None:
     frequent = {name: choice.mean(dim=0, keepdim=True) for name, choice in chosen.items()}
     with (
         router_hooks(backbone, lambda name, choice: frequent[name].expand_as(choice)),
-        record_choices(backbone) as choices,
+        record_decisions(backbone) as choices,
     ):
         backbone(x)
     for name, of_stage in choices.items():
@@ -194,7 +194,7 @@ def test_analyze_prints_the_paths(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_drawn_choices_skip_a_share() -> None:
     backbone = routed_backbone("mobilenetv2")
     draw_edges(backbone, 4, closed=0.0, skipped=0.5)
-    with record_choices(backbone) as choices:
+    with record_decisions(backbone) as choices:
         backbone(images(4))
     gate = torch.cat([of_stage.gate for of_stage in choices.values()], dim=1)
     assert gate[:, :, 1].sum(dim=1).tolist() == [5.0] * 4

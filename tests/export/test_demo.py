@@ -34,7 +34,7 @@ from dgnet_det.export.exported import export_detector
 from dgnet_det.export.predictor import Predictor, load_predictor
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.observation import dynamic_graphs, record_decisions
 from dgnet_det.utils.detection_pictures import SIDE, writable
 from dgnet_det.utils.pictures import CAPTION, GAP
 from dgnet_det.utils.videos import Video, written_video
@@ -146,7 +146,7 @@ def test_graphs_beside_images_and_frames(
 
     graphs = report["images"][0]["graphs"]
     assert list(graphs) == list(dynamic_graphs(predictor.model))
-    with record_edge_weights(predictor.model) as edge_weights:
+    with record_decisions(predictor.model) as edge_weights:
         predictor(cv2.imread(str(inputs[0])))
     for name, weights in edge_weights.items():
         np.testing.assert_allclose(graphs[name]["alpha"], weights.value[0], atol=1e-4)
@@ -219,7 +219,7 @@ def test_mistakes_write_nothing(made: Path, tmp_path: Path) -> None:
     model = build_model(load_cfg(config("faster"), [*SMALL, *plain]))
     torch.save({"model": model.state_dict()}, tmp_path / "plain.pth")
     weights = ["MODEL.WEIGHTS", str(tmp_path / "plain.pth")]
-    with pytest.raises(UserError, match="plain network has no graphs"):
+    with pytest.raises(UserError, match="plain network has no edge weights"):
         run(made, output, folder, options=["--wiring", *plain, *weights])
     assert not list(output.iterdir())
     (tmp_path / "file").write_text("mine")

@@ -18,7 +18,7 @@ from PIL import Image
 from dgnet_det.errors import UserError
 from dgnet_det.export.exported import export_detector, load_detector
 from dgnet_det.export.predictor import Detector, Predictor, tensors_of
-from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.observation import dynamic_graphs, record_decisions
 
 SUFFIXES = (".onnx", ".ts")
 predictor_of = cache(small_predictor)
@@ -69,7 +69,7 @@ def test_an_exported_detector_rewires_itself(
     opts = ("MODEL.DGNET.WIRING", wiring)
     predictor = predictor_of("faster", *opts)
     alphas = []
-    with record_edge_weights(predictor.model) as edge_weights:
+    with record_decisions(predictor.model) as edge_weights:
         for image in make_images():
             predictor(image)
             alphas.append(torch.cat([w.value.flatten() for w in edge_weights.values()]))

@@ -22,7 +22,7 @@ from dgnet_det.modeling.backbone import DGNet
 from dgnet_det.modeling.budget import BudgetLoss, budget_loss
 from dgnet_det.modeling.classifier import build_classifier
 from dgnet_det.modeling.costs import SIDE, Costs
-from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.observation import dgnet_of, dynamic_graphs, record_decisions
 
 PAPER = ("MODEL.DGNET.WIRING", "paper")
 RESIDUAL = ("MODEL.DGNET.WIRING", "residual")
@@ -96,7 +96,7 @@ def test_gradients_are_those_of_the_surrogate(wiring: tuple[str, str]) -> None:
         for router in graph.routers.values():  # so that α has no influence on later nodes'
             nn.init.zeros_(router.linear.weight)
     loss = BudgetLoss(backbone, weight=2.0)
-    with record_edge_weights(backbone) as latest:
+    with record_decisions(backbone) as latest:
         run(backbone)
     loss().backward()
     for name, graph in dynamic_graphs(backbone).items():

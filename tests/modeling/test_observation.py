@@ -12,7 +12,7 @@ from dgnet_det.modeling.observation import (
     dgnet_of,
     dynamic_graphs,
     graph_statistics,
-    record_edge_weights,
+    record_decisions,
 )
 
 # N = 4: input, two blocks, output. Row j holds the edges into node j. In the second sample both
@@ -82,7 +82,7 @@ def test_recording(wiring: str) -> None:
     else:
         close_edges(model, "res3.0", (0, 2), (0, 3))
     images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad(), record_edge_weights(model) as latest:
+    with torch.no_grad(), record_decisions(model) as latest:
         assert latest == {}
         model(images[:1])
         assert latest["res2.0"].value.shape == (1, 4, 4)
@@ -110,7 +110,7 @@ def test_recording(wiring: str) -> None:
 
 def test_a_plain_network_has_no_graphs() -> None:
     backbone = narrow_backbone("MODEL.DGNET.WIRING", "residual", "MODEL.DGNET.EDGE_WEIGHTS", "none")
-    with torch.no_grad(), record_edge_weights(backbone) as latest:
+    with torch.no_grad(), record_decisions(backbone) as latest:
         backbone(torch.randn(1, 3, 32, 32))
     assert latest == dynamic_graphs(backbone) == {}
 

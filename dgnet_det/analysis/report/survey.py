@@ -14,7 +14,7 @@ from dgnet_det.analysis.counts import ImageCounter
 from dgnet_det.data import CheckedDatasetMapper
 from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.backbone.drnet import branch_name
-from dgnet_det.modeling.observation import record_choices, record_edge_weights
+from dgnet_det.modeling.observation import record_decisions
 
 ROUNDING = 1e-6  # a weight that moves by less over the images is constant
 
@@ -63,7 +63,7 @@ def survey_images(
     """
     read, count = CheckedDatasetMapper(cfg, is_train=False), ImageCounter(model)
     seen, recorded = [], []
-    with record_edge_weights(model) as edge_weights:
+    with record_decisions(model) as edge_weights:
         for image in tqdm(images, desc="images", unit="image"):
             inputs = read(image)
             found = model([inputs])[0]["instances"].to("cpu")
@@ -151,7 +151,7 @@ def survey_choices(
     read, count = CheckedDatasetMapper(cfg, is_train=False), ImageCounter(model)
     seen: list[dict[str, Any]] = []
     gates = []
-    with record_choices(model) as choices:
+    with record_decisions(model) as choices:
         for image in tqdm(images, desc="images", unit="image"):
             _, ran, dearest = count(read(image)["image"])
             seen.append({"file": str(image["file_name"]), "macs": ran.macs})

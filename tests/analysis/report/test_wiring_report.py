@@ -28,7 +28,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.graph.decisions import Decisions
 from dgnet_det.modeling.build import build_model
-from dgnet_det.modeling.observation import dgnet_of, record_edge_weights
+from dgnet_det.modeling.observation import dgnet_of, record_decisions
 from studies.coco import write_split
 
 NAMES = ["dark <i>", "bright"]
@@ -128,7 +128,7 @@ def wirings(made: Made) -> dict[str, np.ndarray]:
     dataset = made.images.parent / "annotations/val.json"
     predictor = load_predictor(load_cfg(config("faster"), options(made.weights, dataset)))
     found: dict[str, list[np.ndarray]] = {}
-    with record_edge_weights(predictor.model) as latest:
+    with record_decisions(predictor.model) as latest:
         for k in range(NUM_IMAGES):
             predictor(read_image(made.images / f"{k}.png", "BGR"))
             for name, wiring in latest.items():
@@ -309,7 +309,7 @@ def test_mistakes_leave_nothing(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--confidence 7: give a number from 0 to 1"):
         report("--dataset", "nowhere", "--confidence", "7")
     plain = ["MODEL.DGNET.EDGE_WEIGHTS", "none", "MODEL.WEIGHTS", ""]
-    with pytest.raises(UserError, match="the plain network has no wiring"):
+    with pytest.raises(UserError, match="a plain network has no edge weights"):
         report("--input", str(made.images), *plain)
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(UserError, match=r"broken\.png: the image does not decode"):

@@ -10,7 +10,7 @@ from torch import nn
 from dgnet_det.errors import UserError
 from dgnet_det.graph.stage import DynamicGraph
 from dgnet_det.modeling.backbone import DGNet, base
-from dgnet_det.modeling.observation import dynamic_graphs, record_edge_weights
+from dgnet_det.modeling.observation import dynamic_graphs, record_decisions
 
 PAPER = ("MODEL.DGNET.WIRING", "paper")
 RESIDUAL = ("MODEL.DGNET.WIRING", "residual")
@@ -135,7 +135,7 @@ def test_autocast_stays_close_to_float32(wiring: tuple[str, str]) -> None:
 
 def edge_weights_of(backbone: DGNet, images: torch.Tensor) -> torch.Tensor:
     """α of all edges of all graphs, one after the other, [B, E]."""
-    with torch.no_grad(), record_edge_weights(backbone) as latest:
+    with torch.no_grad(), record_decisions(backbone) as latest:
         backbone(images)
     return torch.cat([weights.value[:, weights.learned] for weights in latest.values()], dim=1)
 
