@@ -14,6 +14,9 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 
 from dgnet_det.errors import UserError, check_choice
 
+PACKAGE = Path(__file__).parent
+# This project's configs: a wheel carries them in the package; in a checkout they are beside it.
+CONFIGS = next(f for f in (PACKAGE / "configs", PACKAGE.parent / "configs") if f.is_dir())
 # Where each meta-architecture keeps its number of classes. Others' is not checked.
 NUM_CLASSES_KEYS = {
     "GeneralizedRCNN": "ROI_HEADS",
@@ -70,7 +73,7 @@ def add_dgnet_config(cfg: CfgNode) -> None:
     # Learning rate of routers, thresholds and gammas, as a multiple of the others'.
     cfg.SOLVER.ROUTER_LR_FACTOR = 1.0
 
-    # tools/train_classifier.py, which takes what is not here from SOLVER and TEST.
+    # dgnet train-classifier, which takes what is not here from SOLVER and TEST.
     cfg.CLASSIFICATION = CfgNode()
     cfg.CLASSIFICATION.DATASET = "imagefolder"  # or "fashion_mnist"
     cfg.CLASSIFICATION.ROOT = "datasets/imagenet"
@@ -95,10 +98,17 @@ def get_cfg() -> CfgNode:
 def read_yaml(config_file: str) -> CfgNode:
     """The config of a YAML file as it stands there.
 
+    Args:
+        config_file: its path, or the name of one of this project's, such as
+            ``COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml``, with or without ``configs/``.
+
     Raises:
         UserError: the file is missing or is no config, or a key or value is not one of Detectron2's
             or this project's.
     """
+    own = CONFIGS / config_file.removeprefix("configs/")
+    if not os.path.isfile(config_file) and own.is_file():
+        config_file = str(own)
     if not os.path.isfile(config_file):
         raise UserError(f"{config_file}: no such config file")
     try:

@@ -2,21 +2,16 @@
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from dgnet_det.config import is_classifier, read_yaml
+from dgnet_det.config import CONFIGS, is_classifier, read_yaml
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.classifier import build_classifier
-
-PACKAGE = Path(__file__).parent
-# A wheel carries them in the package; in the repository they are beside it.
-CONFIGS = next(f for f in (PACKAGE / "configs", PACKAGE.parent / "configs") if f.is_dir())
 
 
 def get_config_file(config_path: str) -> str:

@@ -2,10 +2,6 @@
 root. No part of the package.
 """
 
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# The scripts call the tools as modules.
-sys.path.append(str(ROOT / "tools"))

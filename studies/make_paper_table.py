@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import arguments
 from tabulate import tabulate
 
+from dgnet_cli import arguments
 from dgnet_det.analysis.counts import (
     backbone_counts,
     build_for_analysis,

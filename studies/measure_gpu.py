@@ -19,10 +19,10 @@ from functools import reduce
 from statistics import median
 from typing import Any, cast
 
-import arguments
 import torch
 from torch import Tensor, nn
 
+from dgnet_cli import arguments
 from dgnet_det.analysis.benchmark import draw_edges, run_and_time
 from dgnet_det.config import load_cfg
 from dgnet_det.graph.aggregation import weighted_sum

@@ -19,13 +19,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import arguments
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import find_objects
 from skimage import data
 
+from dgnet_cli import arguments
 from dgnet_det.data.classification import fashion_mnist
 from dgnet_det.utils.files import folder_written_whole
 from studies.coco import write_split

@@ -9,15 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import arguments
-import convert_checkpoint
 import torch
-import train_net
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dgnet_cli import arguments, convert_checkpoint, train_net
 from dgnet_det.data import load_cfg_with_data
 from dgnet_det.evaluation.interventions import intervene, router_hooks
 from dgnet_det.export.predictor import load_predictor

@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import arguments
-
+from dgnet_cli import arguments
 from studies import ROOT
 from studies.experiments import DOMAINS, EPOCHS, EXPERIMENTS, Run
 from studies.runs import RESULT, add_options, take_over

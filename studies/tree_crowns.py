@@ -19,10 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import arguments
 import numpy as np
 from PIL import Image
 
+from dgnet_cli import arguments
 from dgnet_det.data.formats import read_annotations
 from dgnet_det.errors import UserError
 from dgnet_det.utils.files import folder_written_whole

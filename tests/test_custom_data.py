@@ -36,7 +36,6 @@ EPOCHS = {"50": "12"}  # the page's and the test's
 # One process runs all commands of a layout, which saves loading torch for each.
 DRIVER = """
 import json, runpy, sys
-sys.path.insert(0, "tools")  # as where a tool is run by its name
 for command in json.loads(sys.argv[1]):
     print("$", *command, flush=True)
     sys.argv = command

@@ -7,6 +7,7 @@ import pytest
 from detectron2.config import get_cfg as get_detectron2_cfg
 from helpers.configs import ROOT
 
+from dgnet_cli.__main__ import TOOLS
 from dgnet_det.config import get_cfg, leaves
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,11 +36,13 @@ def test_links_lead_to_files(page: Path) -> None:
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
 def test_commands_name_tools_options_and_configs_that_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    known = (ROOT / "tools/arguments.py").read_text()
+    known = (ROOT / "dgnet_cli/arguments.py").read_text()
     for tool, rest in re.findall(r"(?<!detectron2/)\btools/(\w+\.py)(.*)", text):
-        source = known + (ROOT / "tools" / tool).read_text()
+        assert (ROOT / "tools" / tool).is_file()
+        source = known + (ROOT / "dgnet_cli" / tool).read_text()
         options = re.findall(r"(?<=\s)--[a-z][a-z-]+", rest.split("`")[0].split("#")[0])
         assert [option for option in options if f'"{option}"' not in source] == []
+    assert set(re.findall(r"\bdgnet ([a-z][a-z-]*)", text)) <= set(TOOLS)
     for config in re.findall(r"\bconfigs/[\w/-]+\.(?:yaml|py)", text):
         assert (ROOT / config).is_file()
 

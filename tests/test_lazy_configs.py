@@ -15,6 +15,7 @@ from detectron2.solver import build_lr_scheduler
 from helpers.configs import ROOT
 from helpers.detectors import route_at_random, write_objects
 
+from dgnet_cli import convert_checkpoint
 from dgnet_det.config import load_cfg
 from dgnet_det.engine.optimizer import build_optimizer
 from dgnet_det.modeling.build import build_model
@@ -83,8 +84,9 @@ def test_detectron2s_tool_trains_from_a_converted_static_network(tmp_path: Path)
     static = torchvision.models.mobilenet_v2()
     torch.save(static.state_dict(), tmp_path / "static.pth")
     converted, output = str(tmp_path / "converted.pth"), tmp_path / "output"
-    convert = runpy.run_path(str(ROOT / "tools/convert_checkpoint.py"))["main"]
-    convert([str(tmp_path / "static.pth"), converted, "--config-file", f"{config}.yaml"])
+    convert_checkpoint.main(
+        [str(tmp_path / "static.pth"), converted, "--config-file", f"{config}.yaml"]
+    )
     arguments = [
         "--config-file", f"{config}.py", "train.device=cpu", "train.max_iter=1",
         f"train.init_checkpoint={converted}", f"train.output_dir={output}",

@@ -1,8 +1,13 @@
-"""Importing the package, and what a detector built from it offers to Detectron2's export."""
+"""Importing the package, its wheel, and what a detector built from it offers to Detectron2's
+export."""
 
+import os
+import shutil
 import subprocess
 import sys
+import venv
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +15,8 @@ from detectron2.export import TracingAdapter
 from helpers.configs import ROOT
 from torch import nn
 
+import dgnet_det
+from dgnet_det import model_zoo
 from dgnet_det.config import load_cfg
 from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.observation import dynamic_graphs, record_decisions
@@ -29,6 +36,64 @@ def test_the_import_needs_neither_the_model_zoo_nor_compiled_code() -> None:
         "import dgnet_det; assert 'detectron2.model_zoo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def wheels_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``bin`` of a new environment that has the wheel and, after it, what the running one has."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("dgnet_cli", "dgnet_det", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*build, str(folder), str(source), *options], check=True)
+    venv.create(folder / "venv", with_pip=True)
+    install = [str(folder / "venv/bin/python"), "-m", "pip", "install", *options]
+    subprocess.run([*install, *map(str, folder.glob("*.whl"))], check=True)
+    (packages,) = (folder / "venv/lib").glob("python*/site-packages")
+    paths = [path for path in sys.path if path.endswith("-packages")]
+    (packages / "running.pth").write_text("\n".join(paths))
+    return folder / "venv/bin"
+
+
+def outside(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command that runs in ``folder``, without a checkout on its path."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_wheel_brings_the_command(wheels_bin: Path, tmp_path: Path) -> None:
+    dgnet = wheels_bin / "dgnet"
+    version = outside(tmp_path, dgnet, "--version").stdout
+    assert version == f"dgnet {dgnet_det.__version__}\n"
+    assert outside(tmp_path, dgnet, "train", "--help").stdout.startswith("usage: dgnet train [-h]")
+    report = outside(tmp_path, dgnet, "env").stdout
+    assert report.startswith(f"dgnet_det {dgnet_det.__version__} @{wheels_bin.parent}")
+    assert "detectron2" in report
+    config = "configs/COCO-Detection/faster_rcnn_DG_R_50_FPN_1x.yaml"  # which the wheel carries
+    result = outside(tmp_path, dgnet, "train", "--config-file", config, "DATASETS.TRAIN", "()")
+    assert result.returncode == 1
+    assert result.stderr == "error: DATASETS.TRAIN: empty: there is nothing to train on\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wheels_model_zoo_lists_what_it_carries(wheels_bin: Path, tmp_path: Path) -> None:
+    code = (
+        "from dgnet_det import model_zoo\n"
+        "print(*model_zoo.list(), sep='\\n')\n"
+        "model_zoo.get('COCO-Detection/faster_rcnn_DG_MobileNetV2_residual_FPN_1x.yaml')\n"
+        "model_zoo.get('COCO-Detection/faster_rcnn_DG_MobileNetV2_residual_FPN_1x.py')\n"
+    )
+    result = outside(tmp_path, wheels_bin / "python", "-c", code)
+    assert result.returncode == 0, result.stderr
+    studies = ("Mixed-Kinds/", "Study/", "Tree-Crowns/")
+    ours = [name for name in model_zoo.list() if not name.startswith(studies)]
+    assert result.stdout.split() == ours
+    assert len(ours) >= 50
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

@@ -164,7 +164,7 @@ def _unpickle(path: str, trust_pickle: bool) -> Any:
             what = "Python objects" if is_torch else f"Python's {error}"
             raise UserError(
                 f"{path}: holds {what} besides tensors, and reading it could execute code; if you"
-                " trust it, convert it by tools/convert_checkpoint.py --trust-pickle"
+                " trust it, convert it by dgnet convert --trust-pickle"
             ) from error
 
 

@@ -23,8 +23,8 @@ from pydantic import (
 
 from dgnet_det.errors import UserError
 
-IMPORT = "tools/import_dataset.py converts other formats"
-IMPORT_MENDS = "a copy by tools/import_dataset.py"
+IMPORT = "dgnet import converts other formats"
+IMPORT_MENDS = "a copy by dgnet import"
 
 
 class Strict(BaseModel):

@@ -22,7 +22,7 @@ from dgnet_det.errors import UserError
 ANIMATION = "holds several pictures: only the first is read"
 DEEP = (
     "pixels of more than 8 bits: convert all images to 8 bits by one scale;"
-    " tools/check_dataset.py prints the command"
+    " dgnet check prints the command"
 )
 # How to turn an image upright, by its EXIF tag.
 TURNS = {

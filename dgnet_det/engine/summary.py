@@ -1,7 +1,6 @@
 """What a training will do, and what it has come to."""
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -65,15 +64,12 @@ def summarize(
 
 
 def _next_command(cfg: CfgNode, folder: Path, weights: Path) -> str:
-    tools = Path(sys.argv[0]).parent
     if not cfg.DATASETS.TRAIN:  # a classifier
-        return (
-            f"{tools / 'convert_checkpoint.py'} {weights} backbone.pth --config-file DETECTOR.yaml"
-        )
+        return f"dgnet convert {weights} backbone.pth --config-file DETECTOR.yaml"
     images = "--input IMAGES"
     if cfg.DATASETS.TEST:
         images = f"--dataset {cfg.DATASETS.TEST[0]} --num 4 --truth"
     return (
-        f"{tools / 'demo.py'} --config-file {folder / 'config.yaml'} {images}"
+        f"dgnet demo --config-file {folder / 'config.yaml'} {images}"
         f" --output {folder / 'seen'} MODEL.WEIGHTS {weights}"
     )

@@ -56,7 +56,7 @@ def explain_zero(
         return
     evidence = Evidence(cfg, model, evaluator.truth, evaluator.found, _iterations_done())
     causes = likely_causes(evidence) or [
-        "none of the usual causes shows: look at the detections beside the truth, by tools/demo.py"
+        "none of the usual causes shows: look at the detections beside the truth, by dgnet demo"
     ]
     logger = logging.getLogger(__name__)
     logger.warning("The box AP is 0 or undefined. Likely causes:")
@@ -116,12 +116,12 @@ def _pixels(e: Evidence) -> str | None:
         if order == other and np.allclose(mean, swapped, atol=1):
             return (
                 f"MODEL.PIXEL_MEAN {mean} is in the order {order[::-1]}, but INPUT.FORMAT is"
-                f" {order}: tools/convert_checkpoint.py prints what goes with the weights"
+                f" {order}: dgnet convert prints what goes with the weights"
             )
     if order == "RGB" and np.allclose(e.cfg.MODEL.PIXEL_STD, 1):
         return (
             "MODEL.PIXEL_STD is 1 with INPUT.FORMAT RGB: torchvision's and timm's weights want"
-            " pixels divided by their deviation; tools/convert_checkpoint.py prints it"
+            " pixels divided by their deviation; dgnet convert prints it"
         )
     return None
 

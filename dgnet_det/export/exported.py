@@ -45,7 +45,7 @@ def load_detector(
     """Load a detector for inference.
 
     Args:
-        path: a file of ``tools/export_model.py``: ``.onnx``, which runs on the CPU, or ``.ts``,
+        path: a file of ``dgnet export``: ``.onnx``, which runs on the CPU, or ``.ts``,
             which runs on the device it was exported on. Anything else is a checkpoint.
         config_file: YAML of a checkpoint's detector, such as the ``config.yaml`` beside it.
         opts: overrides of that config, ``["KEY", "VALUE", …]``.
@@ -62,7 +62,7 @@ def load_detector(
         try:
             description = Description(**json.loads(text))
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: not written by tools/export_model.py") from error
+            raise UserError(f"{path}: not written by dgnet export") from error
         return Detector(partial(_detect, run, list(description.tensors)[1:]), description)
     if not config_file:
         raise UserError(f"{path}: neither .onnx nor .ts: a checkpoint needs its config file")

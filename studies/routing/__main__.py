@@ -18,8 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import arguments
-
+from dgnet_cli import arguments
 from dgnet_det.utils.environment import describe_environment
 from dgnet_det.utils.files import write_json
 from studies.routing import Run, domains, tree_crowns

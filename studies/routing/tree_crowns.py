@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import convert_checkpoint
 import torch
-import train_net
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import nn
 
+from dgnet_cli import convert_checkpoint, train_net
 from dgnet_det.analysis.benchmark import run_and_time
 from dgnet_det.analysis.counts import ImageCounter
 from dgnet_det.checkpoint.checkpointer import write_checkpoint

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark import main
 from detectron2.config import CfgNode
 from helpers.configs import ROOT
 
+from dgnet_cli.benchmark import main
 from dgnet_det.analysis.benchmark import (
     Contestant,
     Measurement,

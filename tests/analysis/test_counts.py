@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from analyze_model import main
 from detectron2.modeling import build_model
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 from helpers.configs import ROOT
 from helpers.narrow import NARROW, R_18, close_edges, narrow_r18
 from PIL import Image
 
+from dgnet_cli.analyze_model import main
 from dgnet_det.analysis.counts import (
     ImageCounter,
     backbone_counts,

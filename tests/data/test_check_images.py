@@ -1,4 +1,4 @@
-"""tools/check_dataset.py: what it says of odd images and of masks."""
+"""``dgnet check``: what it says of odd images and of masks."""
 
 import re
 import subprocess

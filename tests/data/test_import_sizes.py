@@ -1,4 +1,4 @@
-"""tools/import_dataset.py on images that were resized or turned since they were labelled, on COCO's
+"""``dgnet import`` on images that were resized or turned since they were labelled, on COCO's
 own format, and on shapes, against hand computations."""
 
 import json
@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.imported_sets import SIZE, TOOL, boxes_by_file, convert, fill, voc
+from helpers.imported_sets import SIZE, boxes_by_file, convert, fill, voc
 from PIL import Image
 from pycocotools import mask as mask_tools
 
+from dgnet_cli import import_dataset
 from dgnet_det.errors import UserError
 
 BOX = (10, 8, 25, 20)  # left, top, right and bottom, in an image of STATED size
@@ -210,7 +211,7 @@ def test_coco_split_by_groups(tmp_path: Path) -> None:
     splits = convert(folder, "--val-share", "0.33", "--group-by", "^(v.)_")
     names = {s: {i["file_name"][:2] for i in found["images"]} for s, found in splits.items()}
     for _ in range(2):  # what was written before is no part of the dataset
-        TOOL["main"]([str(folder), str(folder / "own/../coco"), "--val-share", "0.33"])
+        import_dataset.main([str(folder), str(folder / "own/../coco"), "--val-share", "0.33"])
     assert len(json.loads((folder / "coco/val.json").read_text())["images"]) == 4
     assert len(names["val"]) == 1
     assert not names["train"] & names["val"]

@@ -1,4 +1,4 @@
-"""tools/import_dataset.py on YOLO datasets, against hand computations."""
+"""``dgnet import`` on YOLO datasets, against hand computations."""
 
 from pathlib import Path
 from typing import Any

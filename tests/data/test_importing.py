@@ -1,13 +1,14 @@
-"""tools/import_dataset.py against hand computations, and what it says of bad data."""
+"""``dgnet import`` against hand computations, and what it says of bad data."""
 
 import io
 import json
 from pathlib import Path
 
 import pytest
-from helpers.imported_sets import SIZE, TOOL, boxes_by_file, convert, file_names, fill, voc
+from helpers.imported_sets import SIZE, boxes_by_file, convert, file_names, fill, voc
 from PIL import Image
 
+from dgnet_cli import import_dataset
 from dgnet_det.data.formats import READERS
 from dgnet_det.errors import UserError
 
@@ -52,7 +53,7 @@ def test_voc(devkit: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
         assert (coco["images"][0]["width"], coco["images"][0]["height"]) == SIZE
     assert splits["train"]["annotations"][0]["id"] == 1
-    assert "tools/check_dataset.py" in capsys.readouterr().out
+    assert "dgnet check" in capsys.readouterr().out
 
 
 def test_voc_edges_from_0(devkit: Path) -> None:
@@ -301,4 +302,4 @@ def test_no_dataset(tmp_path: Path) -> None:
         convert(tmp_path / "gone")
     with pytest.raises(UserError, match="looks like none of voc, labelme, cvat, csv, yolo, coco"):
         convert(tmp_path)
-    assert TOOL["FORMATS"] == tuple(READERS)
+    assert tuple(READERS) == import_dataset.FORMATS

@@ -3,14 +3,9 @@
 import json
 from pathlib import Path
 
-import analyze_model
-import convert_checkpoint
-import demo
-import export_model
 import numpy as np
 import pytest
 import torch
-import wiring_report
 from helpers.coco_sets import Split
 from helpers.configs import ROOT
 from helpers.detectors import SMALL
@@ -19,6 +14,7 @@ from helpers.static_networks import MOBILENET, saved
 from PIL import Image
 from torch import nn
 
+from dgnet_cli import analyze_model, convert_checkpoint, demo, export_model, wiring_report
 from dgnet_det.analysis.benchmark import draw_edges
 from dgnet_det.analysis.counts import backbone_counts, path_counts
 from dgnet_det.config import load_cfg

@@ -14,8 +14,8 @@ import torch
 import yaml
 from helpers.configs import ROOT
 from PIL import Image
-from train_net import main as train_net
 
+from dgnet_cli.train_net import main as train_net
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor

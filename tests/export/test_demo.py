@@ -10,7 +10,6 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
-from demo import main as demo
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
@@ -20,6 +19,7 @@ from PIL import Image
 from skimage import data
 from torch import nn
 
+from dgnet_cli.demo import main as demo
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.export.demo import (

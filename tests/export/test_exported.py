@@ -11,10 +11,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_model import main
 from helpers.detectors import SMALL, config, save, small_predictor
 from PIL import Image
 
+from dgnet_cli.export_model import main
 from dgnet_det.errors import UserError
 from dgnet_det.export.exported import export_detector, load_detector
 from dgnet_det.export.predictor import Detector, Predictor, tensors_of
@@ -167,7 +167,7 @@ def test_files_that_are_no_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(UserError, match=f"x{suffix}: no .* file that runs here: "):
             load_detector(path)
     torch.jit.save(torch.jit.script(torch.nn.Identity()), str(tmp_path / "other.ts"))
-    with pytest.raises(UserError, match=r"other\.ts: not written by tools/export_model\.py"):
+    with pytest.raises(UserError, match=r"other\.ts: not written by dgnet export"):
         load_detector(tmp_path / "other.ts")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="onnxruntime is not installed: pip install"):

@@ -2,8 +2,8 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
-from runpy import run_path
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_the_page(
             continue
         for line in code.replace("\\\n", "").splitlines():
             tool, *words = shlex.split(line)
-            run_path(str(ROOT / tool))["main"](words)
+            import_module(f"dgnet_cli.{Path(tool).stem}").main(words)
     boxes, _, weights, summary = printed
     count = boxes.count("\n")
     assert count > 0

@@ -1,15 +1,12 @@
-"""Running tools/check_dataset.py on a small dataset, and spoiling it."""
+"""Running ``dgnet check`` on a small dataset, and spoiling it."""
 
 import json
-import runpy
 from typing import Any
 
 from helpers.coco_sets import Splits
-from helpers.configs import ROOT
 
+from dgnet_cli import check_dataset
 from dgnet_det.errors import UserError
-
-TOOL = runpy.run_path(str(ROOT / "tools/check_dataset.py"))
 
 
 def inspect(splits: Splits, *arguments: str) -> dict[str, Any]:
@@ -18,7 +15,7 @@ def inspect(splits: Splits, *arguments: str) -> dict[str, Any]:
     sets = [[str(split.json), str(split.images)] for split in (splits.train, splits.val)]
     failed = None
     try:
-        TOOL["main"]([*sets[0], "--val", *sets[1], "--json", str(out), *arguments])
+        check_dataset.main([*sets[0], "--val", *sets[1], "--json", str(out), *arguments])
     except UserError as error:
         failed = str(error)
     report = json.loads(out.read_text())

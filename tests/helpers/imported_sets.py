@@ -1,15 +1,14 @@
-"""Datasets in the formats of labelling tools, and what tools/import_dataset.py makes of them."""
+"""Datasets in the formats of labelling tools, and what ``dgnet import`` makes of them."""
 
 import json
-import runpy
 import shutil
 from pathlib import Path
 from typing import Any
 
-from helpers.configs import ROOT
 from PIL import Image
 
-TOOL = runpy.run_path(str(ROOT / "tools/import_dataset.py"))
+from dgnet_cli import import_dataset
+
 SIZE = (80, 60)
 YOLO_YAML = "train: images/train\nval: images/val\n"
 
@@ -18,7 +17,7 @@ def convert(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
     """The COCO JSON of each split, by the tool, which must write nothing else."""
     output = folder.parent / "coco"
     shutil.rmtree(output, ignore_errors=True)
-    TOOL["main"]([str(folder), str(output), *arguments])
+    import_dataset.main([str(folder), str(output), *arguments])
     files = sorted(path for path in output.iterdir() if path.is_file())
     return {path.stem: json.loads(path.read_text()) for path in files}
 

@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 from helpers.configs import DETECTORS
 from helpers.detectors import SMALL, config, write_objects
-from train_net import main
 
+from dgnet_cli.train_net import main
 from dgnet_det.config import load_cfg
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model

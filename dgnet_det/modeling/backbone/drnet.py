@@ -125,7 +125,7 @@ def parse_branches(names: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
         match = re.fullmatch(r"(res\d\.\d+):(\d+)-(\w+)", str(name))
         if match is None:
             form = "stage:connection-branch, such as 'res4.0:2-identity'"
-            raise UserError(f"{KEY} {name!r}: give {form}, as tools/wiring_report.py names them")
+            raise UserError(f"{KEY} {name!r}: give {form}, as dgnet report names them")
         found.setdefault(match[1], []).append((int(match[2]), match[3]))
     return found
 

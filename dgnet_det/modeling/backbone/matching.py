@@ -208,7 +208,7 @@ def load_static_names(
         logger.warning(
             "%s keeps its weights: what is loaded into it %s. Load a bare backbone's file by"
             " dgnet_det.checkpoint.DGNetCheckpointer, or convert it first by"
-            " tools/convert_checkpoint.py",
+            " dgnet convert",
             prefix.removesuffix(".") or "the backbone",
             error,
         )

@@ -18,8 +18,8 @@ from helpers.narrow import NARROW
 from PIL import Image
 from skimage import data
 from torch import nn
-from wiring_report import main
 
+from dgnet_cli.wiring_report import main
 from dgnet_det.analysis.counts import backbone_counts, structure
 from dgnet_det.analysis.report.survey import Survey, distances, summarize
 from dgnet_det.config import load_cfg

@@ -50,7 +50,21 @@ def silence_other_libraries() -> None:
 silence_other_libraries()  # at import, so that processes that this one starts do so as well
 
 
-class ConfigParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser that keeps the lines of a description and says in one line what is wrong."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            prog=sys.argv[0],
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
+class ConfigParser(Parser):
     """A parser with ``--config-file`` and overrides of its keys.
 
     The parsed arguments have ``config_file`` and ``opts``, a list [KEY, VALUE, KEY, VALUE, ...].
@@ -67,15 +81,13 @@ class ConfigParser(argparse.ArgumentParser):
     ) -> None:
         """``default_config`` is taken where none is given; without one, a config is ``required``
         or not."""
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        super().__init__(description)
         self.add_argument(
             "--config-file",
             required=required and default_config is None,
             default=default_config,
             metavar="FILE",
-            help=config_help,
+            help=f"{config_help}; a path, or one of dgnet_det.model_zoo.list()",
         )
         self.add_argument(
             "--import",

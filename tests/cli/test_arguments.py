@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,27 +11,75 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import arguments
 import pytest
 import torch
 from helpers.configs import ROOT
 
+from dgnet_cli import arguments
+from dgnet_cli.__main__ import TOOLS
+from dgnet_cli.__main__ import main as dgnet
 from dgnet_det.errors import UserError
 
-TOOLS = sorted(p for p in (ROOT / "tools").glob("*.py") if "import arguments" in p.read_text())
+# Asks every command, and every script of tools/, for help where torch cannot be imported.
+HELP = """
+import runpy, sys
+sys.modules["torch"] = sys.modules["detectron2"] = None
+from dgnet_cli.__main__ import TOOLS, main
+for name, module in {"": "", **TOOLS}.items():
+    try:
+        sys.argv = ["bin/dgnet", *filter(None, [name]), "--help"]
+        main()
+    except SystemExit as end:
+        assert end.code == 0
+    if module not in ("", "env"):
+        try:
+            sys.argv = [f"tools/{module}.py", "--help"]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 0
+"""
 
 
-@pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.stem)
-def test_help_needs_no_library(tool: Path) -> None:
-    """So it answers at once."""
-    code = (
-        "import runpy, sys; sys.modules['torch'] = sys.modules['detectron2'] = None\n"
-        f"sys.argv = ['x', '--help']; sys.path[0] = {str(tool.parent)!r}\n"
-        f"runpy.run_path({str(tool)!r}, run_name='__main__')\n"
+def test_help_needs_no_library() -> None:
+    """So it answers at once. It says how the tool was called, examples too."""
+    result = subprocess.run(
+        [sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("usage: ")
+    scripts = {f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")}
+    usages = set(re.findall(r"^usage: (.*?) \[", result.stdout, re.M))
+    assert usages == {"dgnet", *(f"dgnet {name}" for name in TOOLS), *scripts}
+    assert len(scripts) == len(TOOLS) - 1  # `dgnet env` has none
+    for name, module in TOOLS.items():
+        assert f"\n  {name} " in result.stdout
+        assert module == "env" or f"\n    tools/{module}.py " in result.stdout
+    assert "%(prog)s" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "dgnet: error: argument COMMAND: invalid choice: 'trian'"),
+        ([], "dgnet: error: the following arguments are required: COMMAND; see --help"),
+        (["train", "--confg-file", "x"], "dgnet train: error: the following arguments are req"),
+        (["train", "--config-file", "x", "--jsno", "y"], "dgnet train: error: unrecognized arg"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bin/dgnet", *words])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            dgnet()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.count("\n") == 1
 
 
 def test_overrides_are_told_from_values(
@@ -145,8 +194,7 @@ def test_an_interruption_says_what_is_saved(
 
 def test_without_detectron2_a_tool_says_how_to_install_it() -> None:
     code = (
-        "import sys; sys.modules['detectron2'] = None; sys.path[:0] = ['tools']\n"
-        "import arguments, runpy\n"
+        "import runpy, sys; sys.modules['detectron2'] = None\n"
         "sys.argv = ['x', '--config-file', 'c.yaml']\n"
         "runpy.run_path('tools/train_net.py', run_name='__main__')\n"
     )
