@@ -4,6 +4,7 @@ never a stage's output."""
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,29 +23,22 @@ LARGEST = 2**20
 def prepare(graph: DynamicGraph) -> None:
     """Let a graph keep its memory in forward passes without gradients. Its thresholds are read
     once, here."""
-    graph.prepared = Prepared(can_close=graph.can_close())
+    graph.prepared = partial(_adjacency, can_close=graph.can_close())
 
 
-class Prepared:
-    """Makes the matrices M of a prepared graph."""
-
-    def __init__(self, *, can_close: bool) -> None:
-        """``can_close`` is that of :class:`Adjacency`."""
-        self.can_close = can_close
-
-    def __call__(
-        self, graph: DynamicGraph, projected: Tensor, valid: Tensor | None
-    ) -> Adjacency | None:
-        """A matrix for one forward pass; None where it needs gradients, is recorded, or has mixed
-        precision. The arguments are those of :class:`Adjacency`."""
-        mixed = torch.is_autocast_enabled(projected.device.type)
-        if torch.is_grad_enabled() or mixed or is_recording(projected):
-            return None
-        if projected.dtype not in (torch.float32, torch.float64) or not len(projected):
-            return None
-        with torch.inference_mode(False):  # a later pass outside of it may use this memory
-            memory = _memory_of(graph, projected)
-        return PreparedAdjacency(memory, graph.num_nodes, projected, valid, self.can_close)
+def _adjacency(
+    graph: DynamicGraph, projected: Tensor, valid: Tensor | None, *, can_close: bool
+) -> Adjacency | None:
+    """A matrix M in kept memory; None where the pass needs gradients, is recorded, or has mixed
+    precision. The arguments are those of :class:`Adjacency`."""
+    mixed = torch.is_autocast_enabled(projected.device.type)
+    if torch.is_grad_enabled() or mixed or is_recording(projected):
+        return None
+    if projected.dtype not in (torch.float32, torch.float64) or not len(projected):
+        return None
+    with torch.inference_mode(False):  # a later pass outside of it may use this memory
+        memory = _memory_of(graph, projected)
+    return PreparedAdjacency(memory, graph.num_nodes, projected, valid, can_close)
 
 
 class Memory:
