@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,21 @@ NUM_CLASSES_KEYS = {
     "RetinaNet": "RETINANET",
 }
 CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}  # of an image in each INPUT.FORMAT
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+POOLERS = ("ROIAlign", "ROIAlignV2", "ROIAlignRotated", "ROIPool")
+# The values that Detectron2 knows, of keys that it reads as it builds a model.
+CHOICES = {
+    "INPUT.FORMAT": tuple(CHANNELS),
+    "MODEL.RESNETS.NORM": NORMS,
+    "MODEL.FPN.NORM": NORMS,
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    "MODEL.RETINANET.NORM": NORMS,
+    "MODEL.ROI_BOX_HEAD.NORM": NORMS,
+    "MODEL.ROI_MASK_HEAD.NORM": NORMS,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": POOLERS,
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": POOLERS,
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": POOLERS,
+}
 
 
 def add_dgnet_config(cfg: CfgNode) -> None:
@@ -152,13 +167,17 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def check_supported(cfg: CfgNode) -> None:
-    """Refuse what could be trained, perhaps, and then not be evaluated, shown or exported.
+    """Refuse a model that Detectron2 does not know, or that could perhaps be trained and then not
+    be evaluated, shown or exported.
 
     Raises:
-        UserError: such a device, image format or meta-architecture.
+        UserError: such a device, image format, meta-architecture, part or norm.
     """
     # Not at the top: a tool that reads no model need not import all of them.
     from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN, RetinaNet
+
+    check_choices(cfg, CHOICES)
+    check_choices(cfg, _registered_parts(cfg))
 
     device = re.fullmatch(r"cpu|cuda(?::(\d+))?", cfg.MODEL.DEVICE)
     if device is None:
@@ -166,7 +185,6 @@ def check_supported(cfg: CfgNode) -> None:
     if int(device[1] or 0) >= max(torch.cuda.device_count(), 1):
         count = torch.cuda.device_count()
         raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: this machine has {count} GPUs")
-    check_choice("INPUT.FORMAT", cfg.INPUT.FORMAT, CHANNELS)
     allowed = {3, CHANNELS[cfg.INPUT.FORMAT]}
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         if len(cfg.MODEL[key]) not in allowed:
@@ -184,6 +202,47 @@ def check_supported(cfg: CfgNode) -> None:
         )
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError("MODEL.LOAD_PROPOSALS: images in use have no proposals: set it to False")
+
+
+def check_choices(cfg: CfgNode, choices: Mapping[str, Collection[str]]) -> None:
+    """Raise a :class:`UserError` where a key has none of the values that ``choices`` has for it."""
+    values = dict(leaves(cfg))
+    for key, known in choices.items():
+        check_choice(key, values[key], known)
+
+
+def _registered_parts(cfg: CfgNode) -> dict[str, Collection[str]]:
+    """The names that Detectron2's registries know of each part of the model."""
+    from detectron2 import modeling
+    from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+    from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY
+
+    registries = {
+        "MODEL.BACKBONE.NAME": modeling.BACKBONE_REGISTRY,
+        "MODEL.PROPOSAL_GENERATOR.NAME": modeling.PROPOSAL_GENERATOR_REGISTRY,
+        "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+        "MODEL.ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
+        "MODEL.ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
+        "MODEL.ROI_MASK_HEAD.NAME": modeling.ROI_MASK_HEAD_REGISTRY,
+        "MODEL.ROI_KEYPOINT_HEAD.NAME": modeling.ROI_KEYPOINT_HEAD_REGISTRY,
+    }
+    if cfg.MODEL.ROI_HEADS.NAME in ("StandardROIHeads", "CascadeROIHeads"):  # others may have none
+        registries["MODEL.ROI_BOX_HEAD.NAME"] = ROI_BOX_HEAD_REGISTRY
+    return {key: [name for name, _ in registry] for key, registry in registries.items()}
+
+
+def feature_maps(cfg: CfgNode) -> list[str]:
+    """The names of the backbone's feature maps; empty for a backbone that is neither this
+    project's nor Detectron2's ResNet."""
+    kind = re.fullmatch(
+        r"build_(retinanet_)?(?:dgnet|drnet|resnet)_(retinanet_)?(fpn_)?backbone",
+        cfg.MODEL.BACKBONE.NAME,
+    )
+    if kind is None or not kind[3]:
+        return list(cfg.MODEL.RESNETS.OUT_FEATURES) if kind else []
+    levels = [int(name[-1]) for name in cfg.MODEL.FPN.IN_FEATURES if name.startswith("res")]
+    more = 2 if kind[1] or kind[2] else 1  # P6 and P7, or P6
+    return [f"p{k}" for k in range(min(levels), max(levels) + 1 + more)] if levels else []
 
 
 def with_own_weights(config_file: str, opts: Sequence[str]) -> list[str]:

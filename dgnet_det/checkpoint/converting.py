@@ -12,7 +12,6 @@ from dgnet_det.checkpoint.reading import RENAMED_CAFFE2, local_file, read_checkp
 from dgnet_det.config import is_classifier
 from dgnet_det.errors import UserError, first_few
 from dgnet_det.modeling.backbone.matching import Source, match_backbone
-from dgnet_det.modeling.build import config_errors_in_one_line
 from dgnet_det.modeling.observation import dgnet_of
 
 IMAGENET_MEAN_RGB = [123.675, 116.28, 103.53]
@@ -77,8 +76,7 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
     local = local_file(path)
     content = read_checkpoint(local, trust_pickle=trust_pickle)
     author = content.get("__author__", "")
-    with config_errors_in_one_line():
-        backbone = build_backbone(cfg)
+    backbone = build_backbone(cfg)
     dgnet = dgnet_of(backbone)
     prefix = next(n for n, m in backbone.named_modules(prefix="backbone") if m is dgnet) + "."
     try:

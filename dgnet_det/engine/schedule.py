@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Collection, Sequence
-from functools import reduce
-from operator import getitem
-from typing import Any
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from dgnet_det.errors import UserError, check_choice
+from dgnet_det.config import check_choices, leaves
+from dgnet_det.errors import UserError
 
 # Of the iterations, where the recipe has no larger share: a warm-up for many images must not use up
 # the training on few.
@@ -201,15 +199,11 @@ def check_solver(cfg: CfgNode) -> None:
     Raises:
         UserError: a key of ``LEAST`` is below its least value, or one of ``CHOICES`` none of them.
     """
+    values = dict(leaves(cfg))
     for name, least in LEAST.items():
-        if not (value := _value(cfg, name)) >= least:
-            raise UserError(f"{name} {value}: give at least {least}")
-    for name, choices in CHOICES.items():
-        check_choice(name, _value(cfg, name), choices)
-
-
-def _value(cfg: CfgNode, name: str) -> Any:
-    return reduce(getitem, name.split("."), cfg)
+        if not values[name] >= least:
+            raise UserError(f"{name} {values[name]}: give at least {least}")
+    check_choices(cfg, CHOICES)
 
 
 def divergence(cfg: CfgNode, iteration: int) -> str:

@@ -36,6 +36,7 @@ from dgnet_det.engine.summary import summarize
 from dgnet_det.errors import UserError, one_line_in_training_loop
 
 NORMALIZER = "loss_normalizer"  # RetinaNet's and FCOS's running mean, which no checkpoint holds
+START_ANEW = "name it as MODEL.WEIGHTS, and another OUTPUT_DIR, without --resume"
 
 
 class Trainer(SimpleTrainer):
@@ -88,6 +89,7 @@ class Trainer(SimpleTrainer):
         self.best: BestCheckpointer | None = None
         self.results: dict[str, Any] = {}  # of the last evaluation
         self._signal = 0  # that asked to stop
+        self._restored = False  # whether a checkpoint with a trainer's state was loaded
         self._between_steps = self._interruptible = False
 
     def add_hooks(
@@ -138,6 +140,9 @@ class Trainer(SimpleTrainer):
         start = time.time()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         begun = resume and self.checkpointer.has_checkpoint()
+        if begun and not self._restored:
+            file = self.checkpointer.get_checkpoint_file()
+            raise UserError(f"{file}: holds weights alone, without a trainer's state: {START_ANEW}")
         first = self.iter + 1 if begun else 0
         if first >= self.max_iter:
             folder.open()
@@ -251,15 +256,19 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
         Raises:
-            UserError: the optimizer's state is of other groups of parameters.
+            UserError: the optimizer's state is missing, or of other groups of parameters.
         """
-        try:
-            super().load_state_dict(state_dict)
-        except ValueError as error:
-            raise UserError(
-                "it has other groups of parameters than this version: name it as MODEL.WEIGHTS,"
-                " and another OUTPUT_DIR, without --resume"
-            ) from error
+        # Detectron2's DefaultTrainer keeps the optimizer elsewhere, and so did ours once.
+        if missing := sorted({"iteration", "optimizer", "scaler"} - state_dict.keys()):
+            raise UserError(f"another trainer saved it, without {', '.join(missing)}: {START_ANEW}")
+        saved, own = (
+            [len(group["params"]) for group in groups]
+            for groups in (state_dict["optimizer"]["param_groups"], self.optimizer.param_groups)
+        )
+        if saved != own:
+            raise UserError(f"it has other groups of parameters than this version: {START_ANEW}")
+        super().load_state_dict(state_dict)
+        self._restored = True
         self.scaler.load_state_dict(state_dict["scaler"])
         if NORMALIZER in state_dict:
             setattr(self.checkpointer.model, NORMALIZER, state_dict[NORMALIZER])

@@ -1,38 +1,39 @@
-"""Detectron2's models, with its many ways of refusing a config turned into one line."""
+"""Detectron2's models, after the checks of a config that their builders leave out."""
 
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import detectron2.modeling
 from detectron2.config import CfgNode
 from torch import nn
 
-from dgnet_det.config import check_supported, one_line
-from dgnet_det.errors import UserError
-
-
-@contextmanager
-def config_errors_in_one_line() -> Iterator[None]:
-    """What Detectron2's own checks of a config raise in the body becomes a :class:`UserError`. What
-    is raised in any other package is a bug there, and keeps its traceback."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (AssertionError, KeyError, ValueError) as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if frame.f_globals["__name__"].partition(".")[0] not in ("detectron2", "fvcore"):
-            raise
-        raise UserError(f"the config describes no model: {one_line(error)}") from error
+from dgnet_det.config import check_supported, feature_maps
+from dgnet_det.errors import UserError, check_choice
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
     """:func:`detectron2.modeling.build_model`.
 
     Raises:
-        UserError: the config describes no model, or as :func:`check_supported`.
+        UserError: as :func:`check_supported`, or heads or anchors do not go with the feature maps.
     """
     check_supported(cfg)
-    with config_errors_in_one_line():
-        return detectron2.modeling.build_model(cfg)
+    _check_features(cfg)
+    return detectron2.modeling.build_model(cfg)
+
+
+def _check_features(cfg: CfgNode) -> None:
+    """Check that there is every feature map that heads read, with anchors for each."""
+    readers = ["RETINANET"] if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else ["RPN", "ROI_HEADS"]
+    if made := feature_maps(cfg):
+        for reader in readers:
+            check_choice(f"MODEL.{reader}.IN_FEATURES", cfg.MODEL[reader].IN_FEATURES, made)
+    number = len(cfg.MODEL[readers[0]].IN_FEATURES)
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        rows = cfg.MODEL.ANCHOR_GENERATOR[key]
+        if rows and not isinstance(rows[0], Sequence):
+            continue  # one list for all maps
+        if len(rows) not in (1, number) or len({len(row) for row in rows}) > 1:
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.{key} {rows}: give one list for all of"
+                f" MODEL.{readers[0]}.IN_FEATURES, or {number} lists of equal length"
+            )

@@ -12,7 +12,6 @@ from dgnet_det.config import is_routed
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.backbone import build_dgnet_backbone, build_drnet_backbone
 from dgnet_det.modeling.backbone.base import StagedBackbone
-from dgnet_det.modeling.build import config_errors_in_one_line
 
 MOBILENETV2_HEAD_CHANNELS = 1280
 
@@ -104,9 +103,8 @@ def build_classifier(cfg: CfgNode, *, in_channels: int = 3) -> DGNetClassifier:
         raise UserError('MODEL.RESNETS.OUT_FEATURES: the classifier reads "res5"; add it')
     if cfg.INPUT.FORMAT != "RGB":
         raise UserError(f'INPUT.FORMAT {cfg.INPUT.FORMAT}: the classifier reads "RGB"')
-    with config_errors_in_one_line():
-        build = build_drnet_backbone if is_routed(cfg) else build_dgnet_backbone
-        backbone = build(cfg, ShapeSpec(channels=in_channels))
+    build = build_drnet_backbone if is_routed(cfg) else build_dgnet_backbone
+    backbone = build(cfg, ShapeSpec(channels=in_channels))
     is_mobilenet = cfg.MODEL.DGNET.FAMILY == "mobilenetv2"
     head = ClassifierHead(
         backbone.output_shape()["res5"].channels,

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -192,18 +193,35 @@ def test_a_stopped_training_goes_on(
     assert not torch.equal(before, after)
 
 
-def test_an_optimizer_of_an_earlier_version_is_refused_in_one_line(
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda trainer: trainer["optimizer"]["param_groups"].pop(), "other groups of parameters"),
+        # As Detectron2's DefaultTrainer has it.
+        (
+            lambda trainer: trainer.update(_trainer={"optimizer": trainer.pop("optimizer")}),
+            "another trainer saved it, without optimizer: name it as MODEL.WEIGHTS",
+        ),
+        (None, "holds weights alone, without a trainer's state: name it as"),
+    ],
+)
+def test_a_checkpoint_of_another_trainer_is_refused_in_one_line(
+    change: Callable[[dict], Any] | None,
+    message: str,
     stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]],
 ) -> None:
-    """Whose groups were Detectron2's."""
     output, command, _ = stopped
     path = output / (output / "last_checkpoint").read_text()
+    before = path.read_bytes()
     checkpoint = load(path)
-    optimizer = checkpoint["trainer"]["optimizer"]
-    optimizer["param_groups"] = optimizer["param_groups"][:1]
+    if change:
+        change(checkpoint["trainer"])
+    else:
+        del checkpoint["trainer"]
     torch.save(checkpoint, path)
-    with pytest.raises(UserError, match="other groups of parameters than this version"):
+    with pytest.raises(UserError, match=message):
         train_net([*command, "99", "--resume"])
+    path.write_bytes(before)
 
 
 def test_a_training_that_diverges_names_the_learning_rate(
@@ -276,9 +294,19 @@ def test_a_bug_in_a_backbone_of_ones_own_keeps_its_traceback(
         (["MODEL.WEIGHTS", "missing.pth"], r"missing\.pth"),
         (["DATASETS.TRAIN", "('no_such_set',)"], r"DATASETS\.TRAIN .*no_such_set"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], r"MODEL\.ROI_HEADS\.NUM_CLASSES 80: .* 3 cat"),
-        (["MODEL.RESNETS.NORM", "foo"], "the config describes no model.*foo"),
-        (["MODEL.RPN.HEAD_NAME", "foo"], "the config describes no model.*foo"),
-        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"], "the config describes no model"),
+        (["MODEL.RESNETS.NORM", "foo"], r"MODEL\.RESNETS\.NORM 'foo': choose from .*BN"),
+        (["MODEL.RPN.HEAD_NAME", "foo"], r"MODEL\.RPN\.HEAD_NAME 'foo': choose from Stand"),
+        (["MODEL.ROI_BOX_HEAD.NAME", ""], r"MODEL\.ROI_BOX_HEAD\.NAME '': choose from Fast"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"], r"SIZES .*: give one list .*or 5 lists"),
+        (
+            ["MODEL.RPN.IN_FEATURES", "['p2', 'p7']"],
+            r"RPN\.IN_FEATURES .*p7.*: .*p2, p3, p4, p5, p6",
+        ),
+        (
+            ["MODEL.FPN.IN_FEATURES", "['res2', 'res9']"],
+            r"FPN\.IN_FEATURES .*res9.*choose from res2",
+        ),
+        (["MODEL.FPN.IN_FEATURES", "[]"], r"MODEL\.FPN\.IN_FEATURES: empty"),
         (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH 0: give at least 1"),
         (["OUTPUT_DIR", __file__], r"test_train_net\.py: a file stands where a folder is needed"),
     ],

@@ -129,13 +129,17 @@ def build_stages(
 
 def fpn(cfg: CfgNode, bottom_up: StagedBackbone, *, retinanet: bool = False) -> FPN:
     """The FPN of ``MODEL.FPN`` on ``bottom_up``, or RetinaNet's."""
+    in_features = cfg.MODEL.FPN.IN_FEATURES
+    check_choice("MODEL.FPN.IN_FEATURES", in_features, bottom_up.output_shape())
+    if not in_features:
+        raise UserError("MODEL.FPN.IN_FEATURES: empty: name at least one feature map")
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     top_block: nn.Module = LastLevelMaxPool()
     if retinanet:
         top_block = LastLevelP6P7(bottom_up.output_shape()["res5"].channels, out_channels)
     return FPN(
         bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        in_features=in_features,
         out_channels=out_channels,
         norm=cfg.MODEL.FPN.NORM,
         top_block=top_block,
