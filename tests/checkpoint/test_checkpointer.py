@@ -3,6 +3,7 @@
 import pickle
 import re
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,6 @@ from dgnet_det.checkpoint import DGNetCheckpointer, convert
 from dgnet_det.errors import UserError
 
 NARROW = ("MODEL.RESNETS.WIDTH_PER_GROUP", "8")  # as RESNET50
-
-
-@pytest.fixture(scope="module")
-def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    state = RESNET18.build().state_dict()
-    return saved(state, tmp_path_factory.mktemp("static") / "resnet18.pth")
 
 
 def load(detector: nn.Module, path: str) -> None:
@@ -110,10 +105,10 @@ def test_caffe2s_pickle_of_msra_weights(norm: str, tmp_path: Path) -> None:
         assert_equal_features(detector.backbone.bottom_up(image), static(image))
 
 
-def test_dropped_stages_are_no_misfit(resnet18_file: str) -> None:
+def test_dropped_stages_are_no_misfit(tmp_path: Path) -> None:
     opts = ("MODEL.BACKBONE.NAME", "build_dgnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res4']")
     detector = Detector(config("R_18", *opts)).eval()
-    load(detector, resnet18_file)
+    load(detector, saved(RESNET18.build().state_dict(), tmp_path / "resnet18.pth"))
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         actual = detector.backbone(image)
@@ -154,71 +149,49 @@ def test_a_wrapper_around_the_whole_detector_is_taken_off(tmp_path: Path) -> Non
     assert all(torch.equal(target.state_dict()[k], x) for k, x in source.state_dict().items())
 
 
+def detector_tensors(left_out: str = "none") -> dict[str, torch.Tensor]:
+    state = Detector(config("R_18")).state_dict()
+    return {name: x for name, x in state.items() if left_out not in name}
+
+
+def resnet18_tensors(left_out: str = "none") -> dict[str, torch.Tensor]:
+    return {name: x for name, x in RESNET18.build().state_dict().items() if left_out not in name}
+
+
+WIRING, EDGES = "MODEL.DGNET.WIRING", "MODEL.DGNET.EDGE_WEIGHTS"
+
+
 @pytest.mark.parametrize(
-    ("config_name", "opts", "wiring", "message"),
+    ("tensors", "config_name", "opts", "message"),
     [
-        ("R_50", (), "residual", "another depth.*MODEL.RESNETS.DEPTH"),
-        ("R_18", ("MODEL.RESNETS.DEPTH", "34"), "residual", "another depth.*MODEL.RESNETS.DEPTH"),
-        ("R_18", ("MODEL.RESNETS.NORM", "GN"), "residual", "another depth, width or norm"),
-        ("MobileNetV2", (), "residual", "it is a resnet, the config builds a mobilenetv2"),
-        ("RegNetX_600M", (), "residual", "it is a resnet, the config builds a regnet"),
-        ("R_18", ("MODEL.DGNET.WIRING", "paper"), "residual", "WIRING to residual"),
+        (resnet18_tensors, "R_50", (), "another depth.*MODEL.RESNETS.DEPTH"),
+        (resnet18_tensors, "R_18", ("MODEL.RESNETS.DEPTH", "34"), "another depth.*RESNETS.DEPTH"),
+        (resnet18_tensors, "R_18", ("MODEL.RESNETS.NORM", "GN"), "another depth, width or norm"),
+        (resnet18_tensors, "MobileNetV2", (), "it is a resnet, the config builds a mobilenetv2"),
+        (resnet18_tensors, "RegNetX_600M", (), "it is a resnet, the config builds a regnet"),
+        (resnet18_tensors, "R_18", (WIRING, "paper"), "WIRING to residual"),
+        (lambda: torchvision.models.resnet34(weights=None).state_dict(), "R_18", (),
+         r"res2.0.nodes.3.conv1.weight.* and [0-9]+ more"),
+        (lambda: resnet18_tensors("layer3.1.conv2.weight"), "R_18", (), "1 of 128 tensors missing"),
+        (lambda: resnet18_tensors("layer3.1.bn2.running_mean"), "R_18", (), "1 of 128 tensors"),
+        (detector_tensors, "R_18", (EDGES, "none"), "builds a static network"),
+        (detector_tensors, "R_18", (EDGES, "static"), "residual wiring and dynamic edge weights"),
+        (detector_tensors, "R_18", (WIRING, "paper"), "builds a DG-Net of paper wiring"),
+        (lambda: detector_tensors(".thresholds"), "R_18", (), r"4 of 128 .*missing.*res2.0.thresh"),
+        (lambda: timm.create_model("resnet18d").state_dict(), "R_18", (), "ResNet-C, -D"),
+        (lambda: timm.create_model("seresnet50").state_dict(), "R_18", (), "squeeze"),
+        (lambda: timm.create_model("efficientnet_b0").state_dict(), "R_18", (), "squeeze"),
     ],
-)
+)  # fmt: skip
 def test_a_misfit_is_an_error(
-    config_name: str, opts: tuple, wiring: str, message: str, resnet18_file: str
-) -> None:
+    tensors: Callable[[], dict[str, torch.Tensor]], config_name: str, opts: tuple, message: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    path = saved(tensors(), tmp_path / "x.pth")
     with pytest.raises(UserError, match=message) as error:
-        load(Detector(config(config_name, *opts, wiring=wiring)), resnet18_file)
-    assert str(error.value).startswith(f"MODEL.WEIGHTS {resnet18_file}")
+        load(Detector(config(config_name, *opts)), path)
+    assert str(error.value).startswith(f"MODEL.WEIGHTS {path}")
     assert "\n" not in str(error.value)
-
-
-def test_a_deeper_source_is_an_error(tmp_path: Path) -> None:
-    path = saved(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
-    with pytest.raises(UserError, match=r"res2.0.nodes.3.conv1.weight.* and [0-9]+ more"):
-        load(Detector(config("R_18")), path)
-
-
-def test_one_tensor_less_is_an_error(tmp_path: Path) -> None:
-    for name in ("layer3.1.conv2.weight", "layer3.1.bn2.running_mean"):
-        state = RESNET18.build().state_dict()
-        del state[name]
-        path = saved(state, tmp_path / "x.pth")
-        with pytest.raises(UserError, match="1 of 128 tensors missing"):
-            load(Detector(config("R_18")), path)
-
-
-@pytest.mark.parametrize(
-    ("opts", "message"),
-    [
-        (("MODEL.DGNET.EDGE_WEIGHTS", "none"), "builds a static network"),
-        (("MODEL.DGNET.EDGE_WEIGHTS", "static"), "residual wiring and dynamic edge weights"),
-        (("MODEL.DGNET.WIRING", "paper"), "builds a DG-Net of paper wiring"),
-    ],
-)
-def test_another_wiring_is_an_error(opts: tuple, message: str, tmp_path: Path) -> None:
-    source = Detector(config("R_18"))
-    path = saved({"model": source.state_dict()}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=message):
-        load(Detector(config("R_18", *opts)), path)
-
-
-def test_part_of_a_graph_is_an_error(tmp_path: Path) -> None:
-    source = Detector(config("R_18")).state_dict()
-    path = saved({k: v for k, v in source.items() if ".thresholds" not in k}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"4 of 128 tensors missing.*res2.0.thresholds"):
-        load(Detector(config("R_18")), path)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("resnet18d", "ResNet-C, -D"), ("seresnet50", "squeeze"), ("efficientnet_b0", "squeeze")],
-)
-def test_unsupported_variants_say_so(name: str, message: str, tmp_path: Path) -> None:
-    path = saved(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "x.pth")
-    with pytest.raises(UserError, match=message):
-        load(Detector(config("R_18")), path)
 
 
 def test_missing_files_and_urls_name_the_key(tmp_path: Path) -> None:

@@ -142,36 +142,22 @@ def test_pixels_of_caffe2(tmp_path: Path) -> None:
 def test_bad_input_is_one_line_and_no_output(
     resnet18_file: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    output = tmp_path / "out.pth"
-    rest = [str(output), "--config-file", R_18]
-    assert "no such checkpoint" in fails(capsys, output, str(tmp_path / "none.pth"), *rest)
-
-    truncated = tmp_path / "truncated.pth"
-    truncated.write_bytes(Path(resnet18_file).read_bytes()[:5000])
-    assert "truncated" in fails(capsys, output, str(truncated), *rest)
-
-    head = saved({"fc.weight": torch.zeros(9, 512)}, tmp_path / "head.pth")
-    assert "no backbone with known names" in fails(capsys, output, head, *rest)
-
-    family = fails(capsys, output, resnet18_file, str(output), "--config-file", MOBILENETV2)
-    assert "MODEL.DGNET.FAMILY" in family
-
-    depth = fails(capsys, output, resnet18_file, *rest, "MODEL.RESNETS.DEPTH", "34")
-    assert "MODEL.RESNETS.DEPTH" in depth
-
-    paper = fails(capsys, output, resnet18_file, *rest, "MODEL.DGNET.WIRING", "paper")
-    assert "MODEL.DGNET.WIRING" in paper
-
-    tensors = RESNET18.build().state_dict()
-    extra = saved(tensors | {"neck.weight": torch.zeros(3)}, tmp_path / "extra.pth")
-    assert "neck.weight" in fails(capsys, output, extra, *rest)
-
-    config_ = fails(capsys, output, resnet18_file, str(output), "--config-file", "none.yaml")
-    assert "none.yaml" in config_
-
+    (tmp_path / "truncated.pth").write_bytes(Path(resnet18_file).read_bytes()[:5000])
     (tmp_path / "folder").mkdir()
-    written = fails(capsys, output, resnet18_file, str(tmp_path / "folder"), "--config-file", R_18)
-    assert "folder" in written
+    head = saved({"fc.weight": torch.zeros(9, 512)}, tmp_path / "head.pth")
+    extra = RESNET18.build().state_dict() | {"neck.weight": torch.zeros(3)}
+    extra = saved(extra, tmp_path / "extra.pth")
+    output, depth = str(tmp_path / "out.pth"), ["MODEL.RESNETS.DEPTH", "34"]
+    for source, target, opts, part in (
+        (str(tmp_path / "none.pth"), output, [], "no such checkpoint"),
+        (str(tmp_path / "truncated.pth"), output, [], "truncated"),
+        (head, output, [], "no backbone with known names"),
+        (extra, output, [], "neck.weight"),
+        (resnet18_file, output, depth, "MODEL.RESNETS.DEPTH"),
+        (resnet18_file, str(tmp_path / "folder"), [], "folder"),
+    ):
+        argv = [source, target, "--config-file", R_18, *opts]
+        assert part in fails(capsys, Path(output), *argv)
 
 
 def test_allow_partial_writes_what_matches(resnet18_file: str, tmp_path: Path) -> None:

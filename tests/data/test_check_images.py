@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from helpers.checked_sets import change, found, inspect
+from helpers.checked_sets import MASK, change, found, inspect
 from helpers.coco_sets import HEIGHT, WIDTH, Splits
 from helpers.configs import ROOT
 from PIL import Image
@@ -17,7 +17,7 @@ from pycocotools import mask as mask_tools
 
 @pytest.mark.parametrize("ending", ["jpg", "tif", "png"])
 def test_images_that_are_turned(splits: Splits, ending: str) -> None:
-    """Whose stored size the JSON may give, which is not that of the image as it is read."""
+    """The JSON may give their size as it is stored, which is not the one that is read."""
     exif = Image.Exif()
     exif[0x112] = 6
     pixels = Image.open(splits.train.path(2))
@@ -68,7 +68,6 @@ def test_odd_images(splits: Splits, mode: str, ending: str, kind: str, part: str
     assert part in {w["kind"]: w["line"] for w in inspect(splits)["warnings"]}[kind]
 
 
-MASK = str(ROOT / "configs/COCO-InstanceSegmentation/mask_rcnn_DG_R_50_residual_FPN_1x.yaml")
 TRIANGLE = [[4.0, 6.0, 34.0, 6.0, 34.0, 26.0]]
 
 
@@ -108,12 +107,12 @@ def test_masks(splits: Splits, mask: Any, severity: str | None, part: str) -> No
     change(splits, "annotations", 5, segmentation=mask)
     report = inspect(splits, "--config-file", MASK)
     lines = {key: [finding["line"] for finding in report[key]] for key in ("errors", "warnings")}
-    if severity is None:
-        assert lines == {"errors": [], "warnings": []}
-    else:
+    if severity:
         (line,) = lines[severity]
         assert part in line
-    if isinstance(mask, dict) and severity is None:
+        return
+    assert lines == {"errors": [], "warnings": []}
+    if isinstance(mask, dict):
         report = inspect(splits, "--config-file", MASK, "INPUT.MASK_FORMAT", "polygon")
         line = found(report, "errors", "mask-format")
         assert "annotation 5: its mask is no polygon: set INPUT.MASK_FORMAT bitmask" in line

@@ -245,20 +245,6 @@ BAD = [
     ("yolo", {"data.yaml": "names: [yes, no]"}, "", "", "names of classes are [True, False]: give"),
     ("yolo", {A: "", "labels/val/c.txt": ""}, "", "", "no object in any file"),
 ]  # fmt: skip
-BAD_FILES = [
-    ("x.json", '{"version": 1}', "labelme", "it has no 'shapes'"),
-    (
-        "x.csv",
-        "image,class,xmin,ymin,xmax\n",
-        "csv",
-        "its first line names no column for ymax:",
-    ),
-    ("x.csv", CSV.replace(",50,", ",wide,"), "csv", "line 2: no box of numbers"),
-    ("x.csv", CSV + ",dog,1\n", "csv", "line 5: names no image"),
-    ("x.xml", "<annotations><track/></annotations>", "cvat", "it is in the format CVAT for video"),
-    ("x.xml", CVAT.replace('"90.0"', '"?"'), "cvat", "image one/a.jpg: object 1: no box of num"),
-    ("x.xml", CVAT.replace("9,4;", "9;"), "cvat", "image one/a.jpg: object 2: no box of numbers"),
-]
 
 
 @pytest.mark.parametrize(("layout", "files", "arguments", "file", "part"), BAD)
@@ -280,15 +266,6 @@ def test_bad_dataset(
     if file is not None:
         assert message.startswith(f"{folder / file}: ")
     assert sorted(folder.parent.rglob("*")) == before
-
-
-@pytest.mark.parametrize(("file", "content", "layout", "part"), BAD_FILES)
-def test_bad_file(tmp_path: Path, file: str, content: str, layout: str, part: str) -> None:
-    path = fill(tmp_path / "set", {file: content}) / file
-    with pytest.raises(UserError) as caught:
-        convert(path, "--format", layout)
-    assert str(caught.value).startswith(f"{path}: not read as {layout}: {part}")
-    assert not (tmp_path / "coco").exists()
 
 
 def test_all_bad_files_are_counted(yolo: Path) -> None:

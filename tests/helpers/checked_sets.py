@@ -4,9 +4,20 @@ import json
 from typing import Any
 
 from helpers.coco_sets import Splits
+from helpers.configs import ROOT
 
 from dgnet_cli import check_dataset
 from dgnet_det.errors import UserError
+
+CONFIGS = ROOT / "configs"
+DETECTION, MASK, KEYPOINT = (
+    str(CONFIGS / f"{name}_rcnn_DG_R_50_residual_FPN_1x.yaml")
+    for name in (
+        "COCO-Detection/faster",
+        "COCO-InstanceSegmentation/mask",
+        "COCO-Keypoints/keypoint",
+    )
+)
 
 
 def inspect(splits: Splits, *arguments: str) -> dict[str, Any]:

@@ -33,16 +33,23 @@ def boxes_by_file(coco: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
     return found
 
 
-def fill(folder: Path, files: dict[str, str | bytes | None]) -> Path:
-    """Write files; those of images, whose content is None, of ``SIZE``."""
+def fill(folder: Path, files: dict[str, Any]) -> Path:
+    """Write files, texts, bytes or JSON; those of images, whose content is None, of ``SIZE``."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if content is None:
             Image.new("RGB", SIZE, (len(path.name), 50, 90)).save(path)
-        else:
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
+            continue
+        content = json.dumps(content) if isinstance(content, dict) else content
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     return folder
+
+
+def convert_file(folder: Path, name: str, content: Any, *arguments: str) -> dict[str, Any]:
+    """The COCO JSON of an annotation file beside its image ``a.jpg``."""
+    folder = fill(folder / "set", {name: content, "a.jpg": None})
+    return convert(folder, *arguments)["train"]
 
 
 def voc(*objects: tuple[Any, ...], filename: str = "a.jpg", size: tuple[int, int] = SIZE) -> str:
