@@ -23,16 +23,15 @@ LISTED = 6  # names in a message
 
 
 def saved_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The names of the classes that a checkpoint was trained for, in the order of the model's
-    outputs; empty if it does not hold any."""
+    """A checkpoint's class names, in the order of the model's outputs; empty if it holds none."""
     names = checkpoint.get(CLASS_NAMES)
     is_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if is_names else []  # type: ignore[return-value]
 
 
 def class_names_in(weights: str) -> list[str]:
-    """The class names in the checkpoint that ``MODEL.WEIGHTS`` names; empty where there are none,
-    or where the file cannot be read: loading it raises the error."""
+    """The class names in the checkpoint that ``MODEL.WEIGHTS`` names; empty also where the file
+    cannot be read: loading it raises the error."""
     try:
         return saved_class_names(read_checkpoint(local_file(weights))) if weights else []
     except UserError:
@@ -40,11 +39,8 @@ def class_names_in(weights: str) -> list[str]:
 
 
 def write_checkpoint(data: dict[str, Any], path: str | Path) -> None:
-    """``torch.save``, whole or not at all.
-
-    Raises:
-        OSError: the file cannot be written. (``torch.save`` raises a ``RuntimeError``.)
-    """
+    """Write a file by ``torch.save``, whole or not at all. Raises an OSError where it cannot be
+    written."""
     with written_whole(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(data, file)
@@ -70,9 +66,8 @@ class DGNetCheckpointer(DetectionCheckpointer):
         Args:
             model, save_dir, checkpointables: as for :class:`DetectionCheckpointer`.
             class_names: of the data, in the order of the model's outputs.
-            needed: for evaluation and export: what ``MODEL.WEIGHTS`` must name. Then it is an error
-                if there is nothing to load, if a tensor is missing, which would stay random, or if
-                the checkpoint's classes are not the data's.
+            needed: for evaluation and export: what ``MODEL.WEIGHTS`` must name. Then nothing to
+                load, a missing tensor, which would stay random, and other classes are errors.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.class_names, self.needed = list(class_names), needed
@@ -141,7 +136,7 @@ class DGNetCheckpointer(DetectionCheckpointer):
                 if misfit := match.misfit():
                     raise UserError(misfit)
                 state = OrderedDict(match.rest | match.head | match.left_out)
-                state.update({prefix + target: x for target, x in match.tensors.items()})
+                state.update({prefix + target: x for target, x in match.state().items()})
                 state._metadata = getattr(checkpoint["model"], "_metadata", {})  # type: ignore[attr-defined]
                 checkpoint["model"] = state
         return super()._load_model(checkpoint)
@@ -160,21 +155,17 @@ class DGNetCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: it cannot be used.
         """
-        warnings = []
+        differ = anew = ""
         if saved and self.class_names and saved != self.class_names:
             theirs, ours = first_few(saved, LISTED), first_few(self.class_names, LISTED)
             differ = f"trained for the classes {theirs}, but the data have {ours}"
-            if self.needed:
-                raise UserError(f"{differ}: evaluate on data of the same classes in the same order")
-            if resumes:
-                raise UserError(
-                    f"{differ}: resuming needs the same; else choose another OUTPUT_DIR"
-                )
-            warnings.append(differ)
+        if differ and self.needed:
+            raise UserError(f"{differ}: evaluate on data of the same classes in the same order")
+        if differ and resumes:
+            raise UserError(f"{differ}: resuming needs the same; else choose another OUTPUT_DIR")
         if self.needed and (absent := sorted([*self.missing, *self.misshaped])):
             names = first_few(absent, LISTED)
             raise UserError(f"missing or of another shape: {names}: this needs {self.needed}")
         if self.misshaped:
-            anew = ", ".join(self.misshaped)
-            warnings.append(f"of another shape, so they start anew: {anew}")
-        return warnings
+            anew = f"of another shape, so they start anew: {', '.join(self.misshaped)}"
+        return list(filter(None, (differ, anew)))

@@ -11,7 +11,7 @@ from detectron2.modeling import build_backbone
 from dgnet_det.checkpoint.reading import RENAMED_CAFFE2, local_file, read_checkpoint
 from dgnet_det.config import is_classifier
 from dgnet_det.errors import UserError, first_few
-from dgnet_det.modeling.backbone.matching import Source, match_backbone
+from dgnet_det.modeling.backbone.matching import Source, kind_of, match_backbone
 from dgnet_det.modeling.observation import dgnet_of
 
 IMAGENET_MEAN_RGB = [123.675, 116.28, 103.53]
@@ -33,15 +33,11 @@ KINDS = {
 class Conversion:
     """A checkpoint converted for a config's backbone."""
 
-    # {"model": {name: tensor}, "__author__": str, "source": {str: str}}: tensors and strings alone,
-    # for torch.load(weights_only=True).
+    # {"model": {name: tensor}, "__author__": str, "source": {str: str}}, for weights_only=True
     checkpoint: dict[str, Any]
-    # Names by kind, see KINDS.
-    tensors: dict[str, list[str]]
-    # The config values that go with the weights; None where only their own config knows.
-    pixels: dict[str, Any] | None
-    # Why the result is not whole; empty if it is.
-    problem: str
+    tensors: dict[str, list[str]]  # names by kind, see KINDS
+    pixels: dict[str, Any] | None  # config values for the weights; None where only their own knows
+    problem: str  # why the result is not whole; empty if it is
 
     def figures(self) -> dict[str, Any]:
         """The report for JSON."""
@@ -98,7 +94,7 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
         "matched": [*fitting, *c4_heads],
         "missing": match.missing,
         "unexpected": [*match.unexpected, *unknown],
-        "misshaped": match.misshaped,
+        "misshaped": list(map(" ".join, match.misshaped.items())),
         "head": list(match.head),
         "others": sorted(others),
         "untrained": match.untrained,
@@ -109,14 +105,14 @@ def convert(path: str, cfg: CfgNode, *, trust_pickle: bool = False) -> Conversio
         "family": match.source.family.name,
         "format": "msra/caffe2" if author == RENAMED_CAFFE2 else match.source.format.name,
         "author": author,
-        "kind": match.kind,
+        "kind": kind_of(match.tensors),
     }
     checkpoint = {"model": model, "__author__": "dgnet_det", "source": source}
     return Conversion(checkpoint, tensors, _pixels(match.source, author, cfg), problem)
 
 
 def _pixels(source: Source, author: str, cfg: CfgNode) -> dict[str, Any] | None:
-    """The config values that go with weights whose file names an ``__author__``, or none, by key.
+    """The config values, by key, that go with weights whose file names an ``__author__``, or none.
     None where only their own training config knows."""
     stride_in_1x1 = "MODEL.RESNETS.STRIDE_IN_1X1"
     if author == RENAMED_CAFFE2:
@@ -131,9 +127,6 @@ def _pixels(source: Source, author: str, cfg: CfgNode) -> dict[str, Any] | None:
         }
     if source.format.name.startswith("detectron2") and author != "torchvision":
         return None
-    values: dict[str, Any] = {
-        "INPUT.FORMAT": "RGB",
-        "MODEL.PIXEL_MEAN": IMAGENET_MEAN_RGB,
-        "MODEL.PIXEL_STD": IMAGENET_STD_RGB,
-    }
+    values: dict[str, Any] = {"INPUT.FORMAT": "RGB"}
+    values |= {"MODEL.PIXEL_MEAN": IMAGENET_MEAN_RGB, "MODEL.PIXEL_STD": IMAGENET_STD_RGB}
     return values | ({stride_in_1x1: False} if source.family.name == "resnet" else {})

@@ -85,17 +85,15 @@ def local_file(path: str) -> str:
 
 def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
     """Read a local file of ``torch.save``, of safetensors, or of Detectron2's and Caffe2's pickled
-    numpy arrays; with ``trust_pickle``, by Python's full unpickler, which executes what is in the
-    file.
+    numpy arrays; with ``trust_pickle``, by Python's full unpickler, which executes what is in it.
 
     Returns:
-        The file's content in Detectron2's form: ``model`` maps names to tensors on the CPU, without
-        the prefixes of wrappers such as DistributedDataParallel, and with Detectron2's names
-        instead of Caffe2's; beside it is whatever else was saved beside ``model``.
+        The content in Detectron2's form: ``model`` maps names to tensors on the CPU, without the
+        prefixes of wrappers such as DistributedDataParallel, and with Detectron2's names instead of
+        Caffe2's. What was saved beside ``model`` is beside it.
 
     Raises:
-        UserError: the file is truncated, one part of a checkpoint, or none, or it needs full
-            unpickling.
+        UserError: the file is truncated, one part of a checkpoint, or none, or is to be trusted.
     """
     if SHARDED.search(Path(path).name):
         raise UserError(
@@ -107,18 +105,16 @@ def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     state = content
-    while wrapper := next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None):
-        state = state[wrapper]
+    while wrapped := [state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)]:
+        state = wrapped[0]
     if state is content and path.endswith(".pkl"):
         blobs = content.get("blobs", content)
         state = {name: x for name, x in blobs.items() if not str(name).endswith("_momentum")}
         content = {"__author__": CAFFE2, "matching_heuristics": True}
     is_detectron2s = isinstance(content.get("model"), Mapping) or "__author__" in content
-    content = dict(content) if is_detectron2s else {}
-    content["model"] = _tensors(path, state)
+    content = {**(content if is_detectron2s else {}), "model": _tensors(path, state)}
     if content.get("__author__") == CAFFE2:
-        content["model"] = _renamed_caffe2(content["model"])
-        content["__author__"] = RENAMED_CAFFE2
+        content |= {"model": _renamed_caffe2(content["model"]), "__author__": RENAMED_CAFFE2}
     return content
 
 

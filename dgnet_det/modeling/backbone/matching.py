@@ -32,34 +32,35 @@ class Match:
 
     source: Source
     own: Mapping[str, Tensor]  # the backbone's state dict
-    # What the backbone loads, under its names: its own tensors for ``untrained``.
+    # For the backbone, under its names.
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    # Names that the source cannot have, and those that it should have and lacks.
-    untrained: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    # Names that the backbone lacks, and tensors of other shapes, as ``name [4, 3] → [5, 3]``.
-    unexpected: list[str] = field(default_factory=list)
-    misshaped: list[str] = field(default_factory=list)
     # Of stages that this backbone leaves out. A static res5 has the names of Detectron2's C4 heads.
     left_out: dict[str, Tensor] = field(default_factory=dict)
     # Of a classifier's head, under the names of this project's classifier.
     head: dict[str, Tensor] = field(default_factory=dict)
     # Of other parts, under the checkpoint's names.
     rest: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> str:
-        """How the source is wired."""
-        return kind_of(self.tensors.keys() - self.untrained)
+    # The backbone's names that the source cannot have, and those that it should have and lacks.
+    untrained: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    # Names that the backbone lacks, and both shapes, ``[4, 3] → [5, 3]``, of those that differ.
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: dict[str, str] = field(default_factory=dict)
 
     def fitting(self) -> dict[str, Tensor]:
         """The checkpoint's tensors that fit the backbone."""
-        others = {*self.untrained, *self.unexpected, *(text.split()[0] for text in self.misshaped)}
+        others = {*self.unexpected, *self.misshaped}
         return {name: tensor for name, tensor in self.tensors.items() if name not in others}
+
+    def state(self) -> dict[str, Tensor]:
+        """What the backbone loads: its own tensors where the source cannot have them."""
+        return self.tensors | {name: self.own[name] for name in self.untrained}
 
     def misfit(self) -> str:
         """One line on why the checkpoint does not fit; empty if it does."""
-        if not (names := [*self.missing, *self.unexpected, *self.misshaped]):
+        misshaped = map(" ".join, self.misshaped.items())
+        names = [*self.missing, *self.unexpected, *misshaped]
+        if not names:
             return ""
         return (
             f"does not fit the backbone: {self._cause()} ({len(self.missing)} of {len(self.own)}"
@@ -70,10 +71,9 @@ class Match:
     def _cause(self) -> str:
         theirs, ours = self.source.family, recognise(self.own).family
         if theirs is not ours:
-            return (
-                f"it is a {theirs.name}, the config builds a {ours.name}; change MODEL.DGNET.FAMILY"
-            )
-        kind, own_kind = self.kind, kind_of(self.own)
+            differ = f"it is a {theirs.name}, the config builds a {ours.name}"
+            return f"{differ}; change MODEL.DGNET.FAMILY"
+        kind, own_kind = kind_of(self.tensors), kind_of(self.own)
         if kind == STATIC and "paper" in own_kind:
             return (
                 "the paper wiring cannot start from a static network; set MODEL.DGNET.WIRING to"
@@ -81,15 +81,13 @@ class Match:
             )
         routed = ROUTED in (kind, own_kind)
         if kind not in (STATIC, own_kind):
-            key = "MODEL.DGNET.WIRING or MODEL.DGNET.EDGE_WEIGHTS"
-            key = "MODEL.BACKBONE.NAME" if routed else key
-            return f"it is {kind}, the config builds {own_kind}; change {key}"
+            keys = "MODEL.DGNET.WIRING or MODEL.DGNET.EDGE_WEIGHTS"
+            keys = "MODEL.BACKBONE.NAME" if routed else keys
+            return f"it is {kind}, the config builds {own_kind}; change {keys}"
         if not (self.missing or self.misshaped) and all(map(DYNAMIC.match, self.unexpected)):
-            stages = sorted({name.split(".")[0] for name in self.unexpected})
-            return (
-                f"{', '.join(stages)}: dynamic in the checkpoint, plain in the config; name it in"
-                " MODEL.DGNET.STAGES"
-            )
+            stages = ", ".join(sorted({name.split(".")[0] for name in self.unexpected}))
+            differ = f"{stages}: dynamic in the checkpoint, plain in the config"
+            return f"{differ}; name it in MODEL.DGNET.STAGES"
         if routed and any(".routers." in name for name in [*self.missing, *self.unexpected]):
             return (
                 "it chooses between other branches; set MODEL.DRNET.BRANCHES and PRUNED_BRANCHES as"
@@ -119,15 +117,14 @@ def recognise(names: Iterable[str], prefix: str = "") -> Source:
             ``prefix``, or it is an unsupported variant.
     """
     names = list(names)
-    hits = {
-        (format_.anchor, match[1]): Source(family, format_, match[1])
-        for family in FAMILIES.values()
-        for format_ in family.formats
-        for name in names
-        if (match := re.fullmatch(rf"(|.*\.)(?:{format_.anchor})", name))
-    }
-    sources = list(hits.values())
-    sources = [source for source in sources if source.prefix == prefix] or sources
+    hits: dict[tuple[str, str], Source] = {}  # by the pattern and its place
+    for family in FAMILIES.values():
+        for form in family.formats:
+            for match in filter(
+                None, map(re.compile(rf"(|.*\.)(?:{form.anchor})").fullmatch, names)
+            ):
+                hits[form.anchor, match[1]] = Source(family, form, match[1])
+    sources = [source for source in hits.values() if source.prefix == prefix] or list(hits.values())
     if not sources:
         first = f"; first name: {min(names)}" if names else ""
         raise UserError(f"holds no backbone with known names ({', '.join(FAMILIES)}){first}")
@@ -175,10 +172,9 @@ def match_backbone(tensors: Mapping[str, Tensor], backbone: nn.Module, prefix: s
             stage = DYNAMIC.match(name)
             is_new = can_start_static and stage is not None and stage[1] not in dynamic
             (match.untrained if is_new or name.endswith(COUNTER) else match.missing).append(name)
-        elif (theirs := list(match.tensors[name].shape)) != (ours := list(tensor.shape)):
-            match.misshaped.append(f"{name} {theirs} → {ours}")
-    match.unexpected += [name for name in match.tensors if name not in match.own]
-    match.tensors |= {name: match.own[name] for name in match.untrained}
+        elif match.tensors[name].shape != tensor.shape:
+            match.misshaped[name] = f"{list(match.tensors[name].shape)} → {list(tensor.shape)}"
+    match.unexpected = [name for name in match.tensors if name not in match.own]
     return match
 
 
@@ -198,26 +194,25 @@ def load_static_names(
     a module only the names at its own prefix: load a bare backbone's file into the backbone alone,
     or by :class:`DGNetCheckpointer`.
     """
-    logger = logging.getLogger(__name__)
     tensors = {name: x for name, x in state_dict.items() if name.startswith(prefix)}
     if tensors.keys() == {prefix + name for name in backbone.state_dict()}:
         return
+    logger = logging.getLogger(__name__)
     try:
         match = match_backbone(tensors, backbone, prefix)
     except UserError as error:
         logger.warning(
             "%s keeps its weights: what is loaded into it %s. Load a bare backbone's file by"
-            " dgnet_det.checkpoint.DGNetCheckpointer, or convert it first by"
-            " dgnet convert",
+            " dgnet_det.checkpoint.DGNetCheckpointer, or convert it first by dgnet convert",
             prefix.removesuffix(".") or "the backbone",
             error,
         )
         return
     for name in tensors:
         del state_dict[name]
-    state_dict.update({prefix + name: tensor for name, tensor in match.tensors.items()})
+    state_dict.update({prefix + name: tensor for name, tensor in match.state().items()})
     state_dict.update(match.rest)
-    source = f"{match.kind} in the format {match.source.format.name}"
+    source = f"{kind_of(match.tensors)} in the format {match.source.format.name}"
     if misfit := match.misfit():
         logger.warning("%s %s", source, misfit)
     elif match.untrained or match.source.format.name != "dgnet_det":

@@ -161,7 +161,7 @@ def test_detectron2s_pickle_goes_into_the_backbone(
     warnings = [r.getMessage() for r in caplog.records if r.name.startswith("dgnet_det")]
     assert len(warnings) == 1
     assert warnings[0].startswith("backbone.bottom_up keeps its weights")
-    assert "convert_checkpoint" in warnings[0]
+    assert "dgnet convert" in warnings[0]
 
     DetectionCheckpointer(model.backbone.bottom_up).load(str(path))
     x = image()
