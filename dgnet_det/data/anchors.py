@@ -1,10 +1,9 @@
 """How well anchors fit a dataset's boxes, at the size and on the grids that the network sees.
 
-Only comparing shapes would mislead: an anchor of 45 pixels on a feature map of stride 32 may have a
-box's shape, and yet lie up to 16 pixels beside it. For the tree crowns, five sizes taken from
-quantiles of the boxes come closer in shape than octaves do, and meet fewer boxes (89 % against
-99 %). So each box is compared with the anchors where they lie, and a suggestion keeps the config's
-steps from one feature map to the next and multiplies all sizes by one factor.
+Comparing shapes alone would mislead: an anchor of 45 pixels on a feature map of stride 32 may have
+a box's shape, and yet lie 16 pixels beside it. For the tree crowns, sizes from quantiles of the
+boxes come closer in shape than octaves, and meet fewer boxes (89 % against 99 %). So boxes are
+compared with the anchors where they lie, and a suggestion multiplies all sizes by one factor.
 """
 
 import json
@@ -46,7 +45,7 @@ def config_anchors(cfg: CfgNode) -> Anchors:
 
 
 def best_overlaps(boxes: np.ndarray, anchors: Anchors) -> np.ndarray:
-    """For each box the IoU, [K], of the anchor that overlaps it most. ``boxes`` are [K, 4] x, y,
+    """The IoU, [K], of each box with the anchor that overlaps it most. ``boxes`` are [K, 4] x, y,
     width and height, pixels of the resized image."""
     wh = boxes[:, 2:]
     centres = boxes[:, :2] + wh / 2
@@ -64,8 +63,8 @@ def best_overlaps(boxes: np.ndarray, anchors: Anchors) -> np.ndarray:
 
 
 def suggest(boxes: np.ndarray, anchors: Anchors) -> Anchors:
-    """The anchors with their sizes multiplied by the factor, and with the ratios, either their own
-    or the boxes' quantiles, that overlap boxes most on average, of those that meet as many."""
+    """The anchors that overlap boxes most on average and meet as many, with sizes multiplied by one
+    factor, and with ratios that are their own or quantiles of the boxes'."""
     boxes = boxes[:: 1 + len(boxes) // NUM_BOXES_TRIED]
     ratios = np.quantile(boxes[:, 3] / boxes[:, 2], RATIO_SHARES)
     own = np.unique(ratios.round(2).clip(0.05)).tolist()
@@ -80,7 +79,7 @@ def suggest(boxes: np.ndarray, anchors: Anchors) -> Anchors:
 
 
 def resize_factors(cfg: CfgNode, image_sizes: np.ndarray) -> np.ndarray:
-    """The factors, [K], by which training enlarges images, [K, 2] width and height in pixels, for
+    """The factors, [K], by which training resizes images of widths and heights, [K, 2] pixels, for
     the middle one of ``INPUT.MIN_SIZE_TRAIN``."""
     shorter = np.median(cfg.INPUT.MIN_SIZE_TRAIN)
     if shorter == 0:  # Detectron2's sign for no resizing
@@ -90,15 +89,14 @@ def resize_factors(cfg: CfgNode, image_sizes: np.ndarray) -> np.ndarray:
 
 
 def compare_anchors(cfg: CfgNode, xywh: np.ndarray, image_sizes: np.ndarray) -> dict[str, Any]:
-    """The config's anchors and suggested ones against boxes with an area, [K, 4] in pixels, K ≥ 1,
-    in images of ``image_sizes``, [K, 2] width and height.
+    """Compare a config's anchors with boxes that have an area, [K, 4] in pixels, K ≥ 1, of images
+    whose widths and heights are ``image_sizes``, [K, 2].
 
     Returns:
         ``shorter_side`` that images are resized to (0: they are not); ``box_sizes``, percentiles of
-        square roots of areas in pixels of the resized image; ``config``, the config's anchors:
-        their sizes and ratios, the share of boxes that they ``meet`` and the mean ``overlap``; and
-        ``suggested``, the same of better ones, which meet as many, with their ``override`` (config
-        keys), or None.
+        square roots of areas in pixels of the resized image; ``config``: the anchors' sizes and
+        ratios, the share of boxes that they ``meet`` and the mean ``overlap``; and ``suggested``:
+        the same of better ones with their ``override`` (config keys), or None.
     """
     boxes = xywh * resize_factors(cfg, image_sizes)[:, None]
     anchors = config_anchors(cfg)

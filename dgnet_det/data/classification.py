@@ -22,9 +22,8 @@ from dgnet_det.errors import UserError, check_choice, first_few
 
 
 def fashion_mnist(split: str) -> datasets.FashionMNIST:
-    """One split of torchvision's Fashion-MNIST, ``train`` (60 000) or ``val`` (10 000), as RGB
-    images of 28×28 pixels and labels 0 to 9, in ``$DETECTRON2_DATASETS``, downloaded where it is
-    not there.
+    """Read ``train`` (60 000) or ``val`` (10 000) of torchvision's Fashion-MNIST, RGB images of
+    28×28 pixels and labels 0 to 9, from ``$DETECTRON2_DATASETS``, into which it is downloaded.
 
     Raises:
         UserError: it cannot be downloaded, or a file is damaged.
@@ -42,7 +41,7 @@ def fashion_mnist(split: str) -> datasets.FashionMNIST:
 
 
 def build_datasets(cfg: CfgNode) -> tuple[Any, Any]:
-    """The training and validation images that ``CLASSIFICATION`` names, as (RGB image, label).
+    """Read the training and validation images that ``CLASSIFICATION`` names: (RGB image, label).
 
     Raises:
         UserError: a folder that is missing or empty, class folders that differ between ``train``
@@ -95,8 +94,8 @@ class Transformed(Dataset):
 
 
 def build_train_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
-    """Endless micro-batches, ``CLASSIFICATION.ACCUMULATION`` an iteration: uint8 RGB images
-    [b, 3, SIZE, SIZE], randomly cropped and flipped, and labels [b].
+    """Build a loader of endless micro-batches, ``CLASSIFICATION.ACCUMULATION`` an iteration: uint8
+    RGB images [b, 3, SIZE, SIZE], randomly cropped and flipped, and labels [b].
 
     Raises:
         UserError: the batch cannot be split evenly.
@@ -115,8 +114,8 @@ def build_train_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
 
 
 def build_test_loader(cfg: CfgNode, dataset: Dataset) -> DataLoader:
-    """This process's share of the images, once each: uint8 RGB central crops [b, 3, SIZE, SIZE] and
-    labels [b]."""
+    """Build a loader of this process's share of the images, once each: uint8 RGB central crops
+    [b, 3, SIZE, SIZE] and labels [b]."""
     options, world_size = cfg.CLASSIFICATION, comm.get_world_size()
     resize, crop = transforms.Resize(options.TEST_RESIZE), transforms.CenterCrop(options.SIZE)
     share = range(comm.get_rank(), len(dataset), world_size)  # type: ignore[arg-type]

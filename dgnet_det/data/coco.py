@@ -1,4 +1,4 @@
-"""COCO's JSON format: reading a file, once in a process, and the form of its entries."""
+"""COCO's JSON format: files, which are read once in a process, and what their entries must hold."""
 
 import json
 import os
@@ -84,8 +84,8 @@ class AnnotationEntry(Segmented):
 
 
 def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[AnnotationEntry]:
-    """What an annotation, of a ``crowd`` or of one object, must hold for a config's model, and for
-    evaluation if it is ``evaluated``."""
+    """Say what an annotation, of a ``crowd`` or of one object, must hold for a config's model and,
+    if it is ``evaluated``, for evaluation."""
     needed: dict[str, Any] = {"area": Area, "iscrowd": IsCrowd} if evaluated else {}
     if cfg.MODEL.MASK_ON and (evaluated or not crowd):
         words = Field(description=f"a mask, as MODEL.MASK_ON wants: {MASK}")
@@ -101,7 +101,7 @@ def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[Annotat
 
 
 def form_problem(model: type[BaseModel], entry: Any) -> tuple[str, str] | None:
-    """The first field of an entry that is not as ``model`` says, and what is wrong with it."""
+    """Find the first field of an entry that is not as ``model`` says, and what is wrong with it."""
     try:
         model.model_validate(entry)
     except ValidationError as error:
@@ -127,8 +127,8 @@ forget_files = _parse.cache_clear
 
 
 def read_coco(path: str) -> dict[str, Any]:
-    """The content of a COCO JSON file, which has images, categories and a list of annotations. It
-    is kept, and must not be changed, until ``forget_files()``.
+    """Read a COCO JSON file, which has images, categories and a list of annotations. The content is
+    kept until ``forget_files()``, and must not be changed.
 
     Raises:
         UserError: the file is not there, is no JSON, or is not in COCO format.
@@ -175,13 +175,8 @@ def root_categories(
     """The categories without objects that stand above the others, as Roboflow writes the project's
     name before the classes. ``used`` has the ids of those with objects."""
     parents = {category.get("supercategory") for category in categories}
-    return [
-        category
-        for category in categories
-        if category["id"] not in used
-        and category["name"] in parents
-        and category.get("supercategory") in (None, "", "none")
-    ]
+    tops = [c for c in categories if c.get("supercategory") in (None, "", "none")]
+    return [c for c in tops if c["id"] not in used and c["name"] in parents]
 
 
 def rotation(annotation: dict[str, Any]) -> float:
@@ -199,11 +194,9 @@ def lacks_corners(annotation: dict[str, Any]) -> bool:
     """Whether Detectron2 leaves an object out of training, since its polygons have too few corners
     or an odd number of coordinates."""
     mask = annotation.get("segmentation")
-    return (
-        isinstance(mask, list)
-        and bool(mask)
-        and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask)
-    )
+    polygons = mask if isinstance(mask, list) else []
+    whole = [polygon for polygon in polygons if len(polygon) % 2 == 0 and len(polygon) >= 6]
+    return bool(polygons) and not whole
 
 
 def is_mask(segmentation: Any) -> bool:
@@ -225,12 +218,9 @@ ALONE = (
 
 
 def keypoint_pairs(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The keypoints of the left with those of the right, which change places in mirrored images,
-    and the names that speak of one side but have no partner.
-
-    ``left_eye``, ``Left Eye``, ``EYE_LEFT``, ``LeftEye``, ``l_eye``, ``eyeL`` and ``leye`` are all
-    understood.
-    """
+    """Pair the keypoints of left and right, which change places in mirrored images, and find the
+    names of one side that have no partner. ``left_eye``, ``Left Eye``, ``EYE_LEFT``, ``LeftEye``,
+    ``l_eye``, ``eyeL`` and ``leye`` are all understood."""
 
     def plain(name: str) -> str:
         return re.sub(r"[\W_]", "", name).lower()

@@ -19,7 +19,7 @@ OUTERMOST = 0.1  # per cent of an image's values at either end, which a scale ma
 
 
 def deep_pixels(path: str) -> np.ndarray:
-    """All bits of an image without transparency, [H, W] or [H, W, 3] as RGB; only TIFFs are
+    """Read all bits of an image, [H, W] or [H, W, 3] as RGB, without transparency. Only TIFFs are
     turned by their tag."""
     with PathManager.open(path, "rb") as file:
         pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -38,8 +38,8 @@ def value_range(path: str) -> np.ndarray:
 
 
 def advice(paths: Iterable[str], folder: str) -> str:
-    """What to do about the images of a folder that have more than 8 bits: the range of their
-    values, and the command that converts all of them by one scale."""
+    """Say what to do about images of more than 8 bits: the range of their values, and the command
+    that converts the folder by one scale."""
     ranges = np.array([value_range(path) for path in paths])
     (low, _, inner_low, _), (_, high, _, inner_high) = ranges.min(axis=0), ranges.max(axis=0)
     output = f"{folder.rstrip('/')}_8bit"
@@ -53,8 +53,8 @@ def advice(paths: Iterable[str], folder: str) -> str:
 
 
 def convert(folder: str, output: str, low: float, high: float) -> None:
-    """Write the images of a folder into another, with 8 bits and under the same names, upright and
-    without transparency: ``low`` becomes 0, ``high`` 255. Images of 8 bits stay as they are."""
+    """Write the images of a folder into another with 8 bits, upright, without transparency, under
+    the same names: ``low`` becomes 0, ``high`` 255. Images of 8 bits stay as they are."""
     with folder_written_whole(Path(output)) as fresh:
         for path in filter(is_image, Path(folder).rglob("*")):
             target = fresh / path.relative_to(folder)

@@ -42,9 +42,8 @@ def is_image(path: Path) -> bool:
 
 
 def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]:
-    """Files as given, the images directly in folders, by name, and what patterns such as
-    ``shots/*.jpg`` match. ``also`` has suffixes of further files to take from folders, such as
-    ``.mp4``.
+    """Find files, the images directly in folders, and what patterns such as ``shots/*.jpg`` match.
+    ``also`` has suffixes of further files to take from folders, such as ``.mp4``.
 
     Raises:
         UserError: a path does not exist, a folder holds no image, or a pattern matches nothing.
@@ -67,8 +66,7 @@ def find_images(inputs: Sequence[str], also: Collection[str] = ()) -> list[Path]
 
 
 def spread_images(dataset: str, num: int) -> list[dict[str, Any]]:
-    """``num`` images spread evenly over a dataset, all if it has fewer, in Detectron2's dataset
-    format.
+    """Take ``num`` images, or all if they are fewer, spread evenly over a registered dataset.
 
     Raises:
         UserError: ``num`` is below 1, or the dataset's files are not there.
@@ -84,14 +82,14 @@ def spread_images(dataset: str, num: int) -> list[dict[str, Any]]:
 
 
 def read_image(path: str | os.PathLike[str], image_format: str) -> np.ndarray:
-    """The pixels of an image, [H, W, C] uint8, as :func:`load_image` loads it, in a format that
-    ``INPUT.FORMAT`` takes, such as ``BGR``."""
+    """Read an image by :func:`load_image` as pixels, [H, W, C] uint8, in a format of
+    ``INPUT.FORMAT``, such as ``BGR``."""
     return detection_utils.convert_PIL_to_numpy(load_image(path), image_format)
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode an image and turn it upright by its EXIF tag. Of an animation the first picture is
-    taken, which is logged once.
+    """Decode an image and turn it upright by its EXIF tag. An animation gives its first picture,
+    which is logged once.
 
     Raises:
         UserError: as :func:`opened`, or the file does not decode.
@@ -125,14 +123,14 @@ def opened(path: str | os.PathLike[str], *, deep: bool = False) -> Iterator[Imag
 
 
 def decode(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Decode an opened image, with a :class:`UserError` that names its file where that fails."""
+    """Decode an opened image. Raises a :class:`UserError` that names its file where that fails."""
     with _pillow_errors(path):
         image.load()
 
 
 @contextmanager
 def _pillow_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise what Pillow raises of a bad file, half a dozen kinds, as a :class:`UserError`."""
+    """Turn Pillow's errors on bad files, of half a dozen kinds, into a :class:`UserError`."""
     try:
         yield
     except MemoryError:
@@ -170,13 +168,11 @@ class CheckedDatasetMapper(DatasetMapper):
             regions = read_image(mapped.pop("sem_seg_file_name"), "L").squeeze(2)
         augmented = transforms.AugInput(image, sem_seg=regions)
         transform = self.augmentations(augmented)
-        size = augmented.image.shape[:2]
+        size, proposals = augmented.image.shape[:2], self.proposal_topk
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         mapped["image"] = torch.as_tensor(pixels)
-        if self.proposal_topk is not None:
-            detection_utils.transform_proposals(
-                mapped, size, transform, proposal_topk=self.proposal_topk
-            )
+        if proposals is not None:
+            detection_utils.transform_proposals(mapped, size, transform, proposal_topk=proposals)
         if not self.is_train:
             mapped.pop("annotations", None)
             return mapped
@@ -188,8 +184,8 @@ class CheckedDatasetMapper(DatasetMapper):
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image that is not decoded yet has floats, or integers of more than 8 bits, in its
-    file. Of several such channels Pillow keeps the upper 8 bits without a word."""
+    """Whether the file of an opened image, not decoded yet, has floats or integers of more than 8
+    bits. Of several such channels Pillow keeps the upper 8 bits without a word."""
     if image.mode.startswith(("I", "F")):
         return True
     if image.format == "TIFF":
@@ -205,9 +201,8 @@ def is_deep(image: Image.Image) -> bool:
         return head[start + 42] & 127 > 7  # bits - 1 of the first channel
     for codec, _, _, found in getattr(image, "tile", ()):
         options = found if isinstance(found, tuple) else (found,)
-        if re.search(";16[BLN]", str(options[0])) or codec == "SGI16":
-            return True
-        if codec.startswith("ppm") and options[1] > 255:
+        is_16_bits = re.search(";16[BLN]", str(options[0])) or codec == "SGI16"
+        if is_16_bits or (codec.startswith("ppm") and options[1] > 255):
             return True
     return False
 
@@ -226,8 +221,8 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A decoded image, turned as its EXIF tag says. Pillow turns TIFFs as it decodes them, and
-    takes the tag away."""
+    """Turn a decoded image as its EXIF tag says. Pillow turns TIFFs as it decodes them, and takes
+    the tag away."""
     turn = TURNS.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
@@ -241,6 +236,6 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image, turned as its EXIF tag says: as it is read."""
+    """Width and height of an opened image after it is turned, as it is read."""
     width, height = stored_size(image)
     return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)

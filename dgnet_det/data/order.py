@@ -1,5 +1,5 @@
-"""Training images in an order, and under random changes, that follow from seed and iteration alone:
-a resumed training sees what an uninterrupted one would have seen."""
+"""The order of training images and their random changes, which follow from seed and iteration
+alone: a resumed training sees what an uninterrupted one would have seen."""
 
 import atexit
 import os
@@ -20,13 +20,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 def data_seed(cfg: CfgNode) -> int:
-    """The seed of the images' order and random changes. With ``SEED`` -1 only the first weights are
-    left to chance."""
+    """The seed of order and changes. With ``SEED`` -1 only the first weights are left to chance."""
     return max(cfg.SEED, 0)
 
 
 def mix_seeds(*seeds: int) -> int:
-    """One seed from several, unlike that of any other combination of as many."""
+    """Make one seed of several, unlike that of other combinations."""
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])
 
 
@@ -48,19 +47,15 @@ def random_numbers_from(*seeds: int) -> Iterator[None]:
 
 
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
-    """Endless batches of this process, each a list of (position, index): which image of the endless
-    order it is, over all processes, and the image's number in the dataset."""
+    """Endless batches of this process, each a list of (position, index): the image's place in the
+    endless order of all processes, and its number in the dataset.
+
+    ``order`` is one of Detectron2's samplers, of this process; ``batch_size`` is this process's.
+    Where each image of the dataset has one of ``groups``, a batch is of one group."""
 
     def __init__(
         self, order: Sampler[int], batch_size: int, groups: Sequence[int] | None = None
     ) -> None:
-        """
-        Args:
-            order: one of Detectron2's samplers, of this process, which always gives the same
-                images.
-            batch_size: of this process.
-            groups: of each image of the dataset; a batch is of one group.
-        """
         self.order, self.batch_size, self.groups = order, batch_size, groups
         self.over = torch.zeros(1).share_memory_()  # 1 once no more are needed
         atexit.register(self.over.fill_, 1.0)
@@ -119,8 +114,8 @@ def loader_workers(cfg: CfgNode) -> int:
 
 
 def _survive_signals(over: Tensor, _: int) -> None:
-    """Ctrl-C and a batch system's SIGTERM reach data-loading workers too, which the training needs
-    for its last step. Once it is over, they end as others do."""
+    """Let a data-loading worker, which the training needs for its last step, outlive Ctrl-C and a
+    batch system's SIGTERM until the training is ``over``."""
 
     def end(number: int, _: Any) -> None:
         if over:

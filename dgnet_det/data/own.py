@@ -1,5 +1,4 @@
-"""A user's own datasets, which the config names by COCO JSON files and image folders, and the
-classes of datasets."""
+"""Datasets that a config names by COCO JSON files and image folders, and datasets' classes."""
 
 import logging
 import os
@@ -17,18 +16,17 @@ NUM_COCO_KEYPOINTS = 17  # for which COCO gives the spreads that its metric uses
 
 
 def load_cfg_with_data(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """As :func:`load_cfg`, with the config's own datasets, if it names any. They are registered,
-    and the config follows them.
+    """Load a config as :func:`load_cfg` does, register the datasets that it names by files, and let
+    it follow them.
 
-    ``DATASETS.TRAIN`` and ``DATASETS.TEST`` become theirs (empty for a split that is not named),
-    and every meta-architecture's number of classes, and of keypoints, that of the training set, or
-    of the validation set where that is the only one named. ``INPUT.MASK_FORMAT`` becomes
-    ``bitmask`` where it has run-length encodings. A file that is not there, as where a trained
-    detector is deployed, leaves these as they were.
+    ``DATASETS.TRAIN`` and ``DATASETS.TEST`` become these datasets (empty for a split that is not
+    named). The numbers of classes and keypoints become those of the first split that is named, and
+    ``INPUT.MASK_FORMAT`` becomes ``bitmask`` where it has run-length encodings; a file that is not
+    there, as where a trained detector is deployed, leaves them as they were.
 
     Raises:
-        UserError: as :func:`load_cfg`; a JSON file is named without its image folder, or the other
-            way about, or is not in COCO format; one of ``opts`` contradicts the data.
+        UserError: as :func:`load_cfg`; a JSON file or its image folder is named alone, or the file
+            is not in COCO format; one of ``opts`` contradicts the data.
     """
     cfg = load_cfg(config_file, opts).clone()
     cfg.defrost()
@@ -79,8 +77,8 @@ def _follow(cfg: CfgNode, json_file: str, given: dict[str, str]) -> None:
 
 
 def register_own_datasets(cfg: CfgNode) -> None:
-    """Register the config's own datasets in this process's catalog, in place of what has their
-    names, which are those of their JSON files. Nothing is read yet but keypoints' names."""
+    """Register the datasets that a config names by files, under the names of their JSON files, in
+    this process's catalog. Nothing is read yet but keypoints' names."""
     for json_file, images in _own_datasets(cfg).values():
         for catalog in (DatasetCatalog, MetadataCatalog):
             catalog.pop(json_file, None)
@@ -106,8 +104,7 @@ def _own_datasets(cfg: CfgNode) -> dict[str, tuple[str, str]]:
 
 
 def _register_keypoints(json_file: str) -> None:
-    """Tell Detectron2's catalog the keypoints of a file, and which change places in mirrored
-    images."""
+    """Register the keypoints of a file, and which change places in mirrored images."""
     found = [c["keypoints"] for c in read_coco(json_file)["categories"] if c.get("keypoints")]
     if not found or any(names != found[0] for names in found):
         raise UserError(
@@ -126,7 +123,7 @@ def _register_keypoints(json_file: str) -> None:
 
 
 def dataset_class_names(datasets: Sequence[str]) -> list[str]:
-    """The class names of the first of some registered datasets that tells; empty if none does."""
+    """The class names of the first registered dataset that has any; empty if none has."""
     for name in datasets:
         if name not in DatasetCatalog:
             continue
@@ -139,8 +136,8 @@ def dataset_class_names(datasets: Sequence[str]) -> list[str]:
 
 
 def class_names(cfg: CfgNode) -> list[str]:
-    """The names of the classes that a config's model predicts, in the order of its outputs: those
-    of the config's datasets if they are as many as the model's, else ``class 0`` and so on."""
+    """The names of a model's classes, in the order of its outputs: those of the config's datasets
+    if they are as many, else ``class 0`` and so on."""
     names = dataset_class_names([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     group = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
     count = cfg.MODEL[group].NUM_CLASSES if group else len(names)

@@ -28,8 +28,8 @@ Splits = dict[str, list[LabelledImage]]
 
 
 def split_off(splits: Splits, share: float, seed: int, group_by: str | None = None) -> Splits:
-    """A dataset's only split, with about a share of its images, drawn at random, as ``val``. The
-    same seed draws the same.
+    """Draw about a share of a dataset's images, which have one split, at random as ``val``. The same
+    seed draws the same.
 
     ``group_by`` is a regular expression for the paths of images from their folder. Images that
     agree in what its groups match, or all of it where it has none, stay together.
