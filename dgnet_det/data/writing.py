@@ -28,7 +28,7 @@ Splits = dict[str, list[LabelledImage]]
 
 
 def split_off(splits: Splits, share: float, seed: int, group_by: str | None = None) -> Splits:
-    """Draw about a share of a dataset's images, which have one split, at random as ``val``. The same
+    """Draw about a share of a dataset's images, which are one split, as ``val``. The same
     seed draws the same.
 
     ``group_by`` is a regular expression for the paths of images from their folder. Images that
