@@ -43,6 +43,8 @@ CHOICES = {
 def add_dgnet_config(cfg: CfgNode) -> None:
     """Add this project's keys to ``cfg``; ``docs/config.md`` says more of each. Depth, groups,
     widths, norm and strides stay in ``MODEL.RESNETS``."""
+    # Whether torch compiles the backbone for training and evaluation.
+    cfg.MODEL.COMPILE = False
     cfg.MODEL.DGNET = CfgNode()
     # FAMILY, REGNET and STAGES are also those of the DRNet-style backbones, build_drnet_backbone.
     # Blocks of the nodes: "resnet" (and ResNeXt), "mobilenetv2", "regnet"; in DRNet also "cell".
@@ -171,7 +173,8 @@ def check_supported(cfg: CfgNode) -> None:
     be evaluated, shown or exported.
 
     Raises:
-        UserError: such a device, image format, meta-architecture, part or norm.
+        UserError: such a device, image format, meta-architecture, part or norm, or
+            ``MODEL.COMPILE`` for a backbone that it does not hold for.
     """
     # Not at the top: a tool that reads no model need not import all of them.
     from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN, RetinaNet
@@ -202,6 +205,19 @@ def check_supported(cfg: CfgNode) -> None:
         )
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError("MODEL.LOAD_PROPOSALS: images in use have no proposals: set it to False")
+    if cfg.MODEL.COMPILE:
+        _check_compile(cfg)
+
+
+def _check_compile(cfg: CfgNode) -> None:
+    has_edges, norm = cfg.MODEL.DGNET.EDGE_WEIGHTS != "none", cfg.MODEL.RESNETS.NORM
+    if is_routed(cfg) or (has_edges and cfg.MODEL.DGNET.WIRING != "residual"):
+        raise UserError(
+            "MODEL.COMPILE: in the paper wiring and in DRNet-style backbones the images decide"
+            " which blocks run, which torch.compile cannot record: set it to False"
+        )
+    if "SyncBN" in norm:
+        raise UserError(f"MODEL.COMPILE: not tried with MODEL.RESNETS.NORM {norm}: set it to False")
 
 
 def check_choices(cfg: CfgNode, choices: Mapping[str, Collection[str]]) -> None:

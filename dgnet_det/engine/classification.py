@@ -29,6 +29,7 @@ from dgnet_det.engine.schedule import check_solver, fit_classifier_schedule
 from dgnet_det.engine.summary import announce
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.modeling.budget import add_budget_loss, budget_loss
+from dgnet_det.modeling.build import compile_backbone
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
 from dgnet_det.modeling.observation import record_spread
 
@@ -178,6 +179,7 @@ def evaluate_classifier(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]
     check_solver(cfg)
     with OutputFolder(cfg) as folder:
         model = _classifier(cfg)
+        compile_backbone(cfg, model)
         checkpointer = DGNetCheckpointer(
             model,
             cfg.OUTPUT_DIR,

@@ -42,7 +42,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.evaluation.coco import Evaluator
 from dgnet_det.evaluation.zero_ap import explain_zero
 from dgnet_det.modeling.budget import add_budget_loss, budget_loss
-from dgnet_det.modeling.build import build_model
+from dgnet_det.modeling.build import build_model, compile_backbone
 from dgnet_det.modeling.folding import optimize_for_inference
 from dgnet_det.modeling.observation import record_spread
 
@@ -160,6 +160,7 @@ def evaluate_detector(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         folder.open()
         optimize_for_inference(model)
+        compile_backbone(cfg, model)
         results = detector_metrics(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(augmented_metrics(cfg, model))

@@ -34,6 +34,7 @@ from dgnet_det.engine.output import OutputFolder
 from dgnet_det.engine.schedule import divergence
 from dgnet_det.engine.summary import summarize
 from dgnet_det.errors import UserError, one_line_in_training_loop
+from dgnet_det.modeling.build import compile_backbone
 
 NORMALIZER = "loss_normalizer"  # RetinaNet's and FCOS's running mean, which no checkpoint holds
 START_ANEW = "name it as MODEL.WEIGHTS, and another OUTPUT_DIR, without --resume"
@@ -72,6 +73,7 @@ class Trainer(SimpleTrainer):
             class_names: as for :class:`DGNetCheckpointer`.
             accumulation: batches of ``loader`` in a step.
         """
+        compile_backbone(cfg, model)
         super().__init__(distribute(model, cfg), loader, optimizer)
         one_line_in_training_loop()
         self.cfg, self.accumulation = cfg, accumulation

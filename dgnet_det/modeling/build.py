@@ -1,5 +1,7 @@
 """Detectron2's models, after the checks of a config that their builders leave out."""
 
+import os
+import shutil
 from collections.abc import Sequence
 
 import detectron2.modeling
@@ -8,6 +10,7 @@ from torch import nn
 
 from dgnet_det.config import check_supported, feature_maps
 from dgnet_det.errors import UserError, check_choice
+from dgnet_det.modeling.observation import dgnet_of
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -37,3 +40,21 @@ def _check_features(cfg: CfgNode) -> None:
                 f"MODEL.ANCHOR_GENERATOR.{key} {rows}: give one list for all of"
                 f" MODEL.{readers[0]}.IN_FEATURES, or {number} lists of equal length"
             )
+
+
+def compile_backbone(cfg: CfgNode, model: nn.Module) -> None:
+    """Have torch compile the backbone in ``model`` when it first runs, if ``MODEL.COMPILE`` says
+    so. Names in checkpoints stay as they are.
+
+    Raises:
+        UserError: the device is a CPU, and there is no C++ compiler; or as :func:`dgnet_of`.
+    """
+    if not cfg.MODEL.COMPILE:
+        return
+    compiler = os.environ.get("CXX", "g++")
+    if cfg.MODEL.DEVICE == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"MODEL.COMPILE: there is no C++ compiler {compiler}: install it, or set the key to"
+            " False"
+        )
+    dgnet_of(model).compile()

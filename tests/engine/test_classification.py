@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from helpers.configs import ROOT
 from helpers.static_networks import randomised
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
 from dgnet_det.checkpoint import DGNetCheckpointer
@@ -187,6 +189,26 @@ def test_mixed_precision_trains(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPat
     weights = final_weights(cfg.OUTPUT_DIR)
     assert {w.dtype for w in weights.values()} == {torch.float32, torch.int64}
     assert all(w.isfinite().all() for w in weights.values())
+
+
+def test_a_compiled_training_ends_with_the_same_weights(
+    make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    common = (
+        *("MODEL.DGNET.WIRING", "residual", "MODEL.DGNET.STAGES", "['res5']"),
+        *("CLASSIFICATION.EPOCHS", "1", "CLASSIFICATION.WARMUP_EPOCHS", "0"),
+        *("SOLVER.BASE_LR", "0.01"),
+    )
+    plain = make_cfg(*common, output="plain")
+    compiled = make_cfg(*common, "MODEL.COMPILE", "True", output="compiled")
+    expected = run(plain)
+    counters.clear()
+    assert run(compiled)["wiring"] == pytest.approx(expected["wiring"], rel=1e-3)
+    assert 2 <= counters["stats"]["unique_graphs"] <= 4  # training and evaluation, two batch sizes
+    weights = final_weights(compiled.OUTPUT_DIR)
+    for name, tensor in final_weights(plain.OUTPUT_DIR).items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_a_training_that_diverges_names_the_learning_rate(make_cfg: MakeCfg) -> None:
