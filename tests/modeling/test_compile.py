@@ -18,7 +18,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.modeling.budget import BudgetLoss
 from dgnet_det.modeling.build import build_model, compile_backbone
 from dgnet_det.modeling.folding import optimize_for_inference
-from dgnet_det.modeling.observation import dgnet_of, record_edge_weights
+from dgnet_det.modeling.observation import dgnet_of, record_decisions
 
 CONFIG = ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_18_residual_FPN_1x.yaml"
 COMPILED = ["MODEL.COMPILE", "True"]
@@ -57,7 +57,7 @@ def test_a_compiled_backbone_trains_and_evaluates_as_the_other(
     assert compiled.state_dict().keys() == ours.state_dict().keys()
     counters.clear()
     losses = [BudgetLoss(dgnet_of(net), weight=1.0, budget=0.1) for net in (ours, compiled)]
-    with record_edge_weights(ours) as expected, record_edge_weights(compiled) as actual:
+    with record_decisions(ours) as expected, record_decisions(compiled) as actual:
         for batch, height, width in ((2, 64, 96), (3, 96, 64), (4, 128, 96)):
             images = torch.randn(batch, 3, height, width).double()
             images[0, :, height // 2 :] = 0
