@@ -47,52 +47,34 @@ def test_a_checkpoint_without_names_has_none(content: dict, tmp_path: Path) -> N
     assert class_names_in("") == []
 
 
-def loaded_with(
-    path: str, names: list[str], caplog: pytest.LogCaptureFixture
-) -> tuple[Head, list[str]]:
-    """A model for data of ``names`` after loading, and the warnings."""
+CLASSES = "trained for the classes apple, fig, pear, but the data have"
+
+
+@pytest.mark.parametrize(
+    ("saved_names", "names", "warning"),
+    [
+        (FRUIT, ["tree"], f"{CLASSES} tree; of another shape, so they start anew: label.weight"
+         " [3, 2] → [1, 2], label.bias [3] → [1]"),
+        ([], ["tree"], "of another shape, so they start anew: label.weight [3, 2] → [1, 2],"
+         " label.bias [3] → [1]"),
+        (FRUIT, ["fig", "apple", "pear"], f"{CLASSES} fig, apple, pear"),
+        (FRUIT, FRUIT, None),
+        ([], FRUIT, None),
+    ],
+)  # fmt: skip
+def test_fine_tuning(
+    saved_names: list[str], names: list[str], warning: str | None,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Other classes are told of, and their layer starts anew where their number differs."""
+    source, path = written(tmp_path, saved_names)
     model = Head(len(names))
     DGNetCheckpointer(model, class_names=names).load(path, checkpointables=[])
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    return model, [record.getMessage() for record in warnings]
-
-
-def test_fine_tuning_for_more_classes_starts_their_layer_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    source, path = written(tmp_path, FRUIT)
-    model, warnings = loaded_with(path, ["tree"], caplog)
+    expected = [f"MODEL.WEIGHTS {path}: {warning}"] if warning else []
+    assert [record.getMessage() for record in warnings] == expected
     assert torch.equal(model.box.weight, source.box.weight)
-    assert warnings == [
-        f"MODEL.WEIGHTS {path}: trained for the classes apple, fig, pear, but the data have"
-        " tree; of another shape, so they start anew: label.weight [3, 2] → [1, 2],"
-        " label.bias [3] → [1]"
-    ]
-
-
-def test_a_checkpoint_that_does_not_name_its_classes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    _, path = written(tmp_path, [])
-    _, (warning,) = loaded_with(path, ["tree"], caplog)
-    assert warning.startswith(f"MODEL.WEIGHTS {path}: of another shape, so they start anew")
-
-
-def test_fine_tuning_for_other_classes_of_the_same_number(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    source, path = written(tmp_path, FRUIT)
-    model, (classes,) = loaded_with(path, ["fig", "apple", "pear"], caplog)
-    assert torch.equal(model.label.weight, source.label.weight)
-    assert classes.endswith("but the data have fig, apple, pear")
-
-
-@pytest.mark.parametrize("saved_names", [FRUIT, []])
-def test_the_same_classes_are_not_mentioned(
-    saved_names: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    _, path = written(tmp_path, saved_names)
-    assert loaded_with(path, FRUIT, caplog)[1] == []
+    assert len(names) != 3 or torch.equal(model.label.weight, source.label.weight)
 
 
 def test_resuming_needs_the_same_classes(tmp_path: Path) -> None:
@@ -117,7 +99,10 @@ def test_evaluation_needs_the_same_classes(tmp_path: Path) -> None:
     whole(Head(3), evaluated, FRUIT).resume_or_load(path, resume=False)
 
 
-def test_evaluation_needs_every_tensor(tmp_path: Path) -> None:
+def test_evaluation_needs_a_file_with_every_tensor(tmp_path: Path) -> None:
+    for resume in (False, True):
+        with pytest.raises(UserError, match=f"MODEL.WEIGHTS: empty: this needs {NEEDED}"):
+            whole(Head(3), tmp_path, []).resume_or_load("", resume=resume)
     tensors = Head(3).state_dict()
     path = saved({"model": tensors}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=rf": label\.bias \[3\] → \[5\], label\.weight .*{NEEDED}"):
@@ -126,12 +111,6 @@ def test_evaluation_needs_every_tensor(tmp_path: Path) -> None:
     path = saved({"model": tensors}, tmp_path / "part.pth")
     with pytest.raises(UserError, match=rf"part\.pth: missing .* box\.bias: .*{NEEDED}"):
         whole(Head(3), tmp_path, []).resume_or_load(path, resume=False)
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_evaluation_needs_a_file(resume: bool, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"MODEL.WEIGHTS: empty: this needs {NEEDED}"):
-        whole(Head(3), tmp_path, []).resume_or_load("", resume=resume)
 
 
 def test_a_static_detector_can_be_evaluated_in_the_residual_wiring(tmp_path: Path) -> None:

@@ -68,12 +68,6 @@ def test_good_dataset_passes(splits: Splits, cfg: CfgNode) -> None:
         check_datasets(cfg, [TRAIN], evaluated=True)
 
 
-@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
-def test_unknown_name(cfg: CfgNode, key: str) -> None:
-    cfg.DATASETS[key] = ("tree_crown",)
-    assert message_of(cfg).startswith(f"tree_crown (DATASETS.{key}): no such dataset is registered")
-
-
 def test_missing_files(splits: Splits, cfg: CfgNode) -> None:
     """All missing images are found, by one listing of each folder."""
     (splits.train.images / "deeper").mkdir()
@@ -93,11 +87,15 @@ def test_missing_files(splits: Splits, cfg: CfgNode) -> None:
     assert message_of(cfg).startswith(f"{splits.train.json}: no such annotation file of {TRAIN}")
 
 
-def test_bad_content(splits: Splits, cfg: CfgNode) -> None:
+def test_unknown_name_and_bad_content(splits: Splits, cfg: CfgNode) -> None:
     """One of the many cases of test_check_dataset.py."""
     splits.val.coco["annotations"][1]["bbox"] = [1, 2, 3]
     splits.val.write()
     assert message_of(cfg).startswith(f"{splits.val.json}: annotation 2: bbox [1, 2, 3] is not")
+    for key in ("TEST", "TRAIN"):
+        cfg.DATASETS[key] = ("tree",)
+        assert message_of(cfg).startswith(f"tree (DATASETS.{key}): no such dataset is registered")
+        cfg.DATASETS[key] = ()
 
 
 @pytest.mark.parametrize(
@@ -144,8 +142,7 @@ def test_mapper_maps(splits: Splits, cfg: CfgNode) -> None:
     assert trained["instances"].gt_classes.tolist() == [0, 0, 0]
 
 
-def sixteen_bits(path: Path) -> None:
-    Image.fromarray(np.full((72, 96), 4000, np.uint16)).save(path, "png")
+DEEP = Image.fromarray(np.full((72, 96), 4000, np.uint16))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +152,7 @@ def sixteen_bits(path: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:700]), "the image does not decode: "),
         (lambda path: path.unlink(), "no such file"),
         (lambda path: Image.new("RGB", (8, 6)).save(path), "not of the size in its annotation: "),
-        (sixteen_bits, "pixels of more than 8 bits"),
+        (lambda path: DEEP.save(path, "png"), "pixels of more than 8 bits"),
     ],
 )
 def test_mapper_names_the_image(

@@ -22,7 +22,7 @@ from dgnet_det.errors import UserError
 
 def write_fashion_mnist(datasets: Path) -> np.ndarray:
     folder = datasets / "FashionMNIST/raw"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 28, 28), dtype=np.uint8)
     labels = np.arange(12, dtype=np.uint8) % 10
@@ -83,17 +83,14 @@ def test_fashion_mnist_is_read(no_fashion_mnist: Path) -> None:
     assert labels.shape == (3,)
 
 
-def test_absent_fashion_mnist_says_how_to_get_it(no_fashion_mnist: Path) -> None:
+def test_fashion_mnist_that_is_absent_or_damaged(no_fashion_mnist: Path) -> None:
     with pytest.raises(UserError, match=r"no route.*Debian package dataset-fashion-mnist"):
         fashion_mnist("train")
-
-
-def test_damaged_fashion_mnist_is_told(no_fashion_mnist: Path) -> None:
     write_fashion_mnist(no_fashion_mnist)
     path = no_fashion_mnist / "FashionMNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"FashionMNIST/raw: Fashion-MNIST is damaged"):
-        build_datasets(small(no_fashion_mnist, DATASET="fashion_mnist"))
+        fashion_mnist("train")
 
 
 def test_processes_share_the_validation_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +105,12 @@ def test_processes_share_the_validation_images(root: Path, monkeypatch: pytest.M
     assert {len(share) for share in shares} == {2, 3}
 
 
-def test_class_folders_that_differ_or_are_empty_are_named(root: Path) -> None:
+def test_images_that_cannot_be_used_are_named(root: Path) -> None:
+    path = root / "val" / "red" / "2.png"
+    path.write_bytes(path.read_bytes()[:200])
+    _, val_set = build_datasets(small(root))
+    with pytest.raises(UserError, match=r"red/2\.png: the image does not decode"):
+        val_set[8]
     (root / "val" / "red").rename(root / "val" / "rouge")
     with pytest.raises(UserError, match=r"only one of train and val: red, rouge"):
         build_datasets(small(root))
@@ -118,28 +120,16 @@ def test_class_folders_that_differ_or_are_empty_are_named(root: Path) -> None:
         build_datasets(small(root))
 
 
-def test_an_unreadable_image_is_named(root: Path) -> None:
-    path = root / "val" / "red" / "2.png"
-    path.write_bytes(path.read_bytes()[:200])
-    _, val_set = build_datasets(small(root))
-    with pytest.raises(UserError, match=r"red/2\.png: the image does not decode"):
-        val_set[8]
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("ROOT", "/nowhere", r"/nowhere/train: no such folder.*CLASSIFICATION"),
         ("NUM_CLASSES", 5, r"NUM_CLASSES 5: the data has 3"),
         ("DATASET", "cifar", r"DATASET 'cifar': choose from imagefolder"),
+        ("ACCUMULATION", 4, r"IMS_PER_BATCH 6: .*ACCUMULATION 4"),
     ],
 )
 def test_unusable_values_are_named(root: Path, key: str, value: object, message: str) -> None:
+    cfg = small(root, **{key: value})
     with pytest.raises(UserError, match=message):
-        build_datasets(small(root, **{key: value}))
-
-
-def test_a_batch_that_cannot_be_split_is_named(root: Path) -> None:
-    cfg = small(root, ACCUMULATION=4)
-    with pytest.raises(UserError, match=r"IMS_PER_BATCH 6: .*ACCUMULATION 4"):
         build_train_loader(cfg, build_datasets(cfg)[0])

@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.checked_sets import DETECTION
 from helpers.coco_sets import Splits
-from helpers.configs import ROOT
 
 from dgnet_det.data import check_datasets, load_cfg_with_data
 from dgnet_det.data.coco import category_names
 from dgnet_det.errors import UserError
-
-CONFIG = str(ROOT / "configs/COCO-Detection/faster_rcnn_DG_R_50_residual_FPN_1x.yaml")
 
 
 def test_a_file_is_parsed_once(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +17,7 @@ def test_a_file_is_parsed_once(splits: Splits, monkeypatch: pytest.MonkeyPatch) 
     parsed: list[str] = []
     load = json.load
     monkeypatch.setattr(json, "load", lambda file: parsed.append(file.name) or load(file))
-    cfg = load_cfg_with_data(CONFIG, splits.overrides)
+    cfg = load_cfg_with_data(DETECTION, splits.overrides)
     check_datasets(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     assert sorted(parsed) == sorted([str(splits.train.json), str(splits.val.json)])
 
