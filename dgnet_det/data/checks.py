@@ -15,17 +15,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dgnet_det.config import NUM_CLASSES_KEYS
-from dgnet_det.data import coco
+from dgnet_det.data import coco, image_checks
 from dgnet_det.data.anchors import compare_anchors, percentiles
 from dgnet_det.data.coco_checks import Content, check_coco, compare_categories
 from dgnet_det.data.findings import Findings
-from dgnet_det.data.image_checks import (
-    LEARNED_BY_HEART,
-    ImageFile,
-    check_files,
-    check_presence,
-    compare_images,
-)
+from dgnet_det.data.image_checks import LEARNED_BY_HEART, ImageFile
 from dgnet_det.data.images import is_image
 from dgnet_det.errors import UserError
 
@@ -67,7 +61,7 @@ def check_datasets(cfg: CfgNode, names: Sequence[str], *, evaluated: bool = Fals
         of_file, tested = findings.of_file(files[0]), evaluated or "TEST" in keys
         missing = f" of {name}{of_key}: {mend}"
         content = check_coco(cfg, *files, of_file, "TRAIN" in keys, tested, missing)
-        check_presence(content, of_file, mend)
+        image_checks.check_presence(content, of_file, mend)
         findings.raise_first_error()
         checked[name] = content
     for train, test in itertools.product(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST):
@@ -130,7 +124,9 @@ def inspect(
         except UserError as error:
             of_file.error("unreadable", error)
             continue
-        images = check_files(check_presence(content, of_file), files[1], of_file)
+        images = image_checks.check_files(
+            image_checks.check_presence(content, of_file), files[1], of_file
+        )
         splits[key] = Inspected(content, images)
     wrong = {finding.kind for finding in findings.of("error")}
     if len(splits) == 2:
@@ -138,7 +134,7 @@ def inspect(
         of_val = findings.of_file(second.content.json_file)
         if not any("category-" in kind for kind in wrong):
             compare_categories(first.content, second.content, of_val)
-        compare_images(first.content.json_file, first.files, second.files, of_val)
+        image_checks.compare_images(first.content.json_file, first.files, second.files, of_val)
     anchors = None
     if "train" in splits:
         usable = splits["train"].content.usable()

@@ -44,7 +44,7 @@ LABELME_SHAPES = {
 }
 CVAT_SHAPES: dict[str, Callable[[dict[str, str]], Iterator[float]]] = {
     "box": lambda a: shapes.turned(
-        (a.get(side) for side in ("xtl", "ytl", "xbr", "ybr")), a.get("rotation") or 0
+        map(a.get, ("xtl", "ytl", "xbr", "ybr")), a.get("rotation") or 0
     ),
     "polygon": lambda a: shapes.around(p.split(",") for p in a.get("points", "").split(";")),
     "mask": lambda a: shapes.beside_corner(map(a.get, ("left", "top", "width", "height"))),
@@ -148,7 +148,7 @@ def _read_csv(path: Path) -> Iterator[Labels]:
     coordinates of a file are at most 1, they are fractions of the image, as Open Images has them. A
     row without coordinates is an image without objects."""
     rows, columns, box = _csv_table(path)
-    if box is None or not {"image", "class"} <= columns.keys():
+    if box is None:
         missing = [meaning for meaning in HEADERLESS if meaning not in columns]
         raise Malformed(
             f"its first line names no column for {', '.join(missing)}: have one for each of"
@@ -179,13 +179,13 @@ def _read_csv(path: Path) -> Iterator[Labels]:
 
 def has_box_columns(path: Path) -> bool:
     """Whether a CSV file has all columns of boxes."""
-    _, columns, box = _csv_table(path)
-    return box is not None and {"image", "class"} <= columns.keys()
+    return _csv_table(path)[2] is not None
 
 
 def _csv_table(path: Path) -> tuple[list[list[str]], dict[str, int], tuple[str, ...] | None]:
     """The rows of a CSV file, the place of each column by what is in it, and the columns that give
-    a box. ``width`` and ``height`` are the image's where other columns give the box."""
+    a box, or None where one of them, the image or the class is missing. ``width`` and ``height``
+    are the image's where other columns give the box."""
     lines = read_text(path).splitlines() or [""]
     rows = list(csv.reader(lines, delimiter=max(",;\t", key=lines[0].count)))
     header = [name.strip().lower() for name in rows[0]]
@@ -201,7 +201,8 @@ def _csv_table(path: Path) -> tuple[list[list[str]], dict[str, int], tuple[str, 
     for name, meaning in (("width", "w"), ("height", "h")):
         if name in header:
             columns.setdefault(f"image_{name}" if given else meaning, header.index(name))
-    return rows, columns, next((box for box in CSV_BOXES if columns.keys() >= set(box)), None)
+    needed = (box for box in CSV_BOXES if columns.keys() >= {"image", "class", *box})
+    return rows, columns, next(needed, None)
 
 
 def _read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> Iterator[Labels]:

@@ -82,19 +82,15 @@ def write_coco(
     with files_written_whole(output) as temporary:
         for split, images in splits.items():
             folder = image_folder(images)
-            coco: dict[str, Any] = {
-                "info": {"description": description},
-                "images": [],
-                "annotations": [],
-                "categories": list(categories),
-            }
-            objects = coco["annotations"]
+            entries, objects = list[dict[str, Any]](), list[dict[str, Any]]()
             for number, (path, (width, height), boxes) in enumerate(images, 1):
                 name = path.relative_to(folder).as_posix()
                 entry = {"id": number, "file_name": name, "width": width, "height": height}
-                coco["images"].append(entry)
+                entries.append(entry)
                 for box in boxes:  # COCO's evaluation miscounts an annotation with id 0
                     objects.append({"id": len(objects) + 1, "image_id": number, **box})
+            coco = {"info": {"description": description}, "images": entries, "annotations": objects}
+            coco["categories"] = list(categories)
             (temporary / f"{split}.json").write_text(json.dumps(coco), encoding="utf-8")
             counts = Counter(each["category_id"] for each in objects)
             written[split] = {
