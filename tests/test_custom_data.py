@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.configs import ROOT
+from helpers.imported_sets import fill, voc
 from PIL import Image
 
 from dgnet_det.data import read_image
@@ -85,30 +86,22 @@ def tiles() -> list[tuple[Image.Image, np.ndarray]]:
 
 def write_voc(folder: Path) -> None:
     """Pascal VOC's own folders, pixels counted from 1."""
-    for part in ("Annotations", "JPEGImages"):
-        (folder / part).mkdir(parents=True)
+    (folder / "JPEGImages").mkdir(parents=True)
     for k, (tile, boxes) in enumerate(tiles()):
         tile.save(folder / f"JPEGImages/{k}.png")
-        objects = "".join(
-            f"<object><name>Tree</name><bndbox><xmin>{x + 1:g}</xmin><ymin>{y + 1:g}</ymin>"
-            f"<xmax>{x + w:g}</xmax><ymax>{y + h:g}</ymax></bndbox></object>"
-            for x, y, w, h in boxes
-        )
-        text = f"<annotation><filename>{k}.png</filename>{objects}</annotation>"
-        (folder / f"Annotations/{k}.xml").write_text(text)
+        objects = [("Tree", x + 1, y + 1, x + w, y + h, 0) for x, y, w, h in boxes.tolist()]
+        text = voc(*objects, filename=f"{k}.png", size=(SIDE, SIDE))
+        fill(folder, {f"Annotations/{k}.xml": text})
 
 
 def write_yolo(folder: Path) -> None:
-    for split in ("train", "val"):
-        for part in ("images", "labels"):
-            (folder / part / split).mkdir(parents=True)
+    fill(folder, {"data.yaml": "train: images/train\nval: images/val\nnames: [Tree]\n"})
     for k, (tile, boxes) in enumerate(tiles()):
         split = "train" if k < NUM_TRAIN else "val"
-        tile.save(folder / "images" / split / f"{k}.png")
         centres = np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], axis=1) / SIDE
         lines = "".join(f"0 {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for x, y, w, h in centres)
-        (folder / "labels" / split / f"{k}.txt").write_text(lines)
-    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [Tree]\n")
+        fill(folder, {f"labels/{split}/{k}.txt": lines, f"images/{split}/{k}.png": None})
+        tile.save(folder / f"images/{split}/{k}.png")
 
 
 def write_coco(folder: Path) -> None:
@@ -124,7 +117,7 @@ def write_coco(folder: Path) -> None:
                 entry = {"id": len(coco["annotations"]) + 1, "image_id": k, "category_id": 1}
                 area = box[2] * box[3]
                 coco["annotations"].append({**entry, "bbox": box, "area": area, "iscrowd": 0})
-        (folder / f"{split}.json").write_text(json.dumps(coco))
+        fill(folder, {f"{split}.json": coco})
 
 
 LAYOUTS = {"Pascal VOC": write_voc, "YOLO": write_yolo, "COCO": write_coco}

@@ -59,10 +59,8 @@ def random_coco(
                 "area": float(box[2] * box[3]),
                 "iscrowd": int(rng.random() < 0.02),
             }
-            if masks:
-                annotation["segmentation"] = _rle(box)
-            if keypoints:
-                annotation |= {"keypoints": _keypoints(rng, box), "num_keypoints": NUM_KEYPOINTS}
+            annotation |= _extras(rng, box, masks, keypoints)
+            annotation |= {"num_keypoints": NUM_KEYPOINTS} if keypoints else {}
             coco["annotations"].append(annotation)
         near = rng.random(detections) < 0.3 if number else np.zeros(detections, dtype=bool)
         chosen = rng.integers(0, max(number, 1), detections)
@@ -76,17 +74,9 @@ def random_coco(
             labels[near] = classes[chosen][near]
         scores = rng.integers(50, 1000, detections) / 1000
         for box, label, score in zip(found, labels, scores, strict=True):
-            result = {
-                "image_id": image["id"],
-                "category_id": int(label),
-                "bbox": box.tolist(),
-                "score": float(score),
-            }
-            if masks:
-                result["segmentation"] = _rle(box)
-            if keypoints:
-                result["keypoints"] = _keypoints(rng, box)
-            results.append(result)
+            result = {"image_id": image["id"], "category_id": int(label), "bbox": box.tolist()}
+            extras = _extras(rng, box, masks, keypoints)
+            results.append({**result, "score": float(score), **extras})
     return coco, results
 
 
@@ -96,16 +86,18 @@ def _boxes(rng: np.random.Generator, number: int) -> np.ndarray:
     return np.concatenate([rng.uniform(0, SIDE / 2, (number, 2)), size], axis=1)
 
 
-def _rle(box: np.ndarray) -> dict[str, Any]:
-    x, y, w, h = box.tolist()
-    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
-    rle = pycocotools.mask.frPyObjects([polygon], SIDE, SIDE)[0]
-    return {"size": rle["size"], "counts": rle["counts"].decode()}
-
-
-def _keypoints(rng: np.random.Generator, box: np.ndarray) -> list[float]:
-    points = box[:2] + box[2:] * rng.random((NUM_KEYPOINTS, 2))
-    return np.column_stack([points, np.full(NUM_KEYPOINTS, 2)]).ravel().tolist()
+def _extras(rng: np.random.Generator, box: np.ndarray, masks: bool, keypoints: bool) -> dict:
+    """The mask and the keypoints of a box."""
+    extras: dict[str, Any] = {}
+    if masks:
+        x, y, w, h = box.tolist()
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+        rle = pycocotools.mask.frPyObjects([polygon], SIDE, SIDE)[0]
+        extras["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+    if keypoints:
+        points = box[:2] + box[2:] * rng.random((NUM_KEYPOINTS, 2))
+        extras["keypoints"] = np.column_stack([points, np.full(NUM_KEYPOINTS, 2)]).ravel().tolist()
+    return extras
 
 
 WIDTH, HEIGHT = 96, 72
