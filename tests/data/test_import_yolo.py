@@ -43,44 +43,11 @@ def test_yolo_classes(yolo: Path, text: str | None) -> None:
         assert len(convert(yolo / "data.yaml")) == 2
 
 
-def test_yolo_export_with_folder_for_each_split(yolo: Path) -> None:
-    """``split/images`` and ``split/labels``, with paths in data.yaml that start one folder off."""
-    expected = convert(yolo)
-    for split, name in (("train", "train"), ("valid", "val")):
-        for part in ("images", "labels"):
-            (yolo / split).mkdir(exist_ok=True)
-            (yolo / part / name).rename(yolo / split / part)
-    for part in ("images", "labels"):
-        (yolo / part).rmdir()
-    text = "train: ../train/images\nval: ../valid/images\nnames: [cat, dog]\n"
-    assert convert(fill(yolo, {"data.yaml": text})) == expected
-    (yolo / "data.yaml").unlink()
-    assert convert(yolo, "--format", "yolo", "--classes", "cat", "dog") == expected
-
-
-def test_yolo_folders_with_names_of_their_own(yolo: Path) -> None:
-    """Which a data.yaml gives to the splits; of labels with key points, the boxes are taken."""
-    for part in ("images", "labels"):
-        for old, new in (("train", "Set1"), ("val", "set2")):
-            (yolo / part / old).rename(yolo / part / new)
-    text = "train: [./images/Set1]\nval: images/set2.txt\nnames: [cat, dog]\nkpt_shape: [2, 2]\n"
+def test_key_points_behind_boxes(yolo: Path) -> None:
+    text = YOLO_YAML + "names: [cat, dog]\nkpt_shape: [2, 2]\n"
     label = "1 0.5 0.5 0.25 0.5 0.1 0.1 0.9 0.9\n"
-    fill(yolo, {"data.yaml": text, "labels/Set1/a.txt": label, "labels/set2/c.txt": label})
-    boxes = [("dog", [30, 15, 20, 30], 0)]
-    splits = convert(yolo)
-    assert boxes_by_file(splits["train"]) == {"a.jpg": boxes, "b.png": []}
-    assert boxes_by_file(splits["val"]) == {"c.jpg": boxes}
-
-
-def test_yolo_folders_below_a_shared_one(yolo: Path) -> None:
-    """``data/train`` and ``data/val``: what both have in their paths tells nothing."""
-    for split in ("train", "val"):
-        (yolo / "data" / split).mkdir(parents=True)
-        for part in ("images", "labels"):
-            for file in (yolo / part / split).iterdir():
-                file.rename(yolo / "data" / split / file.name)
-    fill(yolo, {"data.yaml": "train: data/train\nval: data/val\nnames: [cat, dog]\n"})
-    assert file_names(convert(yolo)) == {"train": {"a.jpg", "b.png"}, "val": {"c.jpg"}}
+    fill(yolo, {"data.yaml": text, "labels/train/a.txt": label})
+    assert boxes_by_file(convert(yolo)["train"])["a.jpg"] == [("dog", [30, 15, 20, 30], 0)]
 
 
 def test_fractions_have_no_first_pixel(yolo: Path) -> None:
@@ -90,10 +57,36 @@ def test_fractions_have_no_first_pixel(yolo: Path) -> None:
 LABEL = "0 0.5 0.5 0.25 0.5\n"
 
 
-def one_folder(root: Path, images: str = "images", labels: str = "labels") -> Path:
-    """Images 0 to 4 in one folder, and nothing in their paths that tells a split."""
-    files: dict[str, Any] = {f"{images}/{k}.jpg": None for k in range(5)}
-    return fill(root, files | {f"{labels}/{k}.txt": LABEL for k in range(5)})
+# A description, and the folders of images and labels, {}, with the split that each is in.
+FOLDERS: list[tuple[str, str, dict[str, str]]] = [
+    # Names of their own; paths that start one folder off; what all have in their paths
+    ("data.yaml", "train: [./images/Set1]\nval: images/set2.txt",
+     {"{}/Set1": "train", "{}/set2": "val"}),
+    ("data.yaml", "train: ../train/images\nval: ../valid/images",
+     {"train/{}": "train", "valid/{}": "val"}),
+    ("data.yaml", "train: data/train\nval: data/val", {"data/train": "train", "data/val": "val"}),
+    # The same ends; a folder in another belongs to the nearer
+    ("data.yaml", "train: [a/day]\nval: a/day/images/own\ntest: b/day",
+     {"a/day/{}": "train", "a/day/{}/own": "val", "b/day/{}": "test"}),
+    # A description below the dataset, whose path leads to it
+    ("conf/my.yaml", "path: ..\ntrain: images/train\nval: images/val", {"{}/train": "train"}),
+    ("data.yaml", "", {"train/{}": "train", "valid/{}": "val", "{}/testing": "test"}),
+    ("obj.names", "", {"obj_train_data": "train", "obj_valid_data": "val"}),  # CVAT's "YOLO 1.1"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "data", "folders"), FOLDERS)
+def test_folders_of_splits(tmp_path: Path, file: str, data: str, folders: dict[str, str]) -> None:
+    files: dict[str, Any] = {file: f"{data}\nnames: [car]\n" if ".yaml" in file else "car\n"}
+    for k, folder in enumerate(folders):
+        files[f"{folder.format('images')}/{k}.jpg"] = None
+        files[f"{folder.format('labels')}/{k}.txt"] = LABEL
+    root = fill(tmp_path / "set", files)
+    names = file_names(convert(root / file if "/" in file else root))
+    assert names == {split: {f"{k}.jpg"} for k, split in enumerate(folders.values())}
+    if not data:  # the names of folders tell
+        (root / file).unlink()
+        assert file_names(convert(root, "--format", "yolo", "--classes", "car")) == names
 
 
 @pytest.mark.parametrize(
@@ -111,7 +104,9 @@ def test_lists_of_images(
     tmp_path: Path, data: str, prefix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Images that are in no list are not in the dataset."""
-    folder = one_folder(tmp_path / "set")
+    images: dict[str, Any] = {f"images/{k}.jpg": None for k in range(5)}
+    images |= {f"labels/{k}.txt": LABEL for k in range(5)}
+    folder = fill(tmp_path / "set", images)
     lists = {"train.txt": [0, 1], "val.txt": [2, 3, 9]}
     files = {name: "".join(f"{prefix}{k}.jpg\n" for k in ids) for name, ids in lists.items()}
     fill(folder, files | {"data.yaml": f"{data}names: {{0: car}}\n"})
@@ -121,49 +116,23 @@ def test_lists_of_images(
     assert file_names(convert(folder / "data.yaml")) == expected
 
 
-@pytest.mark.parametrize("described", ["obj.data", "lists", "folders"])
-def test_darknet(tmp_path: Path, described: str) -> None:
-    """As CVAT's "YOLO 1.1" exports it: obj.names, obj.data, lists, images beside their labels."""
+@pytest.mark.parametrize("described", [True, False])
+def test_darknets_lists(tmp_path: Path, described: bool) -> None:
+    """As CVAT's "YOLO 1.1" exports them: obj.names, obj.data, lists, images beside their labels."""
     files: dict[str, Any] = {"obj.names": "car\n"}
     for k, part in enumerate(("train", "train", "valid", "valid")):
-        files |= {f"obj_{part}_data/{k}.jpg": None, f"obj_{part}_data/{k}.txt": LABEL}
-    if described != "folders":
-        for part, ids in (("train", (0, 1)), ("valid", (2, 3))):
-            names = (f"data/obj_{part}_data/{k}.jpg\n" for k in ids)
-            files[f"{part}.txt"] = "".join(names)
-    if described == "obj.data":
+        files |= {f"data/{k}.jpg": None, f"data/{k}.txt": LABEL}
+        files[f"{part}.txt"] = files.get(f"{part}.txt", "") + f"data/data/{k}.jpg\n"
+    if described:
         files["obj.data"] = (
             "classes = 1\ntrain = data/train.txt\nvalid = data/valid.txt\n"
             "names = data/obj.names\nbackup = backup/\n"
         )
     folder = fill(tmp_path / "set", files)
-    expected = {"train": {"0.jpg", "1.jpg"}, "val": {"2.jpg", "3.jpg"}}
-    splits = convert(folder)
-    assert file_names(splits) == expected
-    assert splits["val"]["categories"] == [{"id": 1, "name": "car"}]
-    if described == "obj.data":
-        assert file_names(convert(folder / "obj.data")) == expected
-
-
-def test_folders_with_the_same_ends(tmp_path: Path) -> None:
-    """``a/day/images`` and ``b/day/images``; a folder in another belongs to the nearer."""
-    files: dict[str, Any] = {
-        "data.yaml": "train: [a/day]\nval: a/day/images/own\ntest: b/day\nnames: [car]"
-    }
-    for k, part in enumerate(("a/day/{}", "a/day/{}/own", "b/day/{}")):
-        files |= {
-            f"{part.format('images')}/{k}.jpg": None,
-            f"{part.format('labels')}/{k}.txt": LABEL,
-        }
-    names = file_names(convert(fill(tmp_path / "set", files)))
-    assert names == {"train": {"0.jpg"}, "val": {"1.jpg"}, "test": {"2.jpg"}}
-
-
-def test_a_description_below_the_dataset(tmp_path: Path) -> None:
-    """Whose ``path`` leads to it."""
-    folder = one_folder(tmp_path / "set", "images/train", "labels/train")
-    fill(folder, {"conf/my.yaml": "path: ..\ntrain: images/train\nval: images/val\nnames: [car]"})
-    assert len(convert(folder / "conf/my.yaml")["train"]["images"]) == 5
+    for path in (folder, folder / "obj.data")[: 1 + described]:
+        splits = convert(path)
+        assert file_names(splits) == {"train": {"0.jpg", "1.jpg"}, "val": {"2.jpg", "3.jpg"}}
+        assert splits["val"]["categories"] == [{"id": 1, "name": "car"}]
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,9 @@ def devkit(tmp_path: Path) -> Path:
         "Annotations/b.xml": voc(),
         "Annotations/c.xml": voc(("dog", 30, 20, 30, 20, 0)),  # one pixel
     }
-    lists = {
-        "train": " a \n\n",
-        "val": "b\n",
-        "test": "c\n",
-        "trainval": "a\nb\n",
-        "x_train": "a 1\n",
-    }
+    lists = {"train": " a \n\n", "val": "b\n", "test": "c\n", "trainval": "a\nb\n"}
     files |= {f"ImageSets/Main/{name}.txt": text for name, text in lists.items()}
+    files["ImageSets/Main/x_train.txt"] = "a 1\n"
     return fill(tmp_path / "VOC2007", files)
 
 
