@@ -109,8 +109,8 @@ def differences(arms: dict[str, Runs], arm: str, other: str) -> list[float]:
 
 
 def outcome(sets: dict[tuple[int, int], dict[str, Runs]]) -> str:
-    """What came out, one sentence: of the most domains, and there of the length with the most
-    seeds."""
+    """What came out with the most domains: all arms at the length with the most seeds, the dynamic
+    one at the other lengths."""
     if not sets:
         return "Nothing has been run yet."
     most = max(domains for domains, _ in sets)
@@ -119,6 +119,7 @@ def outcome(sets: dict[tuple[int, int], dict[str, Runs]]) -> str:
     for arm, other, text in (
         ("dynamic", "static", "dynamic edge weights score {} points of top-1 to static ones"),
         ("dynamic", "plain", "{} to the plain network"),
+        ("static", "plain", "static ones {} to the plain network"),
         ("structure", "plain", "the same graph without routers (α ≡ 1) {} to the plain network"),
         ("se", "plain", "squeeze-and-excitation, the yardstick, {}"),
     ):
@@ -127,13 +128,14 @@ def outcome(sets: dict[tuple[int, int], dict[str, Runs]]) -> str:
     if not parts:
         return "No two arms can be compared yet."
     sentences = [f"With {_name(key)}, {'; '.join(parts)}."]
-    others = [
-        f"with {_name(k)} {_with_seeds(values)}"
-        for k in sets
-        if k != key and (values := differences(sets[k], "dynamic", "static"))
-    ]
-    if others:
-        sentences.append(f"Dynamic to static elsewhere: {'; '.join(others)}.")
+    for other in ("static", "plain"):
+        elsewhere = [
+            f"with {_name(k)} {_with_seeds(values)}"
+            for k in sets
+            if k[0] == most and k != key and (values := differences(sets[k], "dynamic", other))
+        ]
+        if elsewhere:
+            sentences.append(f"Dynamic to {other} {'; '.join(elsewhere)}.")
     return " ".join(sentences)
 
 

@@ -162,6 +162,10 @@ def _draw(axes: Axes, section: Section, runs: Group) -> None:
         if points:
             axes.plot(*np.array([p.mean(axis=0) for p in points]).T, "-o", color=color, label=name)
             axes.plot(*np.concatenate(points).T, ".", color=color, alpha=0.5)
+    axes.set_xlim(0, 1.1)
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2
+    axes.set_ylim(min(low, middle - 1), max(high, middle + 1))  # noise must not fill the picture
     axes.set_title(section.title)
     axes.set_xlabel("multiply-adds that the backbone ran, share of the plain network's")
     axes.set_ylabel(f"{section.score_name}, %")
