@@ -54,39 +54,26 @@ IsCrowd = Annotated[Literal[0, 1], Field(description="0, or 1 for a crowd, as ev
 Ignore = Annotated[Literal[0], Field(description="0, as Detectron2 needs: set iscrowd to 1")]
 Polygons = list[list[FiniteFloat]]
 MASK = "polygons [[x, y, x, y, …], …] or {'size': [height, width], 'counts': …}"
-A_MASK = Field(description=f"a mask: {MASK}")
+AnyMask = Annotated[Polygons | RunLengths | None, Field(description=f"a mask: {MASK}")]
 
 
-class ImageEntry(Strict):
-    id: Id
-    file_name: Name
-    width: Pixels
-    height: Pixels
+def _form(required: dict[str, Any], optional: dict[str, tuple[Any, Any]]) -> type[Strict]:
+    """A model with required fields, and optional ones with their defaults."""
+    fields: dict[str, Any] = optional | {key: (kind, ...) for key, kind in required.items()}
+    return create_model("Entry", __base__=Strict, **fields)
 
 
-class CategoryEntry(Strict):
-    id: Id
-    name: Name
+IMAGE = _form({"id": Id, "file_name": Name, "width": Pixels, "height": Pixels}, {})
+CATEGORY = _form({"id": Id, "name": Name}, {})
+SEGMENTED = _form({}, {"segmentation": (AnyMask, None)})
 
 
-class Segmented(Strict):
-    segmentation: Annotated[Polygons | RunLengths | None, A_MASK] = None
-
-
-class AnnotationEntry(Segmented):
-    id: Id
-    image_id: Id
-    category_id: Id
-    bbox: BBox
-    area: Area = 0
-    iscrowd: IsCrowd = 0
-    ignore: Ignore = 0
-
-
-def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[AnnotationEntry]:
+def annotation_form(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[Strict]:
     """Say what an annotation, of a ``crowd`` or of one object, must hold for a config's model and,
     if it is ``evaluated``, for evaluation."""
-    needed: dict[str, Any] = {"area": Area, "iscrowd": IsCrowd} if evaluated else {}
+    needed: dict[str, Any] = {"id": Id, "image_id": Id, "category_id": Id, "bbox": BBox}
+    if evaluated:
+        needed |= {"area": Area, "iscrowd": IsCrowd}
     if cfg.MODEL.MASK_ON and (evaluated or not crowd):
         words = Field(description=f"a mask, as MODEL.MASK_ON wants: {MASK}")
         needed["segmentation"] = Annotated[Annotated[Polygons, Len(1)] | RunLengths, words]
@@ -94,10 +81,10 @@ def annotation_model(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[Annotat
         count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
         numbers = f"{3 * count} numbers: x, y and visibility of NUM_KEYPOINTS {count} each"
         words = Field(description=numbers)
-        form = Annotated[list[FiniteFloat], Len(3 * count, 3 * count), words]
-        needed |= {"keypoints": form, "num_keypoints": Id}
-    fields: dict[str, Any] = {name: (form, ...) for name, form in needed.items()}
-    return create_model("NeededAnnotation", __base__=AnnotationEntry, **fields)
+        points = Annotated[list[FiniteFloat], Len(3 * count, 3 * count), words]
+        needed |= {"keypoints": points, "num_keypoints": Id}
+    optional = {"segmentation": (AnyMask, None), "area": (Area, 0), "iscrowd": (IsCrowd, 0)}
+    return _form(needed, optional | {"ignore": (Ignore, 0)})
 
 
 def form_problem(model: type[BaseModel], entry: Any) -> tuple[str, str] | None:
@@ -164,7 +151,7 @@ def category_names(path: str) -> list[str]:
     """
     categories = read_coco(path)["categories"]
     for category in categories:
-        if problem := form_problem(CategoryEntry, category):
+        if problem := form_problem(CATEGORY, category):
             raise UserError(f"{path}: a category of 'categories': {problem[1]}")
     return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
 
@@ -202,7 +189,7 @@ def lacks_corners(annotation: dict[str, Any]) -> bool:
 def is_mask(segmentation: Any) -> bool:
     """Whether an annotation's 'segmentation' has an area."""
     entry = {"segmentation": segmentation}
-    return bool(segmentation) and not form_problem(Segmented, entry) and not lacks_corners(entry)
+    return bool(segmentation) and not form_problem(SEGMENTED, entry) and not lacks_corners(entry)
 
 
 # A side in a keypoint's name: left or right, or an L or R where a word begins or ends.

@@ -79,9 +79,9 @@ def check_coco(
     if not PathManager.isdir(image_root):
         raise UserError(f"{image_root}: no such image folder{missing}")
     lists = coco.read_coco(json_file)
-    models = [coco.annotation_model(cfg, evaluated, crowd) for crowd in (False, True)]
-    images = _by_id("image", lists["images"], [coco.ImageEntry] * 2, findings)
-    categories = _by_id("category", lists["categories"], [coco.CategoryEntry] * 2, findings)
+    models = [coco.annotation_form(cfg, evaluated, crowd) for crowd in (False, True)]
+    images = _by_id("image", lists["images"], [coco.IMAGE] * 2, findings)
+    categories = _by_id("category", lists["categories"], [coco.CATEGORY] * 2, findings)
     entries = [entry for entry in lists["annotations"] if isinstance(entry, dict)]
     used = {entry.get("category_id") for entry in entries}
     roots = coco.root_categories(list(categories.values()), used)
