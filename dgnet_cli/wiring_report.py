@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dgnet_det.analysis.report.survey import (
         choose_examples,
         summarize,
-        survey_choices,
+        summarize_choices,
         survey_images,
     )
     from dgnet_det.config import score_threshold, with_own_weights
@@ -84,15 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "confidence": args.confidence,
         "interventions": interventions,
     }
+    survey = survey_images(model, cfg, images, confidence=args.confidence)
     if routed:
-        report |= survey_choices(model, cfg, images)
+        report |= summarize_choices(survey)
     else:
-        survey = survey_images(
-            model,
-            cfg,
-            images,
-            confidence=args.confidence,
-        )
         report |= {
             "wiring": cfg.MODEL.DGNET.WIRING,
             "edge_weights": cfg.MODEL.DGNET.EDGE_WEIGHTS,

@@ -18,10 +18,7 @@ PACKAGE = Path(__file__).parent
 # This project's configs: a wheel carries them in the package; in a checkout they are beside it.
 CONFIGS = next(f for f in (PACKAGE / "configs", PACKAGE.parent / "configs") if f.is_dir())
 # Where each meta-architecture keeps its number of classes. Others' is not checked.
-NUM_CLASSES_KEYS = {
-    "GeneralizedRCNN": "ROI_HEADS",
-    "RetinaNet": "RETINANET",
-}
+NUM_CLASSES_KEYS = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET"}
 CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}  # of an image in each INPUT.FORMAT
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 POOLERS = ("ROIAlign", "ROIAlignV2", "ROIAlignRotated", "ROIPool")
@@ -151,11 +148,11 @@ def read_yaml(config_file: str) -> CfgNode:
 
 
 def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The frozen config of a YAML file and ``KEY VALUE`` overrides, for the CPU if there is no GPU.
-    Where the data that it names matter, :func:`dgnet_det.data.load_cfg_with_data` reads them too.
+    """Load the frozen config of a YAML file and ``KEY VALUE`` overrides, for the CPU if there is no
+    GPU. :func:`dgnet_det.data.load_cfg_with_data` reads the data that it names as well.
 
     Raises:
-        UserError: as :func:`read_yaml`, of an override too.
+        UserError: as :func:`read_yaml`, also of an override, or as :func:`check_supported`.
     """
     cfg = read_yaml(config_file)
     if len(opts) % 2:
@@ -262,9 +259,8 @@ def feature_maps(cfg: CfgNode) -> list[str]:
 
 
 def with_own_weights(config_file: str, opts: Sequence[str]) -> list[str]:
-    """``opts`` for using what was trained: where they do not set ``MODEL.WEIGHTS`` and
-    ``config_file`` is the ``config.yaml`` of an output folder, the folder's model is added,
-    ``model_final.pth`` or the last checkpoint."""
+    """Add ``MODEL.WEIGHTS`` to ``opts`` that do not set it, if ``config_file`` is the
+    ``config.yaml`` of an output folder: its ``model_final.pth`` or last checkpoint."""
     file, given = Path(config_file), list(opts)
     last = file.with_name("last_checkpoint")
     names = ["model_final.pth", *([last.read_text().strip()] if last.is_file() else [])]
@@ -275,7 +271,7 @@ def with_own_weights(config_file: str, opts: Sequence[str]) -> list[str]:
 
 
 def score_threshold(value: float, option: str) -> list[str]:
-    """``KEY VALUE`` overrides that make any detector report what it scores above ``value``.
+    """``KEY VALUE`` overrides that make any detector report detections of scores above ``value``.
 
     Raises:
         UserError: ``value``, which ``option`` gave, is not from 0 to 1.
@@ -287,8 +283,8 @@ def score_threshold(value: float, option: str) -> list[str]:
 
 
 def is_classifier(cfg: CfgNode) -> bool:
-    """Whether a config is a classifier's: its backbone ends at ``res5`` without an FPN, and no
-    detector could read the outputs."""
+    """Whether a config is a classifier's: its backbone has ``res5`` and no FPN, and no detector
+    could read its outputs."""
     outputs, readers = set(cfg.MODEL.RESNETS.OUT_FEATURES), (cfg.MODEL.RPN, cfg.MODEL.RETINANET)
     return (
         cfg.MODEL.BACKBONE.NAME in ("build_dgnet_backbone", "build_drnet_backbone")
@@ -312,7 +308,7 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str = "") -> None:
-    """Set keys of ``cfg``; ``source`` comes first in messages."""
+    """Set keys of ``cfg``. Messages start with ``source``."""
     known = dict(leaves(cfg))
     for key, value in values.items():
         if value is None and any(name.startswith(f"{key}.") for name in known):
@@ -329,6 +325,6 @@ def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str = "") -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The type and message of another library's error, for a :class:`UserError`."""
+    """The type and message of another library's error, in one line."""
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
     return f"{type(error).__name__}: {' '.join(message.split())}"

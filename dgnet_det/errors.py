@@ -1,4 +1,4 @@
-"""One exception for a user's mistakes, and what makes its one line."""
+"""The exception for a user's mistakes, and the one line that it becomes."""
 
 import errno
 import logging
@@ -19,14 +19,13 @@ MACHINE_ERRORS = {
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: the message names the file or key, what is wrong, and how
+    """A mistake that the user can mend. The message names the file or key, what is wrong, and how
     to mend it."""
 
 
 def user_message(error: BaseException) -> str | None:
-    """The one line for a :class:`UserError`, also where a data-loading worker or another process
-    has wrapped it in its traceback, and for what the machine refuses (a full disk, a read-only
-    folder). None for every other error."""
+    """The one line for a :class:`UserError`, also of a data-loading worker or another process, and
+    for errors of the machine such as a full disk. None for every other error."""
     name = f"{UserError.__module__}.{UserError.__name__}: "
     last_line = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, UserError) or last_line.startswith(name):
@@ -38,8 +37,8 @@ def user_message(error: BaseException) -> str | None:
 
 
 def one_line_in_training_loop() -> None:
-    """Keep Detectron2's training loop from printing the traceback of what :func:`user_message`
-    has one line for."""
+    """Keep Detectron2's training loop from printing a traceback where :func:`user_message` has a
+    line."""
 
     def is_other_error(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -49,7 +48,7 @@ def one_line_in_training_loop() -> None:
 
 
 def check_choice(key: str, value: Any, choices: Collection[Any]) -> None:
-    """Raise a :class:`UserError` where the value of a config key, or one in its list, is none of
+    """Raise a :class:`UserError` if a config key's value, or one in its list, is not among the
     ``choices``."""
     if not set([value] if isinstance(value, (str, int)) else value) <= set(choices):
         raise UserError(f"{key} {value!r}: choose from {', '.join(map(str, choices))}")

@@ -1,8 +1,7 @@
-"""Time and memory of a model against others, measured in turn.
+"""Time and memory of a model against others.
 
-Every model lives in a process of its own, so that each one's peak memory is its own; the processes
-take turns, A B C A B C …, so that a drift of the machine's speed meets all of them, and while one
-works the others wait.
+Every model has a process of its own, and so a peak memory of its own. The processes take turns,
+A B C A B C …, so that all meet the same drift of the machine's speed.
 """
 
 import multiprocessing
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances
@@ -42,7 +40,7 @@ BOXES_PER_IMAGE = 10
 
 
 class Workload(NamedTuple):
-    """What is measured."""
+    """The step that is measured."""
 
     mode: str  # "inference" or "train"
     part: str  # "backbone" (with its FPN) or "model", the whole detector
@@ -56,10 +54,8 @@ class Contestant(NamedTuple):
 
     name: str
     cfg: CfgNode
-    # Whether it is run as Detectron2 ships it, without :func:`optimize_for_inference`.
-    stock: bool = False
-    # Of an untrained model, as :func:`draw_edges` takes them.
-    closed: float = 0.0
+    stock: bool = False  # whether it runs as Detectron2 ships it, not optimized for inference
+    closed: float = 0.0  # shares of an untrained model, for draw_edges
     skipped: float = 0.0
 
 
@@ -67,14 +63,14 @@ class Measurement(NamedTuple):
     """One model's runs."""
 
     seconds: list[float]  # one per repeat
-    peak_bytes: int  # the highest of all repeats, without what the process used before
+    peak_bytes: int  # the highest of all repeats, less the process's memory before
 
 
 def stock_config(cfg: CfgNode) -> CfgNode:
     """The config with Detectron2's own ResNet in place of ours.
 
     Raises:
-        UserError: the family is none that Detectron2's ``build_resnet_backbone`` builds.
+        UserError: Detectron2 has no such network.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if cfg.MODEL.DGNET.FAMILY != "resnet" or not re.search("d[gr]net", name):
@@ -92,7 +88,7 @@ def stock_config(cfg: CfgNode) -> CfgNode:
 def measure(
     contestants: Sequence[Contestant], workload: Workload, *, repeats: int
 ) -> dict[str, Measurement]:
-    """Run every contestant once per repeat, in turn, after a warm-up of two runs each; the
+    """Run every contestant once per repeat, in turn, after two runs each to warm up. Returns the
     measurements by the contestants' names.
 
     Raises:
@@ -129,13 +125,11 @@ def median_and_range(values: Sequence[float]) -> dict[str, float]:
 
 
 def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -> None:
-    """Have the routers of an untrained model answer with drawn weights, the same at every call.
+    """Make the routers of an untrained model return drawn weights, the same at every call.
 
-    Every τ is 0.25 and every α 0.5, or 0.1 for a share ``closed`` of the edges into each node,
-    drawn per image, and for all edges into a share ``skipped`` of the blocks of each graph, the
-    same in all images. γ is 0.01, so that open edges count.
-
-    The RouterNets of routed stages choose the first branch, but the last, the identity, in a share
+    In graphs every τ is 0.25, γ 0.01 and α 0.5; but α is 0.1 for a share ``closed`` of the edges
+    into each node, drawn per image, and for all edges into a share ``skipped`` of the blocks, the
+    same in all images. RouterNets choose the first branch; but the last, the identity, in a share
     ``skipped`` of the connections that have a choice, drawn per image.
     """
 
@@ -172,7 +166,7 @@ def draw_edges(model: nn.Module, batch: int, *, closed: float, skipped: float) -
 
 
 def _call(process: ProcessPoolExecutor, name: str, function: Callable, *args: Any) -> Any:
-    """What ``function`` returns in a contestant's process."""
+    """Call ``function`` in a contestant's process."""
     try:
         return process.submit(function, *args).result()
     except BrokenProcessPool:
@@ -201,7 +195,7 @@ def _run() -> tuple[float, int]:
 def run_and_time(
     device: torch.device, function: Callable[..., Result], *args: Any
 ) -> tuple[Result, float]:
-    """What ``function`` returns for ``args``, and the seconds that it took on ``device``."""
+    """Call ``function`` and return its result, and the seconds that it took on ``device``."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -215,7 +209,7 @@ def make_step(contestant: Contestant, workload: Workload) -> Callable[[], object
     """One inference or training step of a contestant on random images, as a function."""
     torch.manual_seed(SEED)
     cfg = contestant.cfg
-    model = build_detectron2_model(cfg) if contestant.stock else build_model(cfg)
+    model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         DGNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     else:
@@ -241,8 +235,8 @@ def make_step(contestant: Contestant, workload: Workload) -> Callable[[], object
 
 
 def _damp_blocks(model: nn.Module) -> None:
-    """Keep the features of an untrained ResNet of fixed norms, which would double at every block,
-    finite, and so the number of proposals that of a trained one."""
+    """Keep the features of an untrained ResNet of fixed norms finite: they would double at every
+    block, and a detector would make fewer proposals than a trained one."""
     for module in model.modules():
         if isinstance(module, (BasicBlock, BottleneckBlock)):
             last = module.conv3 if isinstance(module, BottleneckBlock) else module.conv2
@@ -253,10 +247,9 @@ def _damp_blocks(model: nn.Module) -> None:
 def _annotated(image: Tensor) -> dict[str, Any]:
     """An image as Detectron2's models take it, with random boxes of class 0."""
     height, width = image.shape[1:]
-    size = torch.tensor([width, height, width, height])
-    corner = torch.rand(BOXES_PER_IMAGE, 2).repeat(1, 2) * 0.7
-    extent = torch.rand(BOXES_PER_IMAGE, 2) * 0.25 + 0.05
-    boxes = (corner + torch.cat([torch.zeros_like(extent), extent], dim=1)) * size
+    corner = 0.7 * torch.rand(BOXES_PER_IMAGE, 2)
+    opposite = corner + 0.05 + 0.25 * torch.rand(BOXES_PER_IMAGE, 2)
+    boxes = torch.cat([corner, opposite], dim=1) * torch.tensor([width, height] * 2)
     classes = torch.zeros(BOXES_PER_IMAGE, dtype=torch.long)
     instances = Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=classes)
     return {"image": image, "height": height, "width": width, "instances": instances}

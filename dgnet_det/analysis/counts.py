@@ -1,7 +1,5 @@
 """Multiply-adds, activations, parameters and structure of a model, and what closed edges save.
-
-Sizes of images and feature maps are tuples (height, width).
-"""
+Sizes are (height, width)."""
 
 from collections.abc import Mapping
 from math import prod
@@ -19,12 +17,7 @@ from dgnet_det.modeling.build import build_model
 from dgnet_det.modeling.classifier import DGNetClassifier, build_classifier
 from dgnet_det.modeling.costs import branch_counts, stage_sizes
 from dgnet_det.modeling.counting import Counts, operator_counts, symbolic_counts
-from dgnet_det.modeling.observation import (
-    dgnet_of,
-    dynamic_graphs,
-    record_decisions,
-    routed_stages,
-)
+from dgnet_det.modeling.observation import dgnet_of, record_decisions, routed_stages
 
 
 class ImageCounts(NamedTuple):
@@ -36,8 +29,8 @@ class ImageCounts(NamedTuple):
 
 
 def build_for_analysis(cfg: CfgNode) -> nn.Module:
-    """The detector or classifier of a config, untrained, with nothing frozen: freezing turns a BN's
-    parameters into buffers."""
+    """Build the detector or classifier of a config, untrained. Nothing is frozen: freezing would
+    turn a BN's parameters into buffers."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
@@ -45,17 +38,17 @@ def build_for_analysis(cfg: CfgNode) -> nn.Module:
 
 
 def backbone_counts(backbone: StagedBackbone, size: tuple[int, int]) -> Counts:
-    """Counts of ``backbone`` on one image of ``size``, all edges open; of routed stages, with the
-    dearest branches. Nothing is computed, as in :func:`symbolic_counts`."""
+    """Counts of ``backbone`` on one image of ``size`` with all edges open, or with the dearest
+    branches of routed stages. Nothing is computed."""
     if paths := path_counts(backbone, size):
         return paths["dearest"]
     counts = symbolic_counts(backbone, backbone.stem.in_channels, size)[""]
-    return counts.plus_macs(weighted_sums(backbone, size, _all_edges(backbone)))
+    return counts.plus_macs(weighted_sums(backbone, size))
 
 
 def path_counts(backbone: StagedBackbone, size: tuple[int, int]) -> dict[str, Counts]:
-    """Of routed stages, what runs where every connection has its ``cheapest`` branch, or its
-    ``dearest``, and the ``mean`` over the branches; routers included. Empty without choices."""
+    """Counts of routed stages with the ``cheapest`` and the ``dearest`` branch of every connection,
+    and their ``mean`` over the branches; routers included. Empty without choices."""
     if not any(stage.connections for stage in routed_stages(backbone).values()):
         return {}
     found = symbolic_counts(backbone, backbone.stem.in_channels, size)
@@ -99,15 +92,14 @@ def model_counts(model: nn.Module, size: tuple[int, int]) -> dict[str, Counts]:
         with_fpn, bottom_up = parts.pop("backbone"), found["backbone.bottom_up"]
         fpn = Counts(*(a - b for a, b in zip(with_fpn, bottom_up, strict=True)))
         parts = {"backbone": bottom_up, "fpn": fpn, **parts}
-    sums = weighted_sums(backbone, padded[0], _all_edges(backbone))
+    sums = weighted_sums(backbone, padded[0])
     parts["backbone"] = parts["backbone"].plus_macs(sums)
     parts["total"] = found[""].plus_macs(sums)
     return parts
 
 
 class ImageCounter:
-    """Counts what the backbone of a detector runs on images, closed edges and absent nodes left
-    out."""
+    """Counts what a detector's backbone runs on images, without closed edges and absent nodes."""
 
     def __init__(self, model: nn.Module) -> None:
         """``model`` is in evaluation mode."""
@@ -131,25 +123,26 @@ class ImageCounter:
 
 
 def weighted_sums(
-    backbone: StagedBackbone, size: tuple[int, int], edges: Mapping[str, Tensor]
+    backbone: StagedBackbone, size: tuple[int, int], edges: Mapping[str, Tensor] | None = None
 ) -> int:
-    """Multiply-adds of the weighted sums (the argument of f_j in Eq. 3) for one image of ``size``:
-    one per element and edge. ``edges`` are by graph, [N, N], whether edge i → j, at [j, i], is
-    weighted and open."""
+    """Multiply-adds of the weighted sums of Eq. 3 for one image of ``size``: one per element and
+    edge. ``edges`` tells by graph which edges are open, [N, N] with i → j at [j, i]; default: all.
+    """
     total = 0
     for name, (stage, in_size, out_size) in stage_sizes(backbone, size).items():
         if isinstance(stage, DynamicGraph):
             # Edge 0 → 1 carries the raw input; every other edge a tensor of the output's shape.
-            raw = int(edges[name][1, 0])
-            others = int(edges[name].sum()) - raw
+            opened = stage.edges if edges is None else edges[name]
+            raw = int(opened[1, 0])
+            others = int(opened.sum()) - raw
             total += raw * stage.in_channels * prod(in_size)
             total += others * stage.out_channels * prod(out_size)
     return total
 
 
 def structure(backbone: StagedBackbone, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The stages of ``backbone``, in order, as JSON takes them; ``size`` is the image's. ``edges``
-    are all edges of a stage, ``routed_edges`` those that routers weigh."""
+    """The stages of ``backbone`` for JSON, for an image of ``size``. ``edges`` are all edges of a
+    stage, ``routed_edges`` those that routers weigh."""
     rows = []
     for name, (stage, _, out_size) in stage_sizes(backbone, size).items():
         blocks = len(stage.nodes)
@@ -169,7 +162,3 @@ def structure(backbone: StagedBackbone, size: tuple[int, int]) -> list[dict[str,
             }
         )
     return rows
-
-
-def _all_edges(backbone: StagedBackbone) -> dict[str, Tensor]:
-    return {name: graph.edges for name, graph in dynamic_graphs(backbone).items()}

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation.evaluator import inference_context
-from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import (
     CompositeParamScheduler,
@@ -23,7 +22,6 @@ from torch.utils.data import DataLoader
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.data.classification import build_datasets, build_test_loader, build_train_loader
 from dgnet_det.engine.hooks import gather_spread, writer_period
-from dgnet_det.engine.optimizer import build_optimizer
 from dgnet_det.engine.output import OutputFolder
 from dgnet_det.engine.schedule import check_solver, fit_classifier_schedule
 from dgnet_det.engine.summary import announce
@@ -35,13 +33,11 @@ from dgnet_det.modeling.observation import record_spread
 
 
 def lr_multiplier(cfg: CfgNode) -> ParamScheduler:
-    """The factor on ``SOLVER.BASE_LR``, as a function of the share of training that is done.
-
-    With T iterations, T_w of them warm-up, and f = ``SOLVER.WARMUP_FACTOR``, iteration t has
+    """The factor on ``SOLVER.BASE_LR`` by the share of training that is done. Iteration t of T,
+    with T_w for the warm-up and f = ``SOLVER.WARMUP_FACTOR``, has
 
         f + (1 - f) · t / T_w                               for t < T_w
         (1 + cos(π · (t - T_w) / (T - T_w))) / 2            after that
-
     """
     warmup = cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER
     end = cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR
@@ -53,7 +49,7 @@ def lr_multiplier(cfg: CfgNode) -> ParamScheduler:
 
 
 def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels [B] are the best of the logits [B, K], and how many among the best five:
+    """Count the labels [B] that are the best of the logits [B, K], and those among the best five:
     [2], int64."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = best.eq(labels[:, None])
@@ -62,16 +58,15 @@ def count_hits(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def classifier_metrics(model: nn.Module, loader: DataLoader, device: str) -> dict[str, Any]:
-    """``top1`` and ``top5`` in per cent, over the shares of all processes, and under ``wiring``,
-    in the main process, the spread of α over the images where the model has graphs.
+    """``top1`` and ``top5`` in per cent over the images of all processes; in the main process
+    ``wiring`` as well, the spread of what the routers decide.
 
-    Every process takes over the buffers of the first, whose running statistics are those that a
-    checkpoint holds.
+    Every process first takes over the buffers of the main process, which are those of checkpoints.
 
     Args:
-        model: from RGB images [b, 3, H, W], 0 to 255, to logits. Its mode is left as it was.
-        loader: this process's share, of images and labels.
-        device: where the model is.
+        model: maps RGB images [b, 3, H, W], 0 to 255, to logits. Its mode is left as it was.
+        loader: batches of images and labels, this process's share.
+        device: the model's.
     """
     distributed = comm.get_world_size() > 1
     if distributed:
@@ -93,7 +88,7 @@ def classifier_metrics(model: nn.Module, loader: DataLoader, device: str) -> dic
 
 
 class LossOfClassifier(nn.Module):
-    """A classifier as detectors are in training: from a batch to its losses."""
+    """Maps a batch to the losses of a classifier, as a detector does in training."""
 
     def __init__(self, classifier: DGNetClassifier, cfg: CfgNode) -> None:
         super().__init__()
@@ -112,7 +107,7 @@ class LossOfClassifier(nn.Module):
 
 
 class TrainingAccuracy(HookBase):
-    """The epoch, and the top-1 of the main process's latest images, in log and metrics."""
+    """Logs the epoch, and the top-1 of the main process's latest images."""
 
     def __init__(self, model: LossOfClassifier, num_images: int) -> None:
         self.model, self.num_images = model, num_images
@@ -129,14 +124,8 @@ class TrainingAccuracy(HookBase):
 
 
 def train_classifier(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
-    """Train a classifier, with its traces in ``OUTPUT_DIR``.
-
-    Args, Returns: as for :func:`.train_detector`; results as of :func:`classifier_metrics`.
-
-    Raises:
-        UserError: as :func:`build_datasets`, :func:`build_classifier`, :func:`lr_multiplier` and
-            :func:`build_train_loader`, and for a wrong ``MODEL.WEIGHTS``. Nothing is written then.
-    """
+    """Train a classifier as :func:`.train_detector` trains a detector. The results are those of
+    :func:`classifier_metrics`."""
     with OutputFolder(cfg) as folder:
         train_set, test_set = build_datasets(cfg)
         num_images = len(train_set)
@@ -148,33 +137,28 @@ def train_classifier(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
         model = LossOfClassifier(classifier, cfg)
         if budget := budget_loss(cfg, classifier):
             add_budget_loss(model, budget)
-        optimizer = build_optimizer(cfg, classifier)
+        test_loader = build_test_loader(cfg, test_set)
+        cosine = cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
         trainer = Trainer(
             cfg,
             model,
             build_train_loader(cfg, train_set),
-            optimizer,
+            evaluate=lambda: classifier_metrics(classifier, test_loader, cfg.MODEL.DEVICE),
+            metric="top1",
+            schedule=lr_multiplier(cfg) if cosine else None,
+            hook=TrainingAccuracy(model, num_images) if comm.is_main_process() else None,
             saved=classifier,
-            accumulation=cfg.CLASSIFICATION.ACCUMULATION,
-        )
-        test_loader = build_test_loader(cfg, test_set)
-        accuracy = [TrainingAccuracy(model, num_images)] if comm.is_main_process() else []
-        cosine = cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
-        trainer.add_hooks(
-            lr_multiplier(cfg) if cosine else build_lr_scheduler(cfg, optimizer),
-            lambda: classifier_metrics(classifier, test_loader, cfg.MODEL.DEVICE),
-            "top1",
-            *accuracy,
+            accumulation=options.ACCUMULATION,
         )
         return trainer.run(folder, resume=resume)
 
 
 def evaluate_classifier(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
-    """As :func:`classifier_metrics`, on the validation images, of ``MODEL.WEIGHTS``, or of the last
+    """The :func:`classifier_metrics` on the validation images, of ``MODEL.WEIGHTS``, or of the last
     checkpoint in ``OUTPUT_DIR`` if ``resume``.
 
     Raises:
-        UserError: as :func:`train_classifier`, and for a checkpoint without this classifier's head.
+        UserError: the checkpoint has not this classifier's head, or as :func:`train_classifier`.
     """
     check_solver(cfg)
     with OutputFolder(cfg) as folder:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
-    build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
@@ -17,29 +17,21 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.engine import hooks
 from detectron2.evaluation import inference_on_dataset, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
 from dgnet_det.checkpoint import DGNetCheckpointer
 from dgnet_det.data import CheckedDatasetMapper
-from dgnet_det.data.order import (
-    TrainingBatches,
-    build_loader,
-    data_seed,
-    loader_workers,
-    random_numbers_from,
-)
+from dgnet_det.data.order import TrainingBatches, build_loader, data_seed, random_numbers_from
 from dgnet_det.data.own import dataset_class_names, register_own_datasets
 from dgnet_det.engine.hooks import gather_spread
-from dgnet_det.engine.optimizer import build_optimizer
 from dgnet_det.engine.output import OutputFolder
 from dgnet_det.engine.schedule import fit_schedule
 from dgnet_det.engine.summary import announce
 from dgnet_det.engine.trainer import Trainer
 from dgnet_det.errors import UserError
-from dgnet_det.evaluation.coco import Evaluator
+from dgnet_det.evaluation.coco import Evaluator, build_image_loader
 from dgnet_det.evaluation.zero_ap import explain_zero
 from dgnet_det.modeling.budget import add_budget_loss, budget_loss
 from dgnet_det.modeling.build import build_model, compile_backbone
@@ -48,8 +40,8 @@ from dgnet_det.modeling.observation import record_spread
 
 
 def build_detector(cfg: CfgNode) -> nn.Module:
-    """The model for training: :func:`build_model`, with the budget loss that
-    ``MODEL.DGNET.SPARSITY_WEIGHT`` or ``MODEL.DRNET.BUDGET_WEIGHT`` asks for."""
+    """Build the model, with the budget loss that ``MODEL.DGNET.SPARSITY_WEIGHT`` or
+    ``MODEL.DRNET.BUDGET_WEIGHT`` asks for."""
     model = build_model(cfg)
     if loss := budget_loss(cfg, model):
         add_budget_loss(model, loss)
@@ -58,7 +50,7 @@ def build_detector(cfg: CfgNode) -> nn.Module:
 
 
 def training_images(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The images that the config trains on, in Detectron2's format, as its loader picks them."""
+    """The images that the config trains on, in Detectron2's dataset format."""
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     return get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
@@ -85,34 +77,25 @@ def build_train_loader(cfg: CfgNode, images: list[dict[str, Any]]) -> DataLoader
     return build_loader(cfg, stock.dataset, batches, trivial_batch_collator)
 
 
-class _FirstBatches:
-    """The first ``number`` batches of a training, again and again. PreciseBN takes as many before
-    each evaluation: those of a resumed training are then the same."""
-
-    def __init__(self, cfg: CfgNode, images: list[dict[str, Any]]) -> None:
-        self.cfg, self.images = cfg.clone(), images
-        self.cfg.defrost()
-        self.cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 has it
-
-    def __iter__(self) -> Any:
-        while True:
-            loader = build_train_loader(self.cfg, self.images)
-            yield from islice(loader, self.cfg.TEST.PRECISE_BN.NUM_ITER)
+def _first_batches(cfg: CfgNode, images: list[dict[str, Any]]) -> Iterator[Any]:
+    """The first batches of a training, again and again, for PreciseBN: a resumed training then has
+    the same statistics as an uninterrupted one."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0  # as Detectron2 has it
+    while True:
+        yield from islice(build_train_loader(cfg, images), cfg.TEST.PRECISE_BN.NUM_ITER)
 
 
 def train_detector(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
-    """Train a detector, with its traces in ``OUTPUT_DIR``.
+    """Train a detector into ``OUTPUT_DIR``, and return the last evaluation's results.
 
     Args:
-        cfg: :func:`fit_schedule` fits it to the processes and images, which changes nothing where
-            it was done before.
-        resume: continue from the last checkpoint of ``OUTPUT_DIR``, if there is one.
-
-    Returns:
-        The last evaluation's results.
+        cfg: its schedule is fitted to processes and images by :func:`fit_schedule`.
+        resume: go on from the last checkpoint of ``OUTPUT_DIR``, if there is one.
 
     Raises:
-        UserError: what is wrong with the config, the data or a checkpoint; nothing is written then.
+        UserError: config, data or checkpoint cannot be used. Nothing is written then.
     """
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; set it to False")
@@ -123,16 +106,18 @@ def train_detector(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
         source, tests = ", ".join(cfg.DATASETS.TRAIN), cfg.DATASETS.TEST
         announce(cfg, source, len(images), names, evaluates=bool(tests))
         model = build_detector(cfg)
-        optimizer = build_optimizer(cfg, model)
-        loader = build_train_loader(cfg, images)
-        trainer = Trainer(cfg, model, loader, optimizer, class_names=names)
-        more = []
+        precise_bn = None
         if cfg.TEST.PRECISE_BN.ENABLED:
-            again, number = _FirstBatches(cfg, images), cfg.TEST.PRECISE_BN.NUM_ITER
-            more.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, again, number))
-        metric = "bbox/AP" if len(tests) == 1 else f"{tests[0]}/bbox/AP" if tests else None
-        trainer.add_hooks(
-            build_lr_scheduler(cfg, optimizer), lambda: detector_metrics(cfg, model), metric, *more
+            again, number = _first_batches(cfg, images), cfg.TEST.PRECISE_BN.NUM_ITER
+            precise_bn = hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, again, number)
+        trainer = Trainer(
+            cfg,
+            model,
+            build_train_loader(cfg, images),
+            evaluate=lambda: detector_metrics(cfg, model),
+            metric="bbox/AP" if len(tests) == 1 else f"{tests[0]}/bbox/AP" if tests else None,
+            hook=precise_bn,
+            class_names=names,
         )
         if cfg.TEST.AUG.ENABLED:
             trainer.register_hooks([hooks.EvalHook(0, lambda: augmented_metrics(cfg, model))])
@@ -170,9 +155,9 @@ def evaluate_detector(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
 
 
 def detector_metrics(cfg: CfgNode, model: nn.Module, folder: str = "inference") -> dict[str, Any]:
-    """COCO's metrics on ``DATASETS.TEST``, by dataset where there are several, with detections in
-    ``folder`` of ``OUTPUT_DIR``; and under ``wiring`` the spread over the images of what the
-    network decides. Where the box AP is 0, the likely causes are logged.
+    """COCO's metrics on ``DATASETS.TEST``, by dataset if there are several; under ``wiring`` the
+    spread of what the routers decide. Detections are written to ``folder`` of ``OUTPUT_DIR``, and
+    the likely causes of a box AP of 0 are logged.
 
     Raises:
         UserError: a dataset of another evaluator type.
@@ -187,12 +172,8 @@ def detector_metrics(cfg: CfgNode, model: nn.Module, folder: str = "inference") 
             evaluator = Evaluator(
                 name, str(Path(cfg.OUTPUT_DIR, folder)), cfg.TEST.KEYPOINT_OKS_SIGMAS
             )
-            loader = build_detection_test_loader(
-                cfg,
-                name,
-                mapper=CheckedDatasetMapper(cfg, is_train=False),
-                num_workers=loader_workers(cfg),
-            )
+            images = get_detection_dataset_dicts([name], filter_empty=False)
+            loader = build_image_loader(cfg, images)
             results[name] = inference_on_dataset(model, loader, evaluator)
             for task, metrics in results[name].items():  # in the main process alone
                 figures = (f"{k} {v:.2f}" for k, v in metrics.items() if "-" not in k)

@@ -1,4 +1,4 @@
-"""What a training does beside its steps."""
+"""Hooks of a training."""
 
 import logging
 from contextlib import ExitStack
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, default_writers, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from dgnet_det.modeling.costs import Costs
@@ -28,7 +28,7 @@ PICTURE = "training.png"  # in OUTPUT_DIR
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's; the best value so far is in the checkpoints, so that it outlives --resume."""
+    """Detectron2's, whose best value so far is in the checkpoints and so outlives --resume."""
 
     def after_step(self) -> None:
         """As Detectron2's. The checkpoint of this step, which was saved before the evaluation, is
@@ -47,20 +47,14 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
 
 
-def metrics_writer(cfg: CfgNode, max_iter: int) -> hooks.PeriodicWriter:
-    """Detectron2's writers to ``OUTPUT_DIR``, whose files are opened here."""
-    return hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, max_iter), writer_period(cfg))
-
-
 def writer_period(cfg: CfgNode) -> int:
-    """Iterations from one writing of the metrics to the next: an evaluation is written before the
-    next one takes its place."""
+    """Iterations between two writings of the metrics, so few that every evaluation is written."""
     return min(WRITER_PERIOD, cfg.TEST.EVAL_PERIOD or WRITER_PERIOD)
 
 
 class RoutingSchedule(HookBase):
-    """Tells routed stages how much of the training is done, from the iteration alone, so that
-    nothing need be restored to resume. Temperature and budget follow from it."""
+    """Tells routed stages the share of the training that is done, which sets their temperature and
+    budget. It follows from the iteration, so resuming restores nothing."""
 
     def before_train(self) -> None:
         self.stages = routed_stages(self.trainer.model)
@@ -92,7 +86,7 @@ class RoutingStatistics(HookBase):
             self.spreads["training"] = ChoiceSpread(Costs.of(dgnet_of(model)))
 
     def after_step(self) -> None:
-        """Add the images of this step, and log where the metrics are written after it."""
+        """Add the images of this step. Log them if the metrics are written after it."""
         done = self.trainer.iter + 1
         logs = done % writer_period(self.trainer.cfg) == 0 or done == self.trainer.max_iter
         for name, spread in self.spreads.items():
@@ -108,8 +102,8 @@ class RoutingStatistics(HookBase):
 
 
 def gather_spread(spread: AlphaSpread) -> dict[str, dict[str, float]]:
-    """The figures of all processes' images together, in the main process as ``{"wiring": ...}``;
-    empty in the others, and where there are no graphs."""
+    """The figures over the images of all processes, as ``{"wiring": ...}`` in the main process;
+    empty in the others, and for a plain network."""
     for part in comm.gather(spread)[1:]:
         spread.merge(part)
     figures = spread.pop() if comm.is_main_process() else {}
@@ -117,10 +111,10 @@ def gather_spread(spread: AlphaSpread) -> dict[str, dict[str, float]]:
 
 
 class CurvesPicture(HookBase):
-    """The run's curves as a picture in ``OUTPUT_DIR``, once it ends, also by an error."""
+    """Draws the run's curves into ``OUTPUT_DIR`` when it ends, also by an error."""
 
     def after_train(self) -> None:
-        """Draw what the writers before this hook have written."""
+        """Draw the metrics, which hooks before this one have written."""
         folder = Path(self.trainer.cfg.OUTPUT_DIR)
         metrics = folder / "metrics.json"
         if metrics.exists() and (curves := read_metrics(metrics)):

@@ -22,7 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 from dgnet_det.errors import UserError, user_message
 from dgnet_det.modeling.observation import routed_stages
 
-# What a launcher calls the rank, the number of processes, and both on one machine. Kubernetes'
+# Each launcher's variables for rank and number of processes, of all and of one machine. Kubernetes'
 # PyTorchJob sets torchrun's first two.
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
@@ -39,7 +39,7 @@ class ProcessLostError(UserError):
 
 
 class Launched(NamedTuple):
-    """What another launcher than Detectron2's says of this process."""
+    """This process's place among those that another launcher than Detectron2's has started."""
 
     launcher: str
     rank: int
@@ -49,11 +49,10 @@ class Launched(NamedTuple):
 
 
 def launched() -> Launched | None:
-    """What the launcher that started this process and others says of it; None where this program
-    starts its processes itself.
+    """Read a launcher's variables; None where this program starts its processes itself.
 
     Raises:
-        UserError: the launcher's variables contradict each other.
+        UserError: the variables contradict each other.
     """
     for launcher, names in LAUNCHERS.items():
         rank, size, local_rank, local_size = (os.environ.get(name, "") for name in names)
@@ -77,7 +76,7 @@ def launched() -> Launched | None:
 
 
 def restarted() -> bool:
-    """Whether a launcher has started this run anew after a process was lost."""
+    """Whether a launcher has restarted this run after a process was lost."""
     return any(int(os.environ.get(name) or 0) for name in RESTARTS)
 
 
@@ -91,18 +90,17 @@ def launch(
     url: str | None = None,
     modules: Sequence[str] = (),
 ) -> None:
-    """Call ``function(cfg, *args)`` in this process if another launcher has started it, else in
-    those of Detectron2's ``launch``: on GPUs, or on the CPU where there are none. The process group
-    is left before the interpreter ends, which would abort.
+    """Call ``function(cfg, *args)`` in this process if another launcher started it, else in those
+    of Detectron2's ``launch``: on GPUs, or on the CPU where there are none.
 
     Args:
         function, cfg, args: what to call.
         processes, machines, machine_rank, url: as for Detectron2's ``launch``; default: one.
-        modules: to import in every process first.
+        modules: modules that every process imports first.
 
     Raises:
-        UserError: there are fewer GPUs than processes, or GPUs that are not to be used; both
-            launchers are asked for; no URL is given for several machines; or a process was killed.
+        UserError: the options do not go together, with the GPUs or with another launcher; or a
+            process was killed.
         KeyboardInterrupt: with the number of the signal that stopped the processes.
     """
     options = {
@@ -206,8 +204,8 @@ def _join(process: Launched, cfg: CfgNode) -> None:
 
 @contextmanager
 def _forwarded_signals() -> Iterator[list[int]]:
-    """The numbers of the signals that this process gets in the body. It hands them on to the
-    processes that it has started, which save a checkpoint, and waits for them."""
+    """Yield the numbers of the signals that this process gets. It forwards them to its processes,
+    which save a checkpoint, and waits for them."""
     received: list[int] = []
 
     def forward(number: int, _: Any) -> None:
@@ -243,14 +241,14 @@ def _work(function: Callable[..., None], modules: Sequence[str], *args: Any) -> 
             raise
         # Else the exit code would be 0.
         sys.exit(128 + (error.args or (signal.SIGINT,))[0])
-    # Not after an error, for which the other processes would wait in vain.
+    # Else the interpreter would abort as it ends. After an error the other processes do not come.
     if dist.is_initialized():
         comm.synchronize()
         dist.destroy_process_group()
 
 
 def distribute(model: nn.Module, cfg: CfgNode) -> nn.Module:
-    """The model in ``DistributedDataParallel`` if there are several processes."""
+    """Wrap the model in ``DistributedDataParallel`` if there are several processes."""
     # A device id, which Detectron2 gives by default, is not for CPU processes.
     device_ids = None if cfg.MODEL.DEVICE == "cpu" else [torch.cuda.current_device()]
     return create_ddp_model(

@@ -1,4 +1,4 @@
-"""Detectron2's optimizer, with a learning rate of its own for what decides on edges."""
+"""Detectron2's optimizer, with another learning rate for routers, thresholds and gammas."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,9 +35,9 @@ def get_optimizer_params(
 def separate_routers(
     groups: Sequence[dict[str, Any]], model: nn.Module, lr_factor: float
 ) -> list[dict[str, Any]]:
-    """An optimizer's parameter groups, with routers, thresholds τ and gammas of ``model`` in groups
-    of their own, whose learning rate is ``lr_factor`` times as high. These have no weight decay,
-    which would pull α to 1/2 and γ to 0."""
+    """Move routers, thresholds τ and gammas of ``model`` into parameter groups of their own. Their
+    learning rate is ``lr_factor`` times as high, and they have no weight decay, which would pull α
+    to 1/2 and γ to 0."""
     deciding = {
         parameter
         for backbone in model.modules()

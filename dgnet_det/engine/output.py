@@ -1,4 +1,4 @@
-"""What a run leaves in ``OUTPUT_DIR``, and what it says on the console."""
+"""The files of a run in ``OUTPUT_DIR``, and its console."""
 
 import fcntl
 import logging
@@ -16,7 +16,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.utils.files import make_folder, written_whole
 
 LOGGERS = ("fvcore", "detectron2", "dgnet_det")
-# Of other libraries, the console shows these, and warnings; log.txt has everything.
+# Other libraries' loggers that the console shows, beside warnings. log.txt has everything.
 SHOWN = (
     "detectron2.engine.train_loop",
     "detectron2.evaluation.evaluator",
@@ -27,12 +27,11 @@ OF_ONE_TRAINING = ("metrics.json", "last_checkpoint", "events.out.tfevents.*")
 
 
 class OutputFolder:
-    """``OUTPUT_DIR``, as the context of a run. Nothing is written there before :meth:`open`, so
-    that a run that is refused leaves it as it was; what was logged until then goes to ``log.txt``
-    as well."""
+    """``OUTPUT_DIR``, as the context of a run. Nothing is written before :meth:`open`, so that a
+    refused run leaves it alone; earlier log lines go to ``log.txt`` then."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Detectron2's ``default_setup`` (seeds, logging to the console), without a file."""
+        """Set up seeds and logging by Detectron2's ``default_setup``, without a file."""
         self.path = Path(cfg.OUTPUT_DIR)
         self.log = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
         without_folder = cfg.clone()
@@ -47,7 +46,7 @@ class OutputFolder:
             for handler in getLogger(name).handlers:
                 if getattr(getattr(handler, "stream", None), "name", "") == "<stdout>":
                     handler.addFilter(_is_for_the_console)
-        engine.default_setup(without_folder, sys.argv)  # what it logs, and the seed
+        engine.default_setup(without_folder, sys.argv)
 
     def __enter__(self) -> "OutputFolder":
         return self
@@ -62,9 +61,8 @@ class OutputFolder:
         """Begin ``log.txt``, one for each process.
 
         Args:
-            config: of a training, for ``config.yaml``; no other training may be at work there.
-            anew: whether the training does not go on from a checkpoint there. The metrics of an
-                earlier one are set aside then.
+            config: a training's, for ``config.yaml``; None for an evaluation.
+            anew: whether the training starts anew. Metrics of an earlier one are set aside then.
 
         Raises:
             UserError: another training writes there.

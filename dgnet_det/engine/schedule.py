@@ -9,13 +9,13 @@ from tabulate import tabulate
 from dgnet_det.config import check_choices, leaves
 from dgnet_det.errors import UserError
 
-# Of the iterations, where the recipe has no larger share: a warm-up for many images must not use up
-# the training on few.
+# The share of the iterations that a warm-up takes at most, unless the recipe's takes more: one that
+# is meant for many images must not use up the training on few.
 LARGEST_WARMUP = 0.1
 MANY_EPOCHS = 500
-# Detectron2's own learning rate for an image of the batch, and how many times as much is a doubt.
+# Detectron2's own learning rate per image of the batch, and the multiple of it that is warned of.
 USUAL_RATE, DOUBTFUL = 0.02 / 16, 1.5
-# The least that keys of a training take.
+# The least value of keys of a training.
 LEAST = {
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.REFERENCE_WORLD_SIZE": 0,
@@ -31,7 +31,7 @@ LEAST = {
     "CLASSIFICATION.ACCUMULATION": 1,
     "CLASSIFICATION.SIZE": 1,
 }
-# What Detectron2 knows, of keys that it reads once a training has begun.
+# The values that Detectron2 knows, of keys that it reads once a training has begun.
 CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": (
         "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
@@ -56,27 +56,27 @@ def fit_schedule(
     recipe: CfgNode | None = None,
     given: Collection[str] = (),
 ) -> CfgNode:
-    """The config with ``SOLVER`` and the periods fitted to this run.
+    """The frozen config with ``SOLVER`` and the periods fitted to this run.
 
-    A YAML's ``SOLVER`` keys are a recipe, for a batch of ``IMS_PER_BATCH`` images that
-    ``REFERENCE_WORLD_SIZE`` processes share. What the command line gives holds; everything else
-    follows from the recipe:
+    A YAML's ``SOLVER`` keys are a recipe for a batch of ``IMS_PER_BATCH`` images that
+    ``REFERENCE_WORLD_SIZE`` processes share. Keys that the command line gives stay; the others
+    follow from the recipe:
 
-    - the batch: each process takes as many images as in the recipe;
-    - the learning rate grows in proportion to the batch, the iterations shrink;
-    - ``EPOCHS``, or iterations given, set the length of the training. ``STEPS`` and the periods of
+    - each process takes as many images as in the recipe;
+    - the learning rate grows with the batch, and the iterations shrink;
+    - ``EPOCHS``, or given iterations, set the length of the training. ``STEPS`` and the periods of
       checkpoints and evaluation keep their places in it, but no period is shorter than an epoch;
-      the warm-up stays as many images long, but takes no more than ``LARGEST_WARMUP`` of it, or
-      the recipe's share.
+      the warm-up takes as many images as in the recipe, but at most ``LARGEST_WARMUP`` of the
+      training, or the recipe's share.
 
-    With ``REFERENCE_WORLD_SIZE`` 0, Detectron2's default, the batch, the learning rate and the
-    iterations are taken as they are; ``EPOCHS`` still sets the length. Steps that the training does
-    not reach are left out. Fitting a fitted config to the same run changes nothing.
+    With ``REFERENCE_WORLD_SIZE`` 0, Detectron2's default, batch, learning rate and iterations stay;
+    ``EPOCHS`` still sets the length. Steps after the end are left out. Fitting a fitted config to
+    the same run changes nothing.
 
     Args:
         cfg: the YAML's config with the command line's overrides.
-        processes: of all machines.
-        num_images: to train on.
+        processes: their number on all machines.
+        num_images: the number of training images.
         recipe: the YAML's config; default: ``cfg``.
         given: keys that the command line overrides.
 
@@ -86,7 +86,6 @@ def fit_schedule(
     """
     check_solver(cfg)
     recipe = recipe or cfg
-    frozen = cfg.is_frozen()
     cfg = cfg.clone()
     cfg.defrost()
     solver, old = cfg.SOLVER, recipe.SOLVER
@@ -131,8 +130,7 @@ def fit_schedule(
         )
     # Detectron2 refuses one at the very end.
     solver.STEPS = tuple(dict.fromkeys(step for step in solver.STEPS if step < solver.MAX_ITER))
-    if frozen:
-        cfg.freeze()
+    cfg.freeze()
     return cfg
 
 
@@ -166,6 +164,7 @@ def fit_classifier_schedule(
         )
     cfg.SOLVER.EPOCHS = options.EPOCHS
     cfg = fit_schedule(cfg, processes, num_images, recipe=recipe, given=given)
+    cfg.defrost()
     cfg.SOLVER.WARMUP_ITERS = math.ceil(
         options.WARMUP_EPOCHS * num_images / cfg.SOLVER.IMS_PER_BATCH
     )
@@ -176,8 +175,8 @@ def fit_classifier_schedule(
 def _stretch(
     cfg: CfgNode, recipe: CfgNode, factor: float, epoch: int, given: Collection[str]
 ) -> None:
-    """Put what the recipe does at some iteration at the same place in ``cfg``'s iterations. Where
-    the training becomes shorter, its periods do not fall below an ``epoch``, or the recipe's."""
+    """Move the recipe's steps and periods to the same places among ``cfg``'s iterations. In a
+    shorter training, no period falls below an ``epoch``, or the recipe's own."""
     solver, old = cfg.SOLVER, recipe.SOLVER
     ratio = solver.MAX_ITER / old.MAX_ITER
     if round(old.MAX_ITER / factor) == solver.MAX_ITER:
@@ -195,10 +194,7 @@ def _stretch(
 
 
 def check_solver(cfg: CfgNode) -> None:
-    """
-    Raises:
-        UserError: a key of ``LEAST`` is below its least value, or one of ``CHOICES`` none of them.
-    """
+    """Raise a :class:`UserError` if a key is out of the range or choices that are known here."""
     values = dict(leaves(cfg))
     for name, least in LEAST.items():
         if not values[name] >= least:
@@ -206,21 +202,11 @@ def check_solver(cfg: CfgNode) -> None:
     check_choices(cfg, CHOICES)
 
 
-def divergence(cfg: CfgNode, iteration: int) -> str:
-    """What to say of a loss that is no number."""
-    solver = cfg.SOLVER
-    return (
-        f"SOLVER.BASE_LR {solver.BASE_LR:g}, with a batch of {solver.IMS_PER_BATCH}: the loss"
-        f" became NaN or infinite at iteration {iteration}: set a lower one, or a longer warm-up"
-        f" than {solver.WARMUP_ITERS} iterations"
-    )
-
-
 def describe_schedule(
     cfg: CfgNode, processes: int, num_images: int, class_names: Sequence[str], *, evaluates: bool
 ) -> str:
-    """What a fitted config will do, as a small table; ``evaluates`` tells whether there is data for
-    it."""
+    """A small table of what a fitted config will do; ``evaluates`` tells whether there is data to
+    evaluate on."""
     solver = cfg.SOLVER
     batch, epochs = solver.IMS_PER_BATCH, solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
     shared = f" ({processes} processes × {batch // processes})" if processes > 1 else ""
@@ -247,7 +233,7 @@ def describe_schedule(
 
 
 def doubts(cfg: CfgNode, num_images: int) -> list[str]:
-    """What looks like a mistake in a fitted config, a line each."""
+    """Warnings of likely mistakes in a fitted config, a line each."""
     solver = cfg.SOLVER
     batch, epochs = solver.IMS_PER_BATCH, solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
     lines, usual = [], USUAL_RATE * batch

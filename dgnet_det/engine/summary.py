@@ -1,4 +1,4 @@
-"""What a training will do, and what it has come to."""
+"""The summaries that a training prints before it starts and after it ends."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ FIGURES = ("AP", "AP50", "top1", "top5")
 def announce(
     cfg: CfgNode, source: str, num_images: int, class_names: Sequence[str], *, evaluates: bool
 ) -> None:
-    """Log what a fitted config will do with the images of ``source``, and a warning for each thing
-    that looks like a mistake."""
+    """Log what a fitted config will do with the images of ``source``, and warn of likely
+    mistakes."""
     logger, processes = logging.getLogger(__name__), comm.get_world_size()
     table = describe_schedule(cfg, processes, num_images, class_names, evaluates=evaluates)
     logger.info("Training on %s:\n%s", source, table)
@@ -30,7 +30,7 @@ def announce(
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The figures that matter of an evaluation's results, such as ``bbox/AP 18.10``."""
+    """The main figures of an evaluation's results, such as ``bbox/AP 18.10``."""
     figures = flatten_results_dict(results)
     shown = [name for name in figures if name.rpartition("/")[2].partition("_")[0] in FIGURES]
     return ", ".join(f"{name} {figures[name]:.2f}" for name in shown) or "not evaluated"
@@ -39,14 +39,8 @@ def headline(results: Mapping[str, Any]) -> str:
 def summarize(
     cfg: CfgNode, results: Mapping[str, Any], best: hooks.BestCheckpointer | None, seconds: float
 ) -> str:
-    """Result, best result and its iteration, time, files, and the command to go on with.
-
-    Args:
-        cfg: the fitted config.
-        results: of the last evaluation.
-        best: what kept the best checkpoint; None if nothing was evaluated.
-        seconds: that the training took.
-    """
+    """Tell the results of the last evaluation and the best one, time, files, and the next command.
+    ``best`` is the hook that kept the best checkpoint, None if nothing was evaluated."""
     folder, weights, last = Path(cfg.OUTPUT_DIR), "model_final.pth", cfg.SOLVER.MAX_ITER
     record = "none, without an evaluation"
     if best is not None and best.best_metric is not None:

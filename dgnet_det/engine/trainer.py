@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.engine import HookBase, SimpleTrainer, default_writers, hooks
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -27,11 +29,11 @@ from dgnet_det.engine.hooks import (
     CurvesPicture,
     RoutingSchedule,
     RoutingStatistics,
-    metrics_writer,
+    writer_period,
 )
 from dgnet_det.engine.launch import distribute
+from dgnet_det.engine.optimizer import build_optimizer
 from dgnet_det.engine.output import OutputFolder
-from dgnet_det.engine.schedule import divergence
 from dgnet_det.engine.summary import summarize
 from dgnet_det.errors import UserError, one_line_in_training_loop
 from dgnet_det.modeling.build import compile_backbone
@@ -41,15 +43,15 @@ START_ANEW = "name it as MODEL.WEIGHTS, and another OUTPUT_DIR, without --resume
 
 
 class Trainer(SimpleTrainer):
-    """Detectron2's :class:`SimpleTrainer`. What is ours:
+    """Detectron2's :class:`SimpleTrainer`, with:
 
-    - The random numbers of a step follow from ``SEED``, the iteration and the process, and so does
-      its data: a resumed training ends at the weights of an uninterrupted one, bit for bit on CPUs.
-    - A step takes several batches where gradients are accumulated, and mixed precision works on
-      CPUs as well.
-    - Ctrl-C and SIGTERM end all processes after the same step, with a checkpoint. A second Ctrl-C
-      ends at once.
-    - Hooks for the best checkpoint, the statistics of edges, and the picture of the curves.
+    - exact resumption: the random numbers and the data of a step follow from ``SEED``, iteration
+      and process, so a resumed training ends at the weights of an uninterrupted one, bit for bit on
+      CPUs;
+    - gradient accumulation, and mixed precision on CPUs as well;
+    - a checkpoint on Ctrl-C and SIGTERM, which end all processes after the same step; a second
+      Ctrl-C ends at once;
+    - hooks for the best checkpoint, the routers' statistics and the picture of the curves.
     """
 
     def __init__(
@@ -57,8 +59,11 @@ class Trainer(SimpleTrainer):
         cfg: CfgNode,
         model: nn.Module,
         loader: DataLoader,
-        optimizer: torch.optim.Optimizer,
         *,
+        evaluate: Callable[[], dict[str, Any]],
+        metric: str | None,
+        schedule: ParamScheduler | None = None,
+        hook: HookBase | None = None,
         saved: nn.Module | None = None,
         class_names: Sequence[str] = (),
         accumulation: int = 1,
@@ -66,15 +71,17 @@ class Trainer(SimpleTrainer):
         """
         Args:
             cfg: fitted by :func:`.fit_schedule`.
-            model: from a batch to a dictionary of losses.
-            loader: of :func:`.build_loader`.
-            optimizer: of the model's parameters.
+            model: maps a batch of ``loader`` to a dictionary of losses.
+            evaluate: returns the results of an evaluation.
+            metric: the result by which the best checkpoint is kept; None: none is kept.
+            schedule: the learning rate's; default: Detectron2's for this config.
+            hook: one that runs before checkpoints and evaluations.
             saved: the part of ``model`` that checkpoints hold; default: all of it.
             class_names: as for :class:`DGNetCheckpointer`.
             accumulation: batches of ``loader`` in a step.
         """
         compile_backbone(cfg, model)
-        super().__init__(distribute(model, cfg), loader, optimizer)
+        super().__init__(distribute(model, cfg), loader, build_optimizer(cfg, model))
         one_line_in_training_loop()
         self.cfg, self.accumulation = cfg, accumulation
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -88,47 +95,31 @@ class Trainer(SimpleTrainer):
         self.checkpointer = DGNetCheckpointer(
             saved or model, cfg.OUTPUT_DIR, class_names=class_names, trainer=weakref.proxy(self)
         )
-        self.best: BestCheckpointer | None = None
         self.results: dict[str, Any] = {}  # of the last evaluation
+        self._evaluate = evaluate
         self._signal = 0  # that asked to stop
         self._restored = False  # whether a checkpoint with a trainer's state was loaded
         self._between_steps = self._interruptible = False
 
-    def add_hooks(
-        self,
-        schedule: Any,
-        evaluate: Callable[[], dict[str, Any]],
-        metric: str | None,
-        *more: HookBase,
-    ) -> None:
-        """Register the hooks.
-
-        Args:
-            schedule: of the learning rate, as for :class:`hooks.LRScheduler`.
-            evaluate: what ``TEST.EVAL_PERIOD`` asks for.
-            metric: of the results, for the best checkpoint; None for no such checkpoint.
-            more: hooks that come before checkpoints and evaluations.
-        """
-        self._evaluate = evaluate
-        period, is_main = self.cfg.TEST.EVAL_PERIOD, comm.is_main_process()
+        is_main, period = comm.is_main_process(), cfg.TEST.EVAL_PERIOD
+        checkpoints = hooks.PeriodicCheckpointer(
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=CHECKPOINTS_KEPT
+        )
+        self.best = BestCheckpointer(period, self.checkpointer, metric) if metric else None
         self.register_hooks(
             [
                 hooks.IterationTimer(),
-                hooks.LRScheduler(self.optimizer, schedule),
+                hooks.LRScheduler(
+                    self.optimizer, schedule or build_lr_scheduler(cfg, self.optimizer)
+                ),
                 RoutingSchedule(),
-                *([RoutingStatistics()] if is_main else []),
-                *more,
+                RoutingStatistics() if is_main else None,
+                hook,
+                checkpoints if is_main else None,
+                hooks.EvalHook(period, self.evaluate),
+                self.best if is_main else None,
             ]
         )
-        if is_main:
-            every = self.cfg.SOLVER.CHECKPOINT_PERIOD
-            self.register_hooks(
-                [hooks.PeriodicCheckpointer(self.checkpointer, every, max_to_keep=CHECKPOINTS_KEPT)]
-            )
-        self.register_hooks([hooks.EvalHook(period, self.evaluate)])
-        if is_main and metric:
-            self.best = BestCheckpointer(period, self.checkpointer, metric)
-            self.register_hooks([self.best])
 
     def run(self, folder: OutputFolder, *, resume: bool) -> dict[str, Any]:
         """Train from ``MODEL.WEIGHTS``, or the last checkpoint if ``resume``, to the end.
@@ -158,7 +149,9 @@ class Trainer(SimpleTrainer):
             folder.open(self.cfg, anew=not begun)
             self.data_loader.batch_sampler.skipped = first * self.accumulation
             if comm.is_main_process():
-                self.register_hooks([metrics_writer(self.cfg, self.max_iter), CurvesPicture()])
+                writers = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+                period = writer_period(self.cfg)
+                self.register_hooks([hooks.PeriodicWriter(writers, period), CurvesPicture()])
             self.train(first, self.max_iter)
         if comm.is_main_process():
             logging.getLogger(__name__).info(
@@ -196,10 +189,15 @@ class Trainer(SimpleTrainer):
         try:
             self._step()
         except FloatingPointError as error:  # also of Detectron2's heads
-            raise UserError(divergence(self.cfg, self.iter)) from error
+            solver = self.cfg.SOLVER
+            raise UserError(
+                f"SOLVER.BASE_LR {solver.BASE_LR:g}, with a batch of {solver.IMS_PER_BATCH}: the"
+                f" loss became NaN or infinite at iteration {self.iter}: set a lower one, or a"
+                f" longer warm-up than {solver.WARMUP_ITERS} iterations"
+            ) from error
 
     def _step(self) -> None:
-        # Not with the loader's start, which a resumed training repeats: it has its own generator.
+        # Data have random numbers of their own: a resumed training starts the loader once more.
         seed_all_rng(mix_seeds(data_seed(self.cfg), self.iter, comm.get_rank()))
         self.optimizer.zero_grad()
         totals: dict[str, torch.Tensor] = {}
@@ -222,8 +220,7 @@ class Trainer(SimpleTrainer):
         self.scaler.update()
 
     def after_step(self) -> None:
-        """As :meth:`SimpleTrainer.after_step`; then stop, if a signal to any of the processes has
-        asked for it."""
+        """Run the hooks, then stop if a signal to any of the processes has asked for it."""
         self._between_steps = True
         super().after_step()
         if comm.get_world_size() > 1:
@@ -234,7 +231,7 @@ class Trainer(SimpleTrainer):
             raise KeyboardInterrupt(self._signal)
 
     def evaluate(self) -> dict[str, Any]:
-        """The results of an evaluation, which a signal ends at once."""
+        """Evaluate and return the results. A signal ends this at once."""
         self._interruptible = True
         if self._signal:
             raise KeyboardInterrupt(self._signal)
@@ -249,7 +246,7 @@ class Trainer(SimpleTrainer):
             raise KeyboardInterrupt(number)
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``--resume`` needs beside the weights."""
+        """Return what ``--resume`` needs beside the weights."""
         state = {**super().state_dict(), "scaler": self.scaler.state_dict()}
         if isinstance(value := getattr(self.checkpointer.model, NORMALIZER, None), float):
             state[NORMALIZER] = value

@@ -26,18 +26,18 @@ except ImportError:
 
 
 def build_image_loader(cfg: CfgNode, images: Any) -> Iterable[list[dict[str, Any]]]:
-    """Detectron2's loader of images in its dataset format, one at a time, resized for testing and
-    checked as they are read."""
+    """Detectron2's test loader of images in its dataset format, one at a time, which checks the
+    images as it reads them."""
     mapper = CheckedDatasetMapper(cfg, is_train=False)
     return build_detection_test_loader(images, mapper=mapper, num_workers=loader_workers(cfg))
 
 
 class Evaluator(COCOEvaluator):
-    """Detectron2's evaluator, which also keeps what it compared.
+    """Detectron2's evaluator, which also keeps truth and detections.
 
-    It evaluates boxes and masks by faster-coco-eval, whose metrics are pycocotools' to rounding: it
-    leaves out the 2e-16 that pycocotools adds to a denominator. Keypoints are left to pycocotools:
-    the other wants annotations read by its own library.
+    Boxes and masks are evaluated by faster-coco-eval, whose metrics differ from pycocotools' by
+    rounding: it leaves out the 2e-16 that pycocotools adds to a denominator. It cannot take
+    keypoints' annotations from pycocotools.
 
     Attributes:
         truth: the ground truth.
@@ -50,8 +50,7 @@ class Evaluator(COCOEvaluator):
         output_dir: str | None = None,
         keypoint_sigmas: Sequence[float] = (),
     ) -> None:
-        """Without ``output_dir`` the detections are not written; ``keypoint_sigmas`` are COCO's if
-        empty."""
+        """``output_dir`` None: detections are not written; no ``keypoint_sigmas``: COCO's."""
         super().__init__(dataset_name, output_dir=output_dir, use_fast_impl=False)
         self.dataset_name = dataset_name
         self.keypoint_sigmas = keypoint_sigmas
@@ -66,7 +65,7 @@ class Evaluator(COCOEvaluator):
         self.found: list[dict[str, Any]] = []
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
-        """As Detectron2's, which does not let one choose the implementation.
+        """Evaluate as Detectron2 does, by another implementation.
 
         Raises:
             UserError: the model has more classes than the dataset.
@@ -93,7 +92,7 @@ class Evaluator(COCOEvaluator):
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=names)
 
     def _evaluation(self, task: str, img_ids: Any) -> Any:
-        """A summarized ``COCOeval``, or faster-coco-eval's counterpart."""
+        """Run ``COCOeval`` or faster-coco-eval's counterpart, and return it."""
         results = self.found
         if task == "segm":  # with a box, COCO would take the box's area for the mask's
             results = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
@@ -115,13 +114,12 @@ class Evaluator(COCOEvaluator):
 class ResampledAP:
     """Box AP, per cent, of detections on images that are drawn with replacement.
 
-    It equals pycocotools' on a dataset in which every image is contained as often as it was drawn,
-    but for the order of detections of exactly one score. The images are matched once.
+    It equals pycocotools' on a dataset that contains every image as often as it was drawn, but for
+    the order of detections of equal score. The images are matched once.
     """
 
     def __init__(self, truth: COCO, found: list[dict[str, Any]], image_ids: Sequence[int]) -> None:
-        """``found`` are in COCO's result format; ``image_ids`` are also those of images without
-        detections."""
+        """``found`` is in COCO's result format; ``image_ids`` are those of all images."""
         with contextlib.redirect_stdout(io.StringIO()):
             matching = COCOeval(truth, truth.loadRes(found) if found else COCO(), "bbox")
             params = matching.params
@@ -146,7 +144,7 @@ class ResampledAP:
             self.classes.append((positives, places[order], matched & counted, ~matched & counted))
 
     def __call__(self, counts: np.ndarray) -> float:
-        """AP where each image, in ascending order of the ids, was drawn ``counts`` times, [n]; NaN
+        """AP for images drawn ``counts`` times each, [n], in ascending order of their ids; NaN
         without objects."""
         precisions = []
         for positives, places, true, false in self.classes:

@@ -1,5 +1,5 @@
-"""Does a detector use what its routers decide? It is evaluated with edge weights that are not the
-image's own."""
+"""Whether a detector uses what its routers decide: it is evaluated with edge weights of other
+images."""
 
 import contextlib
 import io
@@ -38,33 +38,31 @@ def intervene(
     dataset_name: str,
     images: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a detector with each image's own edge weights, with the mean of all images', and
-    with another image's, images alone. The other image is drawn once, from a fixed seed.
+    """Evaluate a detector with each image's own edge weights, with the mean over all images, and
+    with those of another image, which is drawn once from a fixed seed.
 
-    What is replaced is the routers' output (Eq. 4), before the threshold (Eq. 5). A router of a
-    node that is absent in an image gives none there: the mean is that over the other images, and
-    stands in where the other image has none. Of routed stages, what is replaced is the choice, and
-    the mean is the most frequent one.
+    The routers' output is replaced (Eq. 4), before the threshold (Eq. 5). Where a node is absent in
+    an image, its router gives nothing: the mean is over the other images, and stands in where the
+    other image has none. In routed stages the choice is replaced; their mean is the most frequent.
 
     Args:
-        model: a detector with edge weights, or that routes between branches.
+        model: a detector with graphs or routed stages.
         cfg: its config.
-        dataset_name: a registered one, in COCO's format.
-        images: of the dataset, in Detectron2's format; default: all.
+        dataset_name: a registered dataset in COCO's format.
+        images: some of its images in Detectron2's format; default: all.
 
     Returns:
-        What JSON takes. ``own`` are each image's own weights, ``mean`` those of all images on
-        average, ``other`` those of another image:
+        Figures for JSON, of ``own``, ``mean`` and ``other`` edge weights:
 
         - ``num_images``;
-        - ``ap``: box AP, per cent, by ``own``, ``mean`` and ``other``;
+        - ``ap``: box AP, per cent, of each;
         - ``own_minus``: own AP less that of ``mean`` and of ``other``, each as ``value``, and
           ``low`` and ``high`` of its interval of 95 % over resampled images;
         - ``score_change``: of ``mean`` and ``other``, see :func:`mean_score_change`;
         - ``spread``: over the images, as :class:`AlphaSpread` or :class:`ChoiceSpread` gives it.
 
     Raises:
-        UserError: there are no edge weights or fewer than two images, or nothing is found.
+        UserError: the network is plain, there are fewer than two images, or nothing is found.
     """
     check_decides(model)
     images = DatasetCatalog.get(dataset_name) if images is None else images
@@ -76,14 +74,14 @@ def intervene(
         with record_spread(model) as spread:
             alpha = _stacked(_detect(model, loader, evaluators["own"]))
         mean = {name: values.nanmean(dim=0, keepdim=True) for name, values in alpha.items()}
-        _detect(model, loader, evaluators["mean"], lambda name, k: mean.get(name))
+        _detect(model, loader, evaluators["mean"], lambda name, _: mean.get(name))
         rows = torch.as_tensor(another_of_each(len(images)))
-        other = {n: torch.where(v[rows].isnan(), mean[n], v[rows]) for n, v in alpha.items()}
+        # By router, and then by image.
+        other = {
+            n: torch.where(v[rows].isnan(), mean[n], v[rows]).split(1) for n, v in alpha.items()
+        }
         _detect(
-            model,
-            loader,
-            evaluators["other"],
-            lambda name, k: other[name][k : k + 1] if name in other else None,
+            model, loader, evaluators["other"], lambda n, k: other[n][k] if n in other else None
         )
     ap, own_minus = _average_precisions(evaluators, [image["image_id"] for image in images])
     found = {name: evaluator.found for name, evaluator in evaluators.items()}
@@ -98,10 +96,10 @@ def intervene(
 
 @contextmanager
 def router_hooks(model: nn.Module, hook: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call ``hook(name, output)`` whenever a router of ``model`` has run, with its name
-    (``res4.0.routers.1``) and its output, [B, K]: α before the threshold; or of a RouterNet, [B,
-    C, K], 1 for each connection's largest logit. What the hook returns, unless None, takes the
-    output's place; of a RouterNet, the branch where it is largest runs."""
+    """Call ``hook(name, output)`` whenever a router of ``model`` has run. Its name is like
+    ``res4.0.routers.1``. Its output is α before the threshold, [B, K]; of a RouterNet, 1 for each
+    connection's largest logit, [B, C, K]. The hook may return a tensor to use instead; of a
+    RouterNet, the branch where that is largest runs."""
 
     def largest(values: Tensor) -> Tensor:
         return F.one_hot(values.argmax(dim=-1), values.shape[-1]).to(values.dtype)
@@ -129,8 +127,9 @@ def another_of_each(count: int) -> np.ndarray:
 
 
 def mean_score_change(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float:
-    """By how much the scores of detections in COCO's result format change on average. A detection
-    is looked for in the same image and class, and counts as 0 where none overlaps it by half."""
+    """The mean change of the scores of detections in COCO's result format. The counterpart of a
+    detection is that of the same image and class which overlaps it most; its score counts as 0
+    where none overlaps by half."""
     candidates = defaultdict(list)
     for box in after:
         candidates[box["image_id"], box["category_id"]].append(box)
@@ -153,8 +152,8 @@ def _detect(
     evaluator: Evaluator,
     instead: Callable[[str, int], Tensor | None] = lambda name, k: None,
 ) -> list[dict[str, Tensor]]:
-    """Detect in images with ``instead(name, k)`` in place of what router ``name`` returns for image
-    k. For each image what the routers returned, [1, K] each by the router's name."""
+    """Detect in images with ``instead(name, k)`` for the output of router ``name`` on image k.
+    Returns the routers' own outputs, [1, K] by name, for each image."""
     returned: list[dict[str, Tensor]] = []
 
     def hook(name: str, output: Tensor) -> Tensor | None:
@@ -170,8 +169,7 @@ def _detect(
 
 
 def _stacked(returned: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What the routers returned for n images, [n, K] for every router that ran for any; NaN where
-    it did not."""
+    """The routers' outputs for n images, [n, K] by name, NaN where a router did not run."""
     unknown = {n: torch.full_like(x, torch.nan) for outputs in returned for n, x in outputs.items()}
     return {n: torch.cat([row.get(n, x) for row in returned]) for n, x in unknown.items()}
 
@@ -179,7 +177,7 @@ def _stacked(returned: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _average_precisions(
     evaluators: Mapping[str, Evaluator], image_ids: list[int]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """``ap`` and ``own_minus`` of the result."""
+    """``ap`` and ``own_minus`` of :func:`intervene`."""
     number = len(image_ids)
     draws = np.random.default_rng(SEED).multinomial(number, [1 / number] * number, size=RESAMPLES)
     ap, resampled = {}, {}

@@ -1,4 +1,4 @@
-"""Likely causes of an AP of 0, as far as a run's own evidence tells."""
+"""Likely causes of an AP of 0."""
 
 import contextlib
 import copy
@@ -31,27 +31,23 @@ WRONG_SCALE = 4.0  # between the sides of detected and true boxes
 
 
 class Evidence(NamedTuple):
-    """What is known of a run when it has been evaluated."""
+    """The facts of a run after its evaluation."""
 
     cfg: CfgNode
-    model: nn.Module  # as evaluated
+    model: nn.Module
     truth: COCO
     found: list[dict[str, Any]]  # detections in COCO's result format
     iterations: int | None = None  # of this training; None where a checkpoint is evaluated
 
     def objects(self) -> list[dict[str, Any]]:
-        """The annotations that count: not the crowds."""
+        """The annotations without crowds, which do not count."""
         return [a for a in self.truth.dataset.get("annotations", ()) if not a.get("iscrowd")]
 
 
 def explain_zero(
-    cfg: CfgNode,
-    model: nn.Module,
-    evaluator: Evaluator,
-    metrics: Mapping[str, Mapping[str, float]],
+    cfg: CfgNode, model: nn.Module, evaluator: Evaluator, metrics: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Log the likely causes if the box AP among the ``metrics`` that ``evaluator`` gave is 0 or
-    undefined."""
+    """Log the likely causes if the box AP in an evaluator's ``metrics`` is 0 or undefined."""
     if metrics.get("bbox", {}).get("AP", math.inf) >= ZERO_AP:
         return
     evidence = Evidence(cfg, model, evaluator.truth, evaluator.found, _iterations_done())
@@ -65,7 +61,7 @@ def explain_zero(
 
 
 def likely_causes(evidence: Evidence) -> list[str]:
-    """A line for every cause that the evidence supports, the most telling first."""
+    """A line for every cause that the evidence supports, the likeliest first."""
     if not evidence.objects():
         return ["the annotation file has no objects to compare with, so AP is not defined"]
     lines = (cause(evidence) for cause in CAUSES)
@@ -73,7 +69,7 @@ def likely_causes(evidence: Evidence) -> list[str]:
 
 
 def _iterations_done() -> int | None:
-    """The number of iterations, if this process is training."""
+    """The number of iterations done, None if this process does not train."""
     try:
         losses = get_event_storage().histories().get("total_loss")
     except AssertionError:
@@ -154,7 +150,7 @@ def _classes(e: Evidence) -> str | None:
 
 
 def _share_found(e: Evidence, use_classes: bool) -> float:
-    """The share of the objects that detections meet, of their own class or of any."""
+    """The share of the objects that a detection overlaps, of the same class or of any."""
     if not e.found:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):

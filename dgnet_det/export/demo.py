@@ -1,4 +1,4 @@
-"""What a detector finds in images and videos, as pictures and as records for JSON."""
+"""Pictures, and records for JSON, of the detections in images and videos."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+import torch
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode, Instances
 from matplotlib.figure import Figure
@@ -15,11 +16,7 @@ from tqdm import tqdm
 from dgnet_det.data import read_image
 from dgnet_det.export.predictor import Detector, Predictor
 from dgnet_det.graph.decisions import Decisions
-from dgnet_det.modeling.observation import (
-    graph_statistics,
-    record_decisions,
-    routed_stages,
-)
+from dgnet_det.modeling.observation import graph_statistics, record_decisions, routed_stages
 from dgnet_det.utils.detection_pictures import draw_objects
 from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_branches, draw_graphs
 from dgnet_det.utils.pictures import figure_pixels, save_picture, side_by_side
@@ -27,7 +24,7 @@ from dgnet_det.utils.videos import Video, written_video
 
 SIDE_BY_GRAPHS = 600  # of an image beside its graphs
 
-# What the fields of a record are, for the reader of a JSON file.
+# Explains the fields of a record to the reader of a JSON file.
 FIELDS = {
     "box": "left, top, right, bottom, in pixels of the image or frame",
     "score": "0 to 1",
@@ -49,18 +46,8 @@ def draw_detections(
     metadata: Metadata | None = None,
     side: int | None = None,
 ) -> np.ndarray:
-    """Draw what a detector found, with class names and scores; every class has its colour.
-
-    Args:
-        image: [H, W, 3] RGB, uint8.
-        found: in it, as :meth:`Detector.__call__` returns it.
-        class_names: of the detector.
-        metadata: of a dataset in Detectron2's catalog, which says what keypoints are connected.
-        side: pixels of the picture's longer side; default: as for :func:`draw_objects`.
-
-    Returns:
-        [H', W', 3] RGB, uint8.
-    """
+    """Draw the detections ``found`` in an image, [H, W, 3] RGB, uint8, with class names and scores.
+    ``metadata``, ``side`` and the result are as for :func:`draw_objects`."""
     scores, fields = found.scores.tolist(), found.get_fields()
     return draw_objects(
         image,
@@ -84,8 +71,8 @@ def draw_truth(
     metadata: Metadata | None = None,
     side: int | None = None,
 ) -> np.ndarray:
-    """Draw annotations in Detectron2's dataset format: their boxes, and those of ``parts`` that all
-    of them have; the rest is as for :func:`draw_detections`."""
+    """Draw annotations in Detectron2's dataset format: boxes, and the ``parts`` that all of them
+    have. Otherwise as :func:`draw_detections`."""
     # The visualizer takes a field from all annotations or from none.
     drawn = set(parts).intersection(*map(set, annotations))
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
@@ -107,10 +94,9 @@ def draw_truth(
 
 
 def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, Decisions]) -> Figure:
-    """Draw the graphs of a model with their edge weights for one image, as
-    :func:`record_decisions` gives them: α in the cells, and as arcs the factor in the sum, which
-    is α or, in the residual wiring, γ·α. The model's largest γ is the limit of a scale, so that all
-    its pictures can be compared."""
+    """Draw the graphs of a model with the edge weights that :func:`record_decisions` recorded for
+    one image: α in the cells, and in the arcs the factor in the sum, α or γ·α. The scale of γ·α
+    ends at the model's largest γ, so that all its pictures can be compared."""
     panels = []
     for name, weights in edge_weights.items():
         edges = weights.learned.cpu().numpy()
@@ -121,7 +107,7 @@ def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, Decisions]) -
         )
         title = f"{name}: {(edges & is_open).sum()} of {edges.sum()} open"
         absent = weights.absent()[0].cpu().numpy()
-        panels.append(GraphPanel(title, edges, weight, alpha, absent, not weights.learned[1, 0]))
+        panels.append(GraphPanel(title, edges, weight, alpha, absent))
     arcs = Scale.of_alpha()
     if gammas := [p for name, p in model.named_parameters() if ".gammas." in name]:
         arcs = Scale.of_gamma_alpha(max(float(gamma.detach().abs().max()) for gamma in gammas))
@@ -129,16 +115,12 @@ def draw_edge_weights(model: nn.Module, edge_weights: Mapping[str, Decisions]) -
 
 
 def draw_choices(choices: Mapping[str, Decisions]) -> Figure:
-    """Draw which branches an image took, as :func:`record_decisions` gives its choices, with the
-    probabilities that the RouterNets gave them."""
-    stages = list(choices.items())
-    names = [f"{name}, {j}" for name, of_stage in stages for j in of_stage.rows]
-    probability, gate = (
-        np.concatenate([getattr(of_stage, part)[0].cpu().numpy() for _, of_stage in stages])
-        for part in ("value", "gate")
-    )
-    branches = stages[0][1].columns
-    return draw_branches(names, branches, probability, gate > 0, label="probability")
+    """Draw the branches that one image took, and their probabilities."""
+    names = [f"{name}, {j}" for name, of_stage in choices.items() for j in of_stage.rows]
+    probability = torch.cat([of_stage.value[0] for of_stage in choices.values()]).cpu().numpy()
+    taken = torch.cat([of_stage.gate[0] > 0 for of_stage in choices.values()]).cpu().numpy()
+    branches = next(iter(choices.values())).columns
+    return draw_branches(names, branches, probability, taken, label="probability")
 
 
 def annotate(
@@ -150,14 +132,13 @@ def annotate(
     metadata: Metadata | None = None,
     truth: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Detect in an image, and draw what was found.
+    """Detect in an image, [H, W, 3] BGR, uint8, and draw the detections.
 
     Args:
         detector: if ``graphs``, a :class:`Predictor` that decides on edges or branches.
-        image: [H, W, 3] BGR, uint8.
-        confidence: what a detection's score must be above.
+        confidence: detections of a higher score are shown.
         graphs: whether the image's graphs, or branches, are drawn beside it.
-        metadata: as for :func:`draw_detections`.
+        metadata: as for :func:`draw_objects`.
         truth: annotations that are drawn beside the detections.
 
     Returns:
@@ -170,8 +151,7 @@ def annotate(
     found = found[found.scores > confidence]
     names, side = detector.class_names, SIDE_BY_GRAPHS if graphs else None
     image = np.ascontiguousarray(image[:, :, ::-1])
-    seen = draw_detections(image, found, names, metadata=metadata, side=side)
-    pictures = {"detections": seen}
+    pictures = {"detections": draw_detections(image, found, names, metadata=metadata, side=side)}
     record: dict[str, Any] = {"detections": to_records(found, names)}
     if truth is not None:
         parts = {"pred_masks": "segmentation", "pred_keypoints": "keypoints"}
@@ -204,10 +184,8 @@ def annotate(
 
 
 def annotate_image(detector: Detector, file: Path, target: Path, **options: Any) -> dict[str, Any]:
-    """Write the picture of an image file; the options are those of :func:`annotate`.
-
-    Returns:
-        Its record.
+    """Write the picture of an image file, and return its record. The options are those of
+    :func:`annotate`.
 
     Raises:
         UserError: the image does not decode.
@@ -220,10 +198,7 @@ def annotate_image(detector: Detector, file: Path, target: Path, **options: Any)
 
 
 def annotate_video(detector: Detector, file: Path, target: Path, **options: Any) -> dict[str, Any]:
-    """Write the annotated video of a video file; the options are those of :func:`annotate`.
-
-    Returns:
-        Its record, which also says what number of frames the header states.
+    """As :func:`annotate_image`, of a video file and its frames.
 
     Raises:
         UserError: the video does not decode, or the new one cannot be written.
@@ -242,8 +217,7 @@ def annotate_video(detector: Detector, file: Path, target: Path, **options: Any)
 
 
 def to_records(found: Instances, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Detections as JSON takes them: for each its ``class_name`` and those of :data:`FIELDS` that
-    it has."""
+    """Detections for JSON: their ``class_name`` and the :data:`FIELDS` that they have."""
     columns: dict[str, list] = {
         "box": found.pred_boxes.tensor.double().numpy().round(2).tolist(),
         "score": found.scores.double().numpy().round(4).tolist(),

@@ -31,12 +31,10 @@ from dgnet_det.export.predictor import (
 )
 from dgnet_det.modeling.folding import optimize_for_inference
 
-Run = Callable[[Tensor], Sequence[Tensor]]  # an exported file, from a prepared image to its outputs
+Run = Callable[[Tensor], Sequence[Tensor]]  # from a prepared image to an exported file's outputs
 
-# Under this name an exported file holds its Description, as JSON.
-DESCRIPTION = "dgnet_det.json"
-# The first whose RoiAlign has the half-pixel shift of Detectron2's ROIAlignV2.
-ONNX_OPSET = 16
+DESCRIPTION = "dgnet_det.json"  # the name of the Description in an exported file
+ONNX_OPSET = 16  # the first whose RoiAlign has the half-pixel shift of Detectron2's ROIAlignV2
 
 
 def load_detector(
@@ -45,8 +43,8 @@ def load_detector(
     """Load a detector for inference.
 
     Args:
-        path: a file of ``dgnet export``: ``.onnx``, which runs on the CPU, or ``.ts``,
-            which runs on the device it was exported on. Anything else is a checkpoint.
+        path: a file of ``dgnet export``, ``.onnx``, which runs on the CPU, or ``.ts``, which runs
+            on the device it was exported on; or a checkpoint.
         config_file: YAML of a checkpoint's detector, such as the ``config.yaml`` beside it.
         opts: overrides of that config, ``["KEY", "VALUE", …]``.
 
@@ -72,8 +70,7 @@ def load_detector(
 
 
 def _detect(run: Run, outputs: Sequence[str], image: Tensor) -> Instances:
-    """What a file that gives ``outputs`` finds in a prepared image, with the keypoints that heat
-    maps show."""
+    """Run a file of these ``outputs`` on a prepared image, and find keypoints in heat maps."""
     tensors = dict(zip(outputs, run(image), strict=True))
     found = Instances((image.shape[1], image.shape[2]), pred_boxes=Boxes(tensors["boxes"]))
     for name in tensors.keys() - {"boxes"}:
@@ -85,7 +82,7 @@ def _detect(run: Run, outputs: Sequence[str], image: Tensor) -> Instances:
 
 
 def _load_torchscript(path: Path) -> tuple[Run, str]:
-    """A function that runs the file, and its description."""
+    """Return a function that runs the file, and the file's description."""
     extra = {DESCRIPTION: ""}
     try:
         with warnings.catch_warnings():
@@ -130,15 +127,14 @@ def import_onnx(name: str) -> Any:
 def export_detector(predictor: Predictor, image: Tensor, path: Path) -> None:
     """Write a detector's whole computation for one image of any size to a file.
 
-    The input and the outputs are described in :data:`.predictor.TENSORS`, and in the file itself by
-    a :class:`.predictor.Description`. Norms are folded into the convolutions. Routers, thresholds
-    and sums are part of the file, which computes every node, also behind closed edges.
+    :data:`.predictor.TENSORS` and the :class:`.predictor.Description` in the file describe its
+    input and outputs. Norms are folded into the convolutions. The file routes as the model does,
+    but computes every node, also behind closed edges.
 
     Args:
-        predictor: it is left as it was.
+        predictor: the detector, which is left as it was.
         image: an example to trace, as :meth:`Detector.prepare` makes it.
-        path: to write: ``.onnx``, or ``.ts`` for TorchScript, whose file keeps to the model's
-            device.
+        path: the new file, ``.onnx``, or ``.ts`` for TorchScript on the model's device.
 
     Raises:
         UserError: ONNX is not installed.
@@ -148,9 +144,10 @@ def export_detector(predictor: Predictor, image: Tensor, path: Path) -> None:
     if predictor.cfg.MODEL.KEYPOINT_ON:
         model.roi_heads.keypoint_head = _HeatmapHead(model.roi_heads.keypoint_head)
     image = image.to(next(model.parameters()).device)
-    adapter = TracingAdapter(model, image, inference_func=_traced_inference).eval()
-    # Detectron2's models raise dozens of them. The comparison of the file with the detector shows
-    # whether one was right.
+    adapter = TracingAdapter(
+        model, image, inference_func=lambda *args: tuple(tensors_of(run_model(*args)).values())
+    ).eval()
+    # Tracing warns dozens of times. Comparing the file with the detector shows what matters.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if path.suffix == ".ts":
@@ -164,8 +161,7 @@ def export_detector(predictor: Predictor, image: Tensor, path: Path) -> None:
 
 
 class _HeatmapHead(nn.Module):
-    """A keypoint head that ends at its heat maps: ONNX cannot express Detectron2's search for their
-    maxima, object by object."""
+    """A keypoint head that ends at its heat maps, whose maxima ONNX cannot search for."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()
@@ -174,10 +170,6 @@ class _HeatmapHead(nn.Module):
     def forward(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
         instances[0].pred_keypoint_heatmaps = self.head.layers(x)
         return instances
-
-
-def _traced_inference(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensors_of(run_model(model, image)).values())
 
 
 def _write_onnx(adapter: TracingAdapter, names: list[str], text: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trained detector for one image at a time, and whether two find the same."""
+"""A trained detector for one image at a time, and the comparison of two."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,8 +21,8 @@ from dgnet_det.data.own import class_names, dataset_class_names, set_num_classes
 from dgnet_det.errors import UserError
 from dgnet_det.modeling.build import build_model
 
-# The tensors that stand for a detector's Instances in an exported file, in this order: the field,
-# and what it holds. Only Mask R-CNN has masks, only Keypoint R-CNN heat maps.
+# The outputs of an exported file, in this order: the field of Instances, and its content. Only Mask
+# R-CNN has masks, only Keypoint R-CNN heat maps.
 TENSORS = {
     "boxes": ("pred_boxes", "float32 [N, 4], left, top, right, bottom in pixels of the input"),
     "scores": ("scores", "float32 [N], the best first"),
@@ -34,27 +34,27 @@ TENSORS = {
     ),
 }
 
-# By how much the same detection may differ. Boxes are in pixels of the resized image.
+# The largest differences of equal detections. Boxes are in pixels of the resized image.
 TOLERANCES = {"boxes": 0.1, "scores": 1e-3, "masks": 1e-2, "heatmaps": 1e-2}
-# Rounding decides whether a detector keeps a detection at the score threshold, or one beside a
-# better one. So a hundredth of all detections may be on one side alone.
+# The share of detections that one detector alone may have: rounding decides on those at the score
+# threshold or beside a better one.
 MAX_UNMATCHED = 0.01
 
 
 class Description(NamedTuple):
-    """What one must know to use a detector. An exported file holds it as JSON."""
+    """The facts that a user of a detector needs. An exported file holds them as JSON."""
 
     class_names: list[str]
     input_format: str  # "RGB", "BGR", or "L", grey
-    # An image is resized, bilinearly with antialiasing as Pillow does it, until its shorter side
-    # has min_size pixels, or until its longer side has max_size where that is less. 0: not at all.
+    # Images are resized, bilinearly with antialiasing as by Pillow, to a shorter side of min_size
+    # pixels, or to a longer side of max_size where that is less. 0: not at all.
     min_size: int
     max_size: int
-    tensors: dict[str, str]  # the input, then the outputs in their order, in words
+    tensors: dict[str, str]  # the input and then the outputs, in words
 
     @classmethod
     def of(cls, cfg: CfgNode, class_names: list[str]) -> "Description":
-        """Of the detector that ``cfg`` describes."""
+        """Describe the detector of a config."""
         names = ["boxes", "scores", "classes"]
         names += ["masks"] if cfg.MODEL.MASK_ON else []
         names += ["heatmaps"] if cfg.MODEL.KEYPOINT_ON else []
@@ -69,9 +69,8 @@ class Detector:
     """Finds objects in one image, a numpy array.
 
     Attributes:
-        inference: from a prepared image, uint8 [C, H, W], as :meth:`prepare` makes it, to its
-            objects, in its pixels, before Detectron2's postprocessing: masks are grids over their
-            boxes, [N, 1, S, S].
+        inference: maps an image as :meth:`prepare` makes it to its objects, in the prepared image's
+            pixels, before Detectron2's postprocessing: masks are grids over boxes, [N, 1, S, S].
         description: how images are prepared for it, and its classes.
     """
 
@@ -86,7 +85,7 @@ class Detector:
         return self.description.class_names
 
     def prepare(self, image: np.ndarray, image_format: str = "BGR") -> Tensor:
-        """The image as ``inference`` takes it: resized, in ``INPUT.FORMAT``, uint8 [C, H, W].
+        """Resize an image and bring it into ``INPUT.FORMAT``, uint8 [C, H, W], for ``inference``.
         Arguments and errors are those of a call."""
         if not isinstance(image, np.ndarray):
             raise UserError(
@@ -107,17 +106,13 @@ class Detector:
         return torch.tensor(resized.transpose(2, 0, 1).copy())
 
     def __call__(self, image: np.ndarray, image_format: str = "BGR") -> Instances:
-        """Detect in an image.
-
-        Args:
-            image: [H, W, 3] uint8, of any size.
-            image_format: ``BGR``, as OpenCV and Detectron2 read images, or ``RGB``.
+        """Detect in an image, [H, W, 3] uint8, of any size; ``image_format`` is ``BGR`` or ``RGB``.
 
         Returns:
-            The K objects, the best first, on the CPU, as Detectron2's ``DefaultPredictor`` has them
-            under ``"instances"``: ``pred_boxes`` in pixels of ``image``, ``scores`` [K],
-            ``pred_classes`` [K], of Mask R-CNN ``pred_masks``, bool [K, H, W], and of Keypoint
-            R-CNN ``pred_keypoints`` [K, number of keypoints, 3] as x, y, score.
+            The K objects, the best first, on the CPU, as Detectron2's ``DefaultPredictor`` returns
+            them: ``pred_boxes`` in pixels of ``image``, ``scores`` [K], ``pred_classes`` [K]; of
+            Mask R-CNN also ``pred_masks``, bool [K, H, W]; of Keypoint R-CNN ``pred_keypoints``
+            [K, number of keypoints, 3] as x, y, score.
 
         Raises:
             UserError: this is no such image.
@@ -131,14 +126,14 @@ class Predictor(Detector):
 
     def __init__(self, cfg: CfgNode, model: nn.Module, class_names: list[str]) -> None:
         """``model`` is a ``GeneralizedRCNN`` or ``RetinaNet`` in evaluation mode, ``class_names``
-        those of its outputs, in their order."""
+        are in the order of its outputs."""
         super().__init__(partial(run_model, model), Description.of(cfg, class_names))
         self.cfg, self.model = cfg, model
 
 
 @torch.no_grad()
 def run_model(model: nn.Module, image: Tensor) -> Instances:
-    """The ``inference`` of a :class:`Detector`, in a way that can be traced."""
+    """Detect in a prepared image, in a way that can be traced."""
     if isinstance(model, GeneralizedRCNN):
         (found,) = model.inference([{"image": image}], do_postprocess=False)
     else:
@@ -147,7 +142,7 @@ def run_model(model: nn.Module, image: Tensor) -> Instances:
 
 
 def tensors_of(found: Instances) -> dict[str, Tensor]:
-    """The :data:`TENSORS` of what the ``inference`` of a :class:`Detector` returns."""
+    """The :data:`TENSORS` of the result of a :class:`Detector`'s ``inference``."""
     fields: Mapping[str, Tensor] = found.get_fields() | {"pred_boxes": found.pred_boxes.tensor}
     return {name: fields[field] for name, (field, _) in TENSORS.items() if field in fields}
 
@@ -156,13 +151,13 @@ def load_predictor(cfg: CfgNode, dataset: str = "", *, allow_untrained: bool = F
     """Load the whole detector that ``MODEL.WEIGHTS`` names.
 
     Args:
-        cfg: its config. The number of classes is the checkpoint's, where that has class names.
-        dataset: a registered one whose annotations the detections are compared with.
+        cfg: its config. The checkpoint's class names, if any, set the number of classes.
+        dataset: a registered dataset whose classes the detector must have.
         allow_untrained: whether ``MODEL.WEIGHTS`` may be empty.
 
     Raises:
-        UserError: ``MODEL.WEIGHTS`` is empty or not the whole detector of this config, the config
-            describes no model, or the classes are not those of ``dataset``.
+        UserError: ``MODEL.WEIGHTS`` is empty or not the whole detector of this config, the classes
+            are not those of ``dataset``, or as :func:`build_model`.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -191,11 +186,8 @@ class Comparison(NamedTuple):
 
 
 def compare_detections(expected: Detector, other: Detector, image: np.ndarray) -> Comparison:
-    """Compare what two detectors find in an image, [H, W, 3] uint8 BGR.
-
-    Two detections match if they are of one class, and each is the other's nearest within
-    :data:`TOLERANCES`.
-    """
+    """Compare two detectors on an image, [H, W, 3] uint8 BGR. Two of their detections match if
+    they are of one class, and each is the other's nearest within :data:`TOLERANCES`."""
     a, b = (
         {
             name: tensor.cpu().reshape(len(tensor), -1 if len(tensor) else 1)

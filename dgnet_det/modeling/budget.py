@@ -1,4 +1,4 @@
-"""A loss that pays for what decisions cause in multiply-adds. It is not in the papers."""
+"""A loss on the multiply-adds that decisions cause. It is not in the papers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,27 +18,15 @@ from dgnet_det.modeling.observation import dgnet_of, routed_stages
 
 
 class BudgetLoss:
-    """``weight`` · max(0, share - ``budget``), where share is that of the multiply-adds which open
-    edges cause, as :class:`Costs` has it, averaged over the batch. It is differentiable by the
-    surrogate of Eq. 5's step, see :func:`.apply_threshold`.
+    """``weight`` · max(0, share - ``budget``), where share is the multiply-adds of open edges as a
+    share of the whole, see :class:`Costs`, averaged over the batch. The surrogate of Eq. 5's step
+    makes it differentiable, see :func:`.apply_threshold`.
 
-    Of routed stages, it is ``weight`` · |share - ``budget``|, where a branch causes w times its
-    multiply-adds; its weight grows from 0 in the first half of the soft phase.
+    Of routed stages it is ``weight`` · |share - ``budget``|, where a branch counts w times its
+    multiply-adds; ``weight`` grows from 0 in the first half of the soft phase.
     """
 
-    def __init__(
-        self,
-        backbone: StagedBackbone,
-        *,
-        weight: float,
-        budget: float = 0.0,
-    ) -> None:
-        """
-        Args:
-            backbone: it is listened to in training mode; its forward passes stay what they are.
-            weight: of the loss.
-            budget: the share that costs nothing.
-        """
+    def __init__(self, backbone: StagedBackbone, *, weight: float, budget: float = 0.0) -> None:
         self.weight, self.budget = weight, budget
         self.costs, self.two_sided = Costs.of(backbone), bool(routed_stages(backbone))
         self._gates: dict[str, Tensor] = {}  # by stage, of the latest forward pass
@@ -48,14 +36,14 @@ class BudgetLoss:
             stage.decisions.register_forward_hook(partial(self._keep, name, stage))
 
     def __call__(self) -> Tensor:
-        """The loss of the latest forward pass in training mode, a scalar. To be called once."""
+        """The loss of the latest forward pass in training mode, a scalar. Call it once for each."""
         share = self.costs.share(self._gates).mean()
         self._gates.clear()
         above = share - self.budget
         return self._part * self.weight * (above.abs() if self.two_sided else F.relu(above))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes over: not the forward pass, whose gradients cannot be copied."""
+        """Leave the forward pass out of copies: its gradients cannot be copied."""
         return {**self.__dict__, "_gates": {}}
 
     def _keep(
@@ -73,12 +61,12 @@ class BudgetLoss:
 
 
 def budget_loss(cfg: CfgNode, model: nn.Module) -> BudgetLoss | None:
-    """What ``MODEL.DGNET.SPARSITY_WEIGHT`` and ``SPARSITY_BUDGET``, or of routed stages
-    ``MODEL.DRNET.BUDGET_WEIGHT`` and ``BUDGET``, ask for; None if the weight is 0.
+    """Build the loss of ``MODEL.DGNET.SPARSITY_WEIGHT`` and ``SPARSITY_BUDGET``, or of routed
+    stages' ``MODEL.DRNET.BUDGET_WEIGHT`` and ``BUDGET``; None if the weight is 0.
 
     Raises:
-        UserError: a number out of its range, there is nothing to decide, the budget cannot be met,
-            or the model has no DG-Net backbone.
+        UserError: a number is out of its range, there is nothing to decide, the budget cannot be
+            met, or the model has no DG-Net backbone.
     """
     dgnet, drnet = cfg.MODEL.DGNET, cfg.MODEL.DRNET
     routed = bool(routed_stages(model))

@@ -1,5 +1,4 @@
-"""Multiply-adds that each decision causes: of the edges of graphs, and of the branches of routed
-stages."""
+"""The multiply-adds that each edge of a graph, or branch of a routed stage, causes."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,28 +11,23 @@ from dgnet_det.graph.stage import DynamicGraph, PlainStage
 from dgnet_det.modeling.backbone.base import StagedBackbone
 from dgnet_det.modeling.counting import NOTHING, Counts, symbolic_counts
 
-# Pixels of the image side that costs are counted for. Their shares are those at any size, but for
-# the rounding of odd ones.
+# Pixels of the image's sides. Shares are the same at any size, but for the rounding of odd ones.
 SIDE = 256
 
 
 class Costs(NamedTuple):
-    """Multiply-adds of an image of ``SIDE`` × ``SIDE`` pixels.
+    """Multiply-adds for an image of ``SIDE`` × ``SIDE`` pixels."""
 
-    Of graphs, the whole is what all edges cause. Of routed stages, it is the whole backbone with
-    the dearest branch of every connection.
-    """
-
-    # By stage, what each decision causes: [N, N] of a graph's edges, row j for those into node j;
+    # By stage, those of each decision: [N, N] of a graph's edges, row j for those into node j;
     # [C, K] of the branches of a routed stage's connections that have a choice.
     decided: dict[str, Tensor]
-    fixed: float  # what runs in any case
-    cheapest: float  # the least that can run
-    whole: float
+    fixed: float  # of the parts that always run
+    cheapest: float  # of the cheapest decisions
+    whole: float  # of all edges, or of the backbone with the dearest branch of every connection
 
     @classmethod
     def of(cls, backbone: StagedBackbone) -> "Costs":
-        """The costs of a backbone."""
+        """Count the costs of a backbone."""
         sizes = stage_sizes(backbone, (SIDE, SIDE)).items()
         of_graphs = {
             name: _costs_of_graph(stage, in_size[0], out_size[0])
@@ -55,12 +49,8 @@ class Costs(NamedTuple):
         return cls(decided, fixed, cheapest, dearest)
 
     def share(self, gates: Mapping[str, Tensor]) -> Tensor:
-        """The share of the whole that decisions cause, [B], differentiable.
-
-        Args:
-            gates: by stage, [B, N, N] or [B, C, K]: 1 where an edge is open or a branch runs, or
-                the share of the decision in between.
-        """
+        """The share of the whole that decisions cause, [B], differentiable. ``gates`` are by stage,
+        [B, N, N] or [B, C, K], from 0 to 1 where an edge is open or a branch runs."""
         parts = [
             (gate * (self.decided[name] / self.whole).to(gate)).sum(dim=(1, 2))
             for name, gate in gates.items()
@@ -71,8 +61,8 @@ class Costs(NamedTuple):
 def branch_counts(
     backbone: StagedBackbone, found: Mapping[str, Counts]
 ) -> dict[tuple[str, int], dict[str, Counts]]:
-    """The counts of the branches of every connection that has a choice, by stage and connection,
-    out of what :func:`symbolic_counts` ``found`` in ``backbone``."""
+    """Of the :func:`symbolic_counts` that were ``found`` in ``backbone``, those of the branches of
+    every connection that has a choice, by stage and connection."""
     return {
         (name, j): {
             branch: found.get(f"{name}.{stage.module_name(j, branch)}", NOTHING)
@@ -87,8 +77,8 @@ def branch_counts(
 def stage_sizes(
     backbone: StagedBackbone, size: tuple[int, int]
 ) -> dict[str, tuple[PlainStage, tuple[int, int], tuple[int, int]]]:
-    """Each stage of ``backbone`` with the sizes, (height, width), of its input and output, for an
-    image of ``size``."""
+    """Each stage of ``backbone`` and the (height, width) of its input and output, for an image of
+    ``size``."""
 
     def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
         return -(-size[0] // stride), -(-size[1] // stride)
@@ -104,10 +94,10 @@ def stage_sizes(
 def _costs_of_graph(graph: DynamicGraph, in_side: int, out_side: int) -> Tensor:
     """Multiply-adds that each edge causes when it is open, [N, N], row j for the edges into node j.
 
-    Its own are one per element of the tensor that it carries. In the paper wiring it also causes
-    the node that it feeds, block and router, which does not run while all edges into it are closed:
-    of that every edge into the node has an equal share. What runs in any case (stem, projections,
-    node 0's router, the residual wiring's blocks) is nobody's.
+    They are one per element of the tensor that the edge carries. In the paper wiring a node, block
+    and router, runs only while an edge into it is open: these edges share its multiply-adds
+    equally. Parts that always run (stem, projections, node 0's router, the residual wiring's
+    blocks) are not counted.
     """
     carried = graph.out_channels * out_side**2
     costs = graph.edges.double() * carried

@@ -1,5 +1,4 @@
-"""What the graphs or routed stages of a model decided in a forward pass, and its summary in
-figures."""
+"""The decisions of a model's graphs and routed stages in forward passes, and figures of them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -88,13 +87,9 @@ def record_decisions(model: nn.Module) -> Iterator[dict[str, Decisions]]:
 
 
 def graph_statistics(weights: Decisions) -> dict[str, float]:
-    """A graph's edge weights in figures.
-
-    Returns:
-        ``mean_weight``: of the routed edges, closed ones counted as 0: of α, or of γ·α in the
-        residual wiring, averaged over the batch. ``open_edges``: the share of routed edges that are
-        open. ``absent_nodes``: the share of blocks all of whose inputs are closed.
-    """
+    """Figures of a graph's edge weights over a batch: ``mean_weight``, of α or γ·α over the edges
+    that routers weigh, closed ones counted as 0; ``open_edges``, the share of them that is open;
+    ``absent_nodes``, the share of blocks whose inputs are all closed."""
     return {
         "mean_weight": weights.weight[:, weights.learned].mean().item(),
         "open_edges": weights.value[:, weights.learned].ne(0).double().mean().item(),
@@ -103,8 +98,8 @@ def graph_statistics(weights: Decisions) -> dict[str, float]:
 
 
 class AlphaSpread:
-    """The spread of α over images: for every routed edge its standard deviation over the images
-    seen, and of these the mean and the largest. The network is dynamic in so far as it is not 0."""
+    """The standard deviation over images of the α of every edge. A network whose standard
+    deviations are all 0 wires all images alike."""
 
     def __init__(self) -> None:
         self._seen: dict[str, list[torch.Tensor]] = {}
@@ -121,8 +116,8 @@ class AlphaSpread:
             self._seen.setdefault(name, []).extend(parts)
 
     def pop(self) -> dict[str, float]:
-        """``alpha_std`` and ``alpha_std_max`` over the images added since the last call, all
-        graphs' edges together; empty for fewer than two images."""
+        """The mean ``alpha_std`` and the largest ``alpha_std_max`` of all edges, over the images
+        added since the last call; empty for fewer than two images."""
         seen, self._seen = self._seen, {}
         images = [torch.cat(parts) for parts in seen.values()]
         if not images or len(images[0]) < 2:
@@ -132,8 +127,7 @@ class AlphaSpread:
 
 
 class ChoiceSpread(AlphaSpread):
-    """The choices over images: the share of the multiply-adds that they cause, and how far they
-    differ."""
+    """The multiply-adds that choices cause over images, and how far the choices differ."""
 
     def __init__(self, costs: Costs) -> None:
         super().__init__()
@@ -146,10 +140,12 @@ class ChoiceSpread(AlphaSpread):
             self._seen.setdefault(name, []).append(both.double().cpu().transpose(0, 1))
 
     def pop(self) -> dict[str, float]:
-        """Over the images added since the last call: ``share``, of the multiply-adds in those of
-        the dearest choices, mean, and ``share_std``, its standard deviation; ``entropy``, in bits:
-        what an image tells of a connection's weights, H(mean w) - mean H(w), mean over the
-        connections; 0 where all images weigh alike. Empty where there are no images."""
+        """Figures over the images added since the last call; empty without images.
+
+        ``share`` and ``share_std`` are mean and standard deviation of the multiply-adds, as a share
+        of the dearest choices'. ``entropy`` is H(mean w) - mean H(w) of a connection's weights in
+        bits, averaged over the connections: 0 where all images weigh alike.
+        """
         seen, self._seen = self._seen, {}
         both = {name: torch.cat(parts) for name, parts in seen.items()}
         if not both:
@@ -174,8 +170,7 @@ def information(weights: Tensor) -> Tensor:
 
 @contextmanager
 def record_spread(model: nn.Module) -> Iterator[AlphaSpread]:
-    """The spread over the images of all forward passes of ``model`` in the body: of α, or of the
-    choices of routed stages."""
+    """Record the spread of the decisions over the images of all forward passes of ``model``."""
     spread = ChoiceSpread(Costs.of(dgnet_of(model))) if routed_stages(model) else AlphaSpread()
     with record_decisions(model) as latest:
         handle = model.register_forward_hook(lambda *_: spread.add(latest))

@@ -1,4 +1,4 @@
-"""A run's curves as one picture: losses, learning rate, AP, and what the routers decided."""
+"""A run's curves as one picture: losses, learning rate, AP, and the routers' statistics."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# The panels, and the names of their curves; a group is the label.
+# The panels, and the pattern of their curves' names; a group in it is the label.
 PANELS = {
     "loss": "total_loss|.*loss_.+",
     "learning rate": "lr",
@@ -21,16 +21,15 @@ PANELS = {
     "share of the multiply-adds": "wiring/(?:training/)?share",
 }
 COLUMNS = 4
-MANY = 5  # graphs, whose curves would cover each other
+MANY = 5  # the number of graphs from which on their curves would cover each other
 Curves = dict[str, tuple[list[int], list[float]]]
 
 
 def read_metrics(path: Path) -> Curves:
-    """The curves of a ``metrics.json``: iterations and values by name, NaN left out.
+    """Read the curves of a ``metrics.json``: iterations and values by name, NaN left out.
 
-    Where a later run went on from an earlier one, or began anew, its lines take the place of those
-    from the iteration on where it started. An evaluation's own line comes after a later one of the
-    training. A line that was cut off, as by a full disk, is left out.
+    The lines of a later run replace those from its first iteration on. An evaluation's own line may
+    follow a later one of the training. A line that was cut off, as by a full disk, is left out.
     """
     records: list[dict[str, Any]] = []
     latest = -1
@@ -56,10 +55,14 @@ def read_metrics(path: Path) -> Curves:
 
 
 def draw_curves(curves: Curves) -> Figure:
-    """One panel each for the losses, the learning rate, AP, and what the routers of a DG-Net
-    decide, as far as there are such curves. What the routers never change is left out."""
-    panels = {title: _labels(curves, pattern) for title, pattern in PANELS.items()}
-    panels = {title: labels for title, labels in panels.items() if _tells(curves, labels)}
+    """Draw the :data:`PANELS` that there are curves for. Routers' curves that are all constant are
+    left out."""
+    panels = {}
+    for title, pattern in PANELS.items():
+        found = filter(None, (re.fullmatch(pattern, name) for name in sorted(curves)))
+        labels = {match[0]: match[match.lastindex or 0] for match in found}
+        if any(not name.startswith("wiring/") or _changes(curves[name][1]) for name in labels):
+            panels[title] = labels
     rows, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
     last = max(1, *(iterations[-1] for iterations, _ in curves.values()))
     figure = Figure(figsize=(5 * columns, 4.2 * rows), layout="constrained")
@@ -81,36 +84,22 @@ def draw_curves(curves: Curves) -> Figure:
             axes.legend(
                 fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14)
             )
-        # Not at 0: the frame would cut a point there in half.
+        # The frame would cut a point at 0 in half.
         low, high = axes.get_ylim()
         axes.set_ylim(bottom=min(low, -0.03 * high))
     return figure
 
 
-def _draw_range(axes: Axes, curves: Curves, labels: dict[str, str]) -> dict[str, str]:
-    """Draw the mean and the range of all graphs' curves, which have the same iterations.
+def _changes(values: list[float]) -> bool:
+    return len(values) == 1 or len(set(values)) > 1
 
-    Returns:
-        Those that end lowest and highest, to be drawn beside them.
-    """
+
+def _draw_range(axes: Axes, curves: Curves, labels: dict[str, str]) -> dict[str, str]:
+    """Draw the mean and the range of all graphs' curves, which have the same iterations. Returns
+    those that end lowest and highest, to be drawn beside them."""
     iterations = curves[next(iter(labels))][0]
     values = np.array([curves[name][1] for name in labels])
     axes.fill_between(iterations, values.min(axis=0), values.max(axis=0), color="0.85", label="all")
     axes.plot(iterations, values.mean(axis=0), color="0.3", lw=2.2, label="mean")
     names, ends = list(labels), values[:, -1]
     return {names[k]: labels[names[k]] for k in (ends.argmin(), ends.argmax())}
-
-
-def _tells(curves: Curves, labels: dict[str, str]) -> bool:
-    """Whether a panel has curves and, if they are the routers', one that is not constant."""
-    of_routers = all(name.startswith("wiring/") for name in labels)
-    values = [curves[name][1] for name in labels]
-    return bool(labels) and not (
-        of_routers and all(len(v) > 1 and len(set(v)) == 1 for v in values)
-    )
-
-
-def _labels(curves: Curves, pattern: str) -> dict[str, str]:
-    """The curves of one panel by name, and their labels."""
-    found = filter(None, (re.fullmatch(pattern, name) for name in sorted(curves)))
-    return {match[0]: match[match.lastindex or 0] for match in found}

@@ -1,4 +1,4 @@
-"""Objects in an image as a picture: boxes, masks, keypoints, and labels that can be read."""
+"""Pictures of objects: boxes, masks, keypoints, and labels that can be read."""
 
 import logging
 from collections.abc import Sequence
@@ -35,19 +35,16 @@ def draw_objects(
     side: int | None = None,
 ) -> np.ndarray:
     """Draw n objects by Detectron2's visualizer, each in its class's colour. Labels lie inside the
-    picture and off each other: one for which there is no room is left out.
+    picture and off each other; one without room is left out.
 
     Args:
-        image: [H, W, 3] RGB, uint8.
+        image: [H, W, 3] RGB, uint8, like the returned picture.
         boxes: [n, 4], left, top, right, bottom in pixels.
         classes: [n], places in ``class_names``.
-        notes: [n], what follows an object's class name.
-        masks, keypoints: of all objects, as :meth:`Visualizer.overlay_instances` takes them.
-        metadata: of a dataset in Detectron2's catalog, which says what keypoints are connected.
+        notes: [n], texts after the objects' class names.
+        masks, keypoints: as for :meth:`Visualizer.overlay_instances`.
+        metadata: a dataset's, which tells which keypoints are connected.
         side: pixels of the picture's longer side; default: the image's own, at least :data:`SIDE`.
-
-    Returns:
-        [H', W', 3] RGB, uint8.
     """
     longer = max(image.shape[:2])
     side = side or max(SIDE, longer)
@@ -74,7 +71,7 @@ def _write_labels(
     colors: Sequence[str],
     size: float,
 ) -> None:
-    """Write labels, the first objects' first: above the box, below it, or inside."""
+    """Write labels in the order of the objects: above the box, below it, or inside."""
     renderer = drawn.canvas.get_renderer()  # type: ignore[attr-defined]
     limit = np.array(drawn.canvas.get_width_height())
     taken = np.zeros((0, 4))
@@ -101,8 +98,8 @@ def _write_labels(
 
 @cache
 def writable(name: str) -> tuple[Path, str]:
-    """An installed font, and a name as it can write it: where no font has its letters, as their
-    code points, which is logged."""
+    """Find a font for a name. If none has its letters, they become code points, and this is logged.
+    Returns the font's file and the name to write."""
     default = Path(font_manager.findfont(font_manager.FontProperties()))
     needed = set(map(ord, name))
     # matplotlib's last resort has a box for every letter.

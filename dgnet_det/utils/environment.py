@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""The machine and versions that figures were measured with."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torchvision
 
 
 def describe_environment() -> dict[str, Any]:
-    """Hardware and versions, for beside the figures."""
+    """Hardware and versions, to print with figures."""
     cpu = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]

@@ -13,10 +13,11 @@ from typing import Any
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it if the body succeeds and removed if not.
+    """Yield a temporary name beside ``path``, which is renamed to it if the body succeeds and
+    removed if not.
 
     Raises:
-        OSError: nothing can be written there, which is found before the body.
+        OSError: nothing can be written there. This is found before the body runs.
     """
     path = Path(path)
     check_writable(path)
@@ -30,8 +31,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """A name for a new folder, which takes the place of the folder ``path`` if the body succeeds
-    and is removed if not. Errors are those of :func:`written_whole`."""
+    """As :func:`written_whole`, for a folder, which replaces the folder ``path``."""
     make_folder(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         fresh = Path(temporary) / "new"
@@ -43,8 +43,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def files_written_whole(folder: Path) -> Iterator[Path]:
-    """A new folder, whose files move into ``folder`` if the body succeeds and are removed if not.
-    Errors are those of :func:`written_whole`."""
+    """As :func:`written_whole`, for files: those in the yielded folder move into ``folder``."""
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new.") as temporary:
         yield Path(temporary)
@@ -64,7 +63,7 @@ def check_writable(file: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, unless there is one.
+    """Make a folder if there is none.
 
     Raises:
         OSError: there is a file of this name, or nothing can be written there.

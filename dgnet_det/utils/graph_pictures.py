@@ -1,5 +1,5 @@
-"""Graphs as the paper draws them: their nodes on a line, their edges as arcs above it. And branches
-that connections choose from, as a table."""
+"""Pictures of graphs as the paper draws them, nodes on a line and edges as arcs above it; and of
+the branches that connections choose from, as a table."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-INCH = 2.4  # spacings of neighbouring nodes, the unit of what follows
+INCH = 2.4  # spacings of neighbouring nodes, the unit of the next lines
 ARC, CELL = 0.3, 0.36  # height of an arc for each node that it spans, and half that of a cell
 TITLE, GAP = 1.2, 1.4  # height of a title, and width between the last node and the next graph
 ROW = 16.0  # width of a row, unless one graph needs more
@@ -40,7 +40,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 class Scale(NamedTuple):
-    """What the values of a picture are, and the colours that stand for them."""
+    """The meaning, range and colours of the values in a picture."""
 
     label: str
     low: float
@@ -50,14 +50,14 @@ class Scale(NamedTuple):
 
     @classmethod
     def of_alpha(cls) -> "Scale":
-        """Of α, from 0 to 1. Colours follow the router's output before its sigmoid: they also tell
-        weights near 1 apart, where a trained graph may start."""
+        """A scale of α, from 0 to 1. Colours are even in the logit, which tells weights near 1
+        apart."""
         return cls("edge weight α", 0.01, 0.99, "YlGnBu", sigmoid=True)
 
     @classmethod
     def of_gamma_alpha(cls, limit: float) -> "Scale":
-        """Of γ·α up to ±``limit``."""
-        # Before training all γ are 0, and any scale shows that.
+        """A scale of γ·α up to ±``limit``."""
+        # Before training all γ are 0.
         return cls("edge weight γ·α", -(limit or 1.0), limit or 1.0, "PuOr")
 
     def colors(self) -> ScalarMappable:
@@ -73,7 +73,7 @@ class Scale(NamedTuple):
 
 
 class GraphPanel(NamedTuple):
-    """What is drawn of one graph of N nodes. Matrices are [N, N], row j for the edges into node j;
+    """The picture of one graph of N nodes. Matrices are [N, N], row j for the edges into node j;
     NaN stands for a closed edge."""
 
     title: str
@@ -81,11 +81,15 @@ class GraphPanel(NamedTuple):
     arcs: np.ndarray
     cells: np.ndarray
     absent: np.ndarray  # bool [N]
-    fixed_chain: bool  # whether the edges j-1 → j are fixed at 1, as in the residual wiring
+
+    @property
+    def fixed_chain(self) -> bool:
+        """Whether the edges j-1 → j are fixed at 1, as in the residual wiring."""
+        return not self.edges[1, 0]
 
     @property
     def width(self) -> float:
-        """What the graph takes of a row."""
+        """The width that the graph takes in its row."""
         return len(self.edges) - 1 + GAP
 
 
@@ -96,17 +100,16 @@ def draw_graphs(
     *,
     grey: tuple[str, str] = ("closed edge", "absent node"),
 ) -> Figure:
-    """A picture of graphs, each as its nodes on a line, from the input to the output.
+    """Draw graphs, each as its nodes on a line, from the input to the output.
 
-    An arc above the line is an edge; wide and dark is a large value. The cell that hangs below an
-    arc's middle is the same edge, with its value written in where there is room. Pictures with
-    equal scales and graphs can be compared: size and places are the same.
+    An arc above the line is an edge; wide and dark is a large value. The cell below the arc's
+    middle is the same edge, with its value written in where there is room. Pictures of the same
+    graphs have the same layout.
 
     Args:
         panels: the graphs.
-        arcs, cells: scales of the arcs above the nodes and of the cells below. If they are the
-            same, there is one colour bar.
-        grey: what the edges are whose arcs have no value, and the absent nodes.
+        arcs, cells: the scales of arcs and cells, which share a colour bar if they are equal.
+        grey: the legend's names for edges without a value, and for absent nodes.
     """
     figure = Figure(layout="constrained")
     axes = figure.add_subplot(aspect="equal")
@@ -231,11 +234,9 @@ def draw_branches(
     *,
     label: str,
 ) -> Figure:
-    """A column for each of C connections, a row for each of K branches.
-
-    The colours are ``values`` from 0 to 1, [C, K], NaN where there is no such branch, and ``label``
-    says what they are. What is ``taken``, bool [C, K], is framed.
-    """
+    """Draw a table with a column for each of C connections and a row for each of K branches.
+    ``label`` names the ``values`` from 0 to 1, [C, K], that become colours; NaN where there is no
+    such branch. Branches that are ``taken``, bool [C, K], are framed."""
     size = MARGINS[0] + SQUARE * len(connections), MARGINS[1] + SQUARE * len(branches)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""How pictures become files and pixels."""
+"""Pictures as files and as pixels."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ CAPTION = 30  # pixels, the height of their names' line
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as the kind of picture that the name's suffix says."""
+    """Write a figure in the format of the name's suffix."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
 
 
 def save_picture(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Write a picture, [H, W, 3] RGB, uint8, as the kind that the name's suffix says."""
+    """Write a picture, [H, W, 3] RGB, uint8, in the format of the name's suffix."""
     with written_whole(path) as temporary:
         Image.fromarray(picture).save(temporary)
 
@@ -40,8 +40,8 @@ def figure_pixels(figure: Figure) -> np.ndarray:
 def picture_paths(
     folder: Path, images: Sequence[str | os.PathLike[str]], suffixes: Mapping[str, str] = {}
 ) -> list[Path]:
-    """Where the picture of each image goes: under its name into ``folder``, as ``.png`` or with
-    what ``suffixes`` has for the image's suffix.
+    """The path of each image's picture: in ``folder`` under the image's name, as ``.png`` or with
+    the suffix that ``suffixes`` has for the image's.
 
     Raises:
         UserError: two files have one name, or a picture would take the place of its image.
@@ -59,7 +59,7 @@ def picture_paths(
 
 
 def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Pictures, [H, W, 3] RGB, uint8, in a row on white; if they are several, below their names."""
+    """Put pictures, [H, W, 3] RGB, uint8, in a row on white; several of them below their names."""
     if len(pictures) == 1:
         return next(iter(pictures.values()))
     height = max(picture.shape[0] for picture in pictures.values())

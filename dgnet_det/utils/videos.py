@@ -22,12 +22,8 @@ def is_video(path: Path) -> bool:
 
 
 class Video:
-    """A video file to read, once.
-
-    Attributes:
-        rate: frames a second.
-        num_frames: as its header states; 0 if it does not.
-    """
+    """A video file that is read once, with its frames a second as ``rate``, and the header's
+    ``num_frames``, 0 if it does not state any."""
 
     def __init__(self, path: Path) -> None:
         """
@@ -52,11 +48,9 @@ class Video:
 
 @contextmanager
 def written_video(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that appends a frame, [H, W, 3] BGR, uint8, to the video ``path``, which is there
-    once the body has succeeded.
-
-    Frames have one size. The codec takes even sizes alone: an odd frame's last row or column is
-    written twice.
+    """Yield a function that appends a frame, [H, W, 3] BGR, uint8, to the video ``path``, which
+    appears if the body succeeds. Frames have one size; the last row or column of an odd size is
+    written twice, as the codec takes even sizes alone.
 
     Raises:
         UserError: the video cannot be written.

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +11,9 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
-from helpers.configs import ROOT
 from helpers.static_networks import randomised
+from helpers.training import assert_same_weights, evaluated, final_weights, metrics
+from helpers.training import run as run_python
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
@@ -43,16 +41,6 @@ def assert_same_results(results: dict, expected: dict) -> None:
     assert results.keys() == expected.keys() == {"top1", "top5", "wiring"}
     assert (results["top1"], results["top5"]) == (expected["top1"], expected["top5"])
     assert results["wiring"] == pytest.approx(expected["wiring"], rel=1e-6)
-
-
-def final_weights(directory: str | Path) -> dict[str, torch.Tensor]:
-    return torch.load(Path(directory) / "model_final.pth", weights_only=True)["model"]
-
-
-def assert_same_weights(cfg: CfgNode, other: CfgNode) -> None:
-    expected, actual = final_weights(other.OUTPUT_DIR), final_weights(cfg.OUTPUT_DIR)
-    assert expected.keys() == actual.keys()
-    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
 
 
 class InterruptionError(RuntimeError):
@@ -88,7 +76,7 @@ def test_a_resumed_run_draws_the_same_branches(
     expected = run(whole)
     run_until_an_interruption(broken, monkeypatch)
     assert train_classifier(broken, resume=True)["wiring"] == pytest.approx(expected["wiring"])
-    assert_same_weights(broken, whole)
+    assert_same_weights(broken.OUTPUT_DIR, whole.OUTPUT_DIR)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(
@@ -115,7 +103,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
         expected_results = run(whole)
     run_until_an_interruption(broken, monkeypatch)
     assert_same_results(train_classifier(broken, resume=True), expected_results)
-    assert_same_weights(broken, whole)
+    assert_same_weights(broken.OUTPUT_DIR, whole.OUTPUT_DIR)
 
     total, warmup = 9, 6  # 18 images, 6 a batch, whatever the accumulation
     formula = [
@@ -126,11 +114,9 @@ def test_a_resumed_run_ends_with_the_same_weights(
     ]
     assert [rate[0] for rate in rates] == pytest.approx(formula, rel=1e-5)
 
-    lines = (Path(whole.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    evaluated = {r["iteration"]: r["top1"] for r in records if "top1" in r}
-    assert list(evaluated) == [1, 3, 5, 7, 9]
-    assert evaluated[9] == expected_results["top1"]
+    records = metrics(whole.OUTPUT_DIR)
+    assert evaluated(whole.OUTPUT_DIR, "top1") == [1, 3, 5, 7, 9]
+    assert records[-1]["top1"] == expected_results["top1"]
     assert records[1]["total_loss"] > 0
     assert records[1]["wiring/res3.0/alpha_std"] > 0
     assert list(Path(whole.OUTPUT_DIR).glob("events.out.tfevents.*"))
@@ -225,15 +211,10 @@ def test_two_processes_with_half_the_batch_match_one(
     which cannot be shared evenly, each counts once."""
     overrides = ("MODEL.RESNETS.NORM", "naiveSyncBN", "SOLVER.BASE_LR", "0.0005")
     one, two, results = make_cfg(*overrides, output="one"), tmp_path / "two", tmp_path / "two.json"
-    done = subprocess.run(
-        [
-            *(sys.executable, "tools/train_classifier.py", *classifier, *overrides),
-            *("--num-gpus", "2", "--json", str(results), "OUTPUT_DIR", str(two)),
-        ],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_python(
+        *("tools/train_classifier.py", *classifier, *overrides, "--num-gpus", "2"),
+        *("--json", str(results), "OUTPUT_DIR", str(two)),
+    )
     expected_results = run(one)
     expected, actual = final_weights(one.OUTPUT_DIR), final_weights(two)
     for name in expected:

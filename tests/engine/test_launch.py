@@ -1,7 +1,5 @@
 """Processes of torchrun, SLURM and Detectron2's launch; what is lost and started again."""
 
-import json
-import os
 import random
 import re
 import signal
@@ -12,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.configs import ROOT
+from helpers.training import ENVIRONMENT, assert_same_weights, evaluated, run
 
 from dgnet_det.engine.launch import launch, launched
 from dgnet_det.errors import UserError
@@ -33,27 +31,7 @@ def lost(self):
     run_step(self)
 Trainer.run_step = lost
 """
-ENVIRONMENT = {
-    k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE") and "SLURM" not in k
-} | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def run(*command: str, expected: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert result.returncode == expected, result.stdout + result.stderr
-    return result
-
-
-def assert_same_weights(folder: Path, other: Path) -> None:
-    ours, theirs = (
-        torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (folder, other)
-    )
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +88,7 @@ def test_sigterm_saves_a_checkpoint_and_resume_goes_on_from_it(
     """Of one of two processes of Detectron2's launch, after the iteration that is running."""
     iteration, option = lose("SIGTERM", seed=2)
     output, path = tmp_path / "output", {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    words = [sys.executable, *command, *option, "--num-gpus", "2", "OUTPUT_DIR", str(output)]
+    words = [*command, *option, "--num-gpus", "2", "OUTPUT_DIR", str(output)]
     result = run(*words, expected=128 + signal.SIGTERM, **path)
     saved = output / f"model_{iteration:07d}.pth"
     assert result.stderr.splitlines()[-1] == (
@@ -119,8 +97,7 @@ def test_sigterm_saves_a_checkpoint_and_resume_goes_on_from_it(
     assert "Traceback" not in result.stdout + result.stderr
     run(*words, "--resume", AGAIN="1", **path)
     assert_same_weights(output, whole)
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines if "bbox/AP" in line] == [3, 7, 9]
+    assert evaluated(output, "bbox/AP") == [3, 7, 9]
 
 
 def test_a_killed_process_is_told_in_one_line(
@@ -128,7 +105,7 @@ def test_a_killed_process_is_told_in_one_line(
 ) -> None:
     _, option = lose("SIGKILL", seed=3)
     words = [*command, *option, "--num-gpus", "2", "OUTPUT_DIR", str(tmp_path / "output")]
-    result = run(sys.executable, *words, expected=1, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    result = run(*words, expected=1, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert re.match(
         r"error: process [01] was ended by SIGKILL.*: .*/model_\d+\.pth is saved; to go on, add"
         " --resume$",
@@ -198,10 +175,7 @@ def test_launchers_are_told_by_their_variables(
     ],
 )  # fmt: skip
 def test_mistakes_are_named(
-    variables: dict[str, str],
-    options: dict,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str], options: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -1,7 +1,6 @@
 """tools/train_net.py: train, stop, resume, evaluate, several processes, mistakes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 import yaml
 from helpers.configs import ROOT
+from helpers.training import ENVIRONMENT, evaluated, metrics, run
 from PIL import Image
 
 from dgnet_cli.train_net import main as train_net
@@ -22,14 +22,6 @@ from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
 
 NAMES = ["apple", "fig", "pear"]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -74,9 +66,8 @@ def test_a_short_run_keeps_few_checkpoints_and_every_evaluation(trained: tuple[P
         "model_0000015.pth", "model_0000019.pth", "model_0000023.pth", "model_best.pth",
         "model_final.pth",
     }  # fmt: skip
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    evaluated = [line["iteration"] for line in lines if "bbox/AP" in line]
-    assert evaluated == [5, 11, 17, 24]
+    lines = metrics(output)
+    assert evaluated(output, "bbox/AP") == [5, 11, 17, 24]
     for figure in ("mean_weight", "open_edges", "absent_nodes", "alpha_std"):
         assert any(f"wiring/res3.0/{figure}" in line for line in lines)
     assert 0 < lines[-1]["wiring/alpha_std"] == results["wiring"]["alpha_std"] < 0.5
@@ -95,8 +86,7 @@ def test_evaluation_leaves_the_config_alone(
          "MODEL.RPN.POST_NMS_TOPK_TEST", "19"]
     )  # fmt: skip
     assert (output / "config.yaml").read_bytes() == before
-    evaluated = json.loads((tmp_path / "metrics.json").read_text())
-    assert evaluated.keys() == results.keys()
+    assert json.loads((tmp_path / "metrics.json").read_text()).keys() == results.keys()
 
 
 def test_a_refused_run_writes_nothing(
@@ -150,8 +140,7 @@ def stopped(
     ]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "tools/train_net.py", *command, "100000"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 240
     while not (output / "last_checkpoint").exists() and time.monotonic() < deadline:
@@ -183,8 +172,7 @@ def test_a_stopped_training_goes_on(
     train_net([*command, str(total), "--resume"])
     final = load(output / "model_final.pth")
     assert final["iteration"] == total - 1
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    assert lines[-1]["iteration"] == total
+    assert metrics(output)[-1]["iteration"] == total
     before, after = (
         checkpoint["trainer"]["optimizer"]["state"][0]["momentum_buffer"]
         for checkpoint in (last, final)
@@ -234,15 +222,13 @@ def test_a_training_that_diverges_names_the_learning_rate(
 
 def test_two_processes_evaluate_together(detector: list[str], tmp_path: Path) -> None:
     """And leave their process group, without which they abort in about one run of three."""
-    result = run(
+    run(
         "tools/train_net.py", *detector, "--num-gpus", "2", "SOLVER.MAX_ITER", "2",
         "TEST.EVAL_PERIOD", "1", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)",
         "OUTPUT_DIR", str(tmp_path),
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines if "bbox/AP50" in line] == [0, 2]
-    assert "bbox_TTA/AP50" in lines[-1]
+    assert evaluated(tmp_path, "bbox/AP50") == [0, 2]
+    assert evaluated(tmp_path, "bbox_TTA/AP50") == [2]
 
 
 def test_a_new_training_sets_the_metrics_of_an_earlier_one_aside(
@@ -253,8 +239,7 @@ def test_a_new_training_sets_the_metrics_of_an_earlier_one_aside(
     before = (tmp_path / "metrics.json").read_bytes()
     train_net([*words, "2"])
     assert (tmp_path / "earlier_1/metrics.json").read_bytes() == before
-    lines = (tmp_path / "metrics.json").read_text().splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
+    assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2]
     assert "of an earlier training" in (tmp_path / "log.txt").read_text()
 
 
@@ -263,9 +248,8 @@ def test_a_mistake_that_another_process_finds_is_one_line(
 ) -> None:
     result = run(
         "tools/train_net.py", *detector, "--num-gpus", "2", "OUTPUT_DIR", str(tmp_path / "output"),
-        "MODEL.DGNET.WIRING", "papr",
+        "MODEL.DGNET.WIRING", "papr", expected=1,
     )  # fmt: skip
-    assert result.returncode == 1
     assert "Traceback" not in result.stderr + result.stdout
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: MODEL.DGNET.WIRING 'papr'")

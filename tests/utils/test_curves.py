@@ -4,49 +4,51 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgnet_det.utils.curves import draw_curves, read_metrics
 
 
-def written(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
+def records(name: str, value: float, *iterations: int) -> list[dict]:
+    return [{"iteration": i, name: value} for i in iterations]
 
 
-def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:
-    first = [{"iteration": i, "total_loss": 9.0} for i in (19, 39, 59)]
-    resumed = [{"iteration": i, "total_loss": 1.0, "bbox/AP": 5.0} for i in (39, 59, 79)]
-    curves = read_metrics(written(tmp_path / "metrics.json", first + resumed))
-    assert curves == {
-        "total_loss": ([19, 39, 59, 79], [9.0, 1.0, 1.0, 1.0]),
-        "bbox/AP": ([39, 59, 79], [5.0, 5.0, 5.0]),
-    }
-
-
-def test_a_run_that_began_anew_replaces_a_longer_one(tmp_path: Path) -> None:
-    records = [{"iteration": i, "lr": 9.0} for i in (19, 39, 59)] + [{"iteration": 19, "lr": 1.0}]
-    assert read_metrics(written(tmp_path / "metrics.json", records)) == {"lr": ([19], [1.0])}
-
-
-def test_late_evaluations_and_a_cut_line(tmp_path: Path) -> None:
-    """Detectron2 writes an evaluation's line behind that of a later iteration."""
-    lines = [(19, "lr"), (39, "lr"), (59, "lr"), (49, "bbox/AP"), (79, "lr"), (99, "lr")]
-    lines += [(59, "lr"), (49, "bbox/AP"), (79, "lr")]  # resumed from 50
-    records = [{"iteration": i, name: float(k)} for k, (i, name) in enumerate(lines)]
-    path = written(tmp_path / "metrics.json", records)
-    path.write_text(path.read_text() + '{"iteration": 99, "l')
-    assert read_metrics(path) == {
-        "lr": ([19, 39, 59, 79], [0, 1, 6, 8]),
-        "bbox/AP": ([49], [7]),
-    }
-
-
-def test_undefined_metrics_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        # A resumed run replaces what it repeats.
+        (
+            records("total_loss", 9.0, 19, 39, 59) + records("total_loss", 1.0, 39, 59, 79),
+            {"total_loss": ([19, 39, 59, 79], [9, 1, 1, 1])},
+        ),
+        # A run that began anew replaces a longer one.
+        (records("lr", 9.0, 19, 39, 59) + records("lr", 1.0, 19), {"lr": ([19], [1])}),
+        # Detectron2 writes an evaluation's line behind that of a later iteration.
+        (
+            records("lr", 0.0, 19, 39, 59)
+            + records("bbox/AP", 1.0, 49)
+            + records("lr", 0.0, 79, 99)
+            + records("lr", 2.0, 59)
+            + records("bbox/AP", 3.0, 49)
+            + records("lr", 2.0, 79),
+            {"lr": ([19, 39, 59, 79], [0, 0, 2, 2]), "bbox/AP": ([49], [3])},
+        ),
+        # Undefined metrics are left out.
+        (
+            [{"iteration": 5, "bbox/AP": float("nan"), "bbox/AP50": 1.5}],
+            {"bbox/AP50": ([5], [1.5])},
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_read(written: list[dict], expected: dict, tmp_path: Path) -> None:
+    """Whose last line may be cut off."""
     path = tmp_path / "metrics.json"
-    path.write_text('{"iteration": 5, "bbox/AP": NaN, "bbox/AP50": 1.5}\n')
-    assert read_metrics(path) == {"bbox/AP50": ([5], [1.5])}
+    path.write_text("".join(json.dumps(record) + "\n" for record in written))
+    assert read_metrics(path) == expected
+    path.write_text(path.read_text() + '{"iteration": 999, "l')
+    assert read_metrics(path) == expected
 
 
 def lines(axes: Axes) -> dict[str, tuple[list, list]]:

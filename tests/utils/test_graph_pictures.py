@@ -18,7 +18,7 @@ def make_panel(num_nodes: int, *, fixed_chain: bool = False, title: str = "res2.
     edges = np.tri(num_nodes, k=-2 if fixed_chain else -1, dtype=bool)
     values = np.random.default_rng(0).uniform(0.1, 0.9, edges.shape)
     values[~edges] = values[2, 0] = np.nan
-    return GraphPanel(title, edges, values, values, np.zeros(num_nodes, bool), fixed_chain)
+    return GraphPanel(title, edges, values, values, np.zeros(num_nodes, bool))
 
 
 def graphs_of(figure: Figure) -> Axes:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,14 @@ from dgnet_det.utils.graph_pictures import GraphPanel, Scale, draw_branches, dra
 from dgnet_det.utils.pictures import figure_pixels
 
 
-def render_page(
-    report: dict[str, Any],
-    survey: Survey,
-    examples: Sequence[dict[str, Any]],
-) -> str:
-    """The HTML of a report.
+def render_page(report: dict[str, Any], survey: Survey, examples: Sequence[dict[str, Any]]) -> str:
+    """The HTML of a report on graphs.
 
     Args:
-        report: what :func:`summarize` returned, with ``interventions`` (of
-            :func:`intervene`, or why there are none as ``not_tested``), ``date``,
-            ``config_file``, ``weights``, ``wiring``, ``images_from`` and ``confidence``.
-        survey: what it is a summary of.
-        examples: entries of ``report["images"]`` with their ``distance`` and ``picture``, an image
-            [H, W, 3] RGB.
+        report: the result of :func:`summarize` for ``survey``, with ``interventions`` (of
+            :func:`intervene`, or the reason for none as ``not_tested``), ``date``, ``config_file``,
+            ``weights``, ``wiring``, ``images_from`` and ``confidence``.
+        examples: entries of ``report["images"]`` with their ``picture``, [H, W, 3] RGB.
     """
     most_varied = max(report["edges"], key=lambda edge: edge["std"])
     return _render(
@@ -44,14 +38,13 @@ def render_page(
 
 
 def render_choices(report: dict[str, Any], examples: Sequence[dict[str, Any]]) -> str:
-    """The HTML of the report on a detector that routes between branches.
-
-    Args:
-        report: what :func:`survey_choices` returned, with ``interventions``, ``date``,
-            ``config_file``, ``weights`` and ``images_from`` as for :func:`render_page`.
-        examples: entries of ``report["images"]`` with their ``picture``, [H, W, 3] RGB.
-    """
-    frequencies = draw_frequencies(report)
+    """The HTML of a report on routed stages, of a :func:`summarize_choices`; otherwise as
+    :func:`render_page`."""
+    shares = np.array(list(report["connections"].values()))
+    most = shares == shares.max(axis=1, keepdims=True)
+    frequencies = draw_branches(
+        list(report["connections"]), report["branches"], shares, most, label="share of the images"
+    )
     return _render("choices.html", report=report, frequencies=frequencies, examples=examples)
 
 
@@ -95,49 +88,30 @@ def _giga(count: float) -> str:
 def draw_mean_and_spread(survey: Survey) -> Figure:
     """The mean weight of every edge as arcs, its standard deviation in the cells. Edges that are
     closed in every image are grey."""
-    weight = survey.of_edges("weight")
-    closed = ~survey.of_edges("value").any(axis=0)
-    mean = np.where(closed, np.nan, weight.mean(axis=0))
-    std = np.where(closed, np.nan, weight.std(axis=0))
-    graphs = survey.graphs.items()
-    opened = [graph.value[:, graph.learned].ne(0).double().mean().item() for _, graph in graphs]
-    titles = [f"{name}: {_percent(x)} open" for (name, _), x in zip(graphs, opened, strict=True)]
+    panels, fixed_chain = [], False
+    for name, graph in survey.decisions.items():
+        closed, weight = ~graph.value.numpy().any(axis=0), graph.weight.numpy()
+        opened = graph.value[:, graph.learned].ne(0).double().mean().item()
+        panels.append(
+            GraphPanel(
+                f"{name}: {_percent(opened)} open",
+                graph.learned.numpy(),
+                np.where(closed, np.nan, weight.mean(axis=0)),
+                np.where(closed, np.nan, weight.std(axis=0)),
+                graph.absent().all(dim=0).numpy(),
+            )
+        )
+        fixed_chain |= panels[-1].fixed_chain
     arcs = Scale.of_alpha()
-    if any(not graph.learned[1, 0] for _, graph in graphs):
-        arcs = Scale.of_gamma_alpha(float(np.abs(weight).max()))
+    if fixed_chain:
+        arcs = Scale.of_gamma_alpha(float(np.abs(survey.of_edges("weight")).max()))
     arcs = arcs._replace(label=f"mean {arcs.label}")
-    largest = float(np.nanmax(std, initial=0)) or 1.0
+    largest = max(float(np.nanmax(panel.cells, initial=0)) for panel in panels) or 1.0
     label, unit = "standard deviation", 1.0
     if largest < 0.01:  # there is no room for many zeros
         exponent = int(np.floor(np.log10(largest)))
         label, unit = f"{label}, in $10^{{{exponent}}}$", 10.0**exponent
+    panels = [panel._replace(cells=panel.cells / unit) for panel in panels]
     cells = Scale(label, 0, largest / unit, "Greens")
     grey = ("closed in every image", "absent in every image")
-    return draw_graphs(_panels(survey, titles, mean, std / unit), arcs, cells, grey=grey)
-
-
-def _panels(
-    survey: Survey, titles: Sequence[str], arcs: np.ndarray, cells: np.ndarray
-) -> list[GraphPanel]:
-    parts = zip(
-        titles, survey.graphs.values(), survey.matrices(arcs), survey.matrices(cells), strict=True
-    )
-    return [
-        GraphPanel(
-            title,
-            graph.learned.numpy(),
-            arc,
-            cell,
-            graph.absent().all(dim=0).numpy(),
-            not graph.learned[1, 0],
-        )
-        for title, graph, arc, cell in parts
-    ]
-
-
-def draw_frequencies(report: Mapping[str, Any]) -> Figure:
-    """How often each branch is taken; the most frequent ones are framed."""
-    values = np.array(list(report["connections"].values()))
-    most = values == values.max(axis=1, keepdims=True)
-    names, branches = list(report["connections"]), report["branches"]
-    return draw_branches(names, branches, values, most, label="share of the images")
+    return draw_graphs(panels, arcs, cells, grey=grey)

@@ -1,5 +1,5 @@
-"""What a detector's routers decide on every image of a dataset, in figures as JSON takes them and
-the page prints them."""
+"""The decisions of a detector's routers on every image of a dataset, as figures for JSON and the
+page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,89 +20,69 @@ ROUNDING = 1e-6  # a weight that moves by less over the images is constant
 
 
 class Survey(NamedTuple):
-    """What was seen on n images. Their E edges are those that routers weigh, graph by graph, row by
-    row of its matrix."""
+    """The results and decisions on n images."""
 
     # Of each: "file", "height" and "width" of the file, "detections" (their number), "macs" that
-    # the backbone ran and "all_open_macs".
+    # the backbone ran, and "all_open_macs", with all edges open or the dearest branches.
     images: list[dict[str, Any]]
-    graphs: dict[str, Decisions]  # by name, of all images, [n, N, N] float64 on the CPU
+    decisions: dict[str, Decisions]  # by stage, of all images, float64 on the CPU
 
     def of_edges(self, part: str) -> np.ndarray:
-        """The ``weight`` or ``value`` (α) of every edge, [n, E]; 0 where it is closed."""
-        parts = [getattr(graph, part)[:, graph.learned] for graph in self.graphs.values()]
+        """The ``weight`` or ``value`` (α) of the E edges that routers weigh, [n, E], graph by graph
+        and row by row of its matrix; 0 where an edge is closed."""
+        parts = [getattr(graph, part)[:, graph.learned] for graph in self.decisions.values()]
         return torch.cat(parts, dim=1).numpy()
-
-    def matrices(self, values: np.ndarray) -> list[np.ndarray]:
-        """Values of all edges, [E], as a matrix [N, N] for each graph, NaN where there is no
-        edge."""
-        matrices, start = [], 0
-        for graph in self.graphs.values():
-            matrix, edges = np.full(graph.learned.shape, np.nan), graph.learned.numpy()
-            matrix[edges] = values[start : start + edges.sum()]
-            start += edges.sum()
-            matrices.append(matrix)
-        return matrices
 
 
 @torch.no_grad()
 def survey_images(
-    model: nn.Module,
-    cfg: CfgNode,
-    images: Sequence[Mapping[str, Any]],
-    *,
-    confidence: float,
+    model: nn.Module, cfg: CfgNode, images: Sequence[Mapping[str, Any]], *, confidence: float
 ) -> Survey:
     """Run a detector on images, with a progress bar.
 
     Args:
-        model: with edge weights, in evaluation mode.
+        model: with graphs or routed stages, in evaluation mode.
         cfg: its config.
         images: at least one, in Detectron2's dataset format, or with a ``file_name`` alone.
         confidence: what the score of a detection must be above.
     """
     read, count = CheckedDatasetMapper(cfg, is_train=False), ImageCounter(model)
     seen, recorded = [], []
-    with record_decisions(model) as edge_weights:
+    with record_decisions(model) as decisions:
         for image in tqdm(images, desc="images", unit="image"):
             inputs = read(image)
-            found = model([inputs])[0]["instances"].to("cpu")
-            found = found[found.scores > confidence]
-            recorded.append(dict(edge_weights))
+            found = model([inputs])[0]["instances"]
+            recorded.append(dict(decisions))
             counts = count(inputs["image"])
             seen.append(
                 {
                     "file": str(image["file_name"]),
                     "height": inputs["height"],
                     "width": inputs["width"],
-                    "detections": len(found),
+                    "detections": int((found.scores > confidence).sum()),
                     "macs": counts.ran.macs,
                     "all_open_macs": counts.all_open.macs,
                 }
             )
 
-    def of_all(name: str, part: str) -> Any:
-        return torch.cat([getattr(row[name], part) for row in recorded]).double().cpu()
+    def of_all(name: str) -> Decisions:
+        gate, value, weight = (
+            torch.cat([getattr(row[name], part) for row in recorded]).double().cpu()
+            for part in ("gate", "value", "weight")
+        )
+        learned = decisions[name].learned.cpu()
+        return decisions[name]._replace(gate=gate, value=value, weight=weight, learned=learned)
 
-    return Survey(
-        seen,
-        {
-            name: weights._replace(
-                **{part: of_all(name, part) for part in ("gate", "value", "weight")},
-                learned=weights.learned.cpu(),
-            )
-            for name, weights in edge_weights.items()
-        },
-    )
+    return Survey(seen, {name: of_all(name) for name in decisions})
 
 
 def varying(weight: np.ndarray) -> np.ndarray:
-    """The places of the edges whose weight, [n, E], is not the same in all images."""
+    """The indices of the edges whose weight, [n, E], differs between images."""
     return np.flatnonzero(np.ptp(weight, axis=0) > ROUNDING)
 
 
 def summarize(survey: Survey) -> dict[str, Any]:
-    """The figures of a survey."""
+    """The figures of a survey of graphs: every edge's weight, and what images cost."""
     weight, is_open = survey.of_edges("weight"), survey.of_edges("value") != 0
     macs, all_open = (
         np.array([image[key] for image in survey.images]) for key in ("macs", "all_open_macs")
@@ -110,7 +90,7 @@ def summarize(survey: Survey) -> dict[str, Any]:
     edges: list[dict[str, Any]] = []
     places = [
         (name, int(i), int(j), len(graph.learned) - 1)
-        for name, graph in survey.graphs.items()
+        for name, graph in survey.decisions.items()
         for j, i in graph.learned.nonzero()
     ]
     for e, (name, i, j, output) in enumerate(places):
@@ -134,58 +114,49 @@ def summarize(survey: Survey) -> dict[str, Any]:
 
 
 def distances(weight: np.ndarray) -> np.ndarray:
-    """How far each image's edge weights, [n, E], are from the mean, [n]: the root of the mean over
-    the edges of the squared difference in standard deviations."""
+    """The distance of each image's edge weights, [n, E], from the mean image, [n]: the root mean
+    square over the edges of the difference in standard deviations."""
     weight = weight[:, varying(weight)]
     if not weight.size:
         return np.zeros(len(weight))
     return np.sqrt((((weight - weight.mean(axis=0)) / weight.std(axis=0)) ** 2).mean(axis=1))
 
 
-@torch.no_grad()
-def survey_choices(
-    model: nn.Module, cfg: CfgNode, images: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Which branches images take in a detector with routed stages, and what that costs. Arguments
-    are those of :func:`survey_images`."""
-    read, count = CheckedDatasetMapper(cfg, is_train=False), ImageCounter(model)
-    seen: list[dict[str, Any]] = []
-    gates = []
-    with record_decisions(model) as choices:
-        for image in tqdm(images, desc="images", unit="image"):
-            _, ran, dearest = count(read(image)["image"])
-            seen.append({"file": str(image["file_name"]), "macs": ran.macs})
-            seen[-1]["dearest_macs"] = dearest.macs
-            gates.append(torch.cat([of_stage.gate[0] for of_stage in choices.values()]).cpu())
-    frequency = torch.stack(gates).double().mean(dim=0)
-    rows = iter(frequency)
+def summarize_choices(survey: Survey) -> dict[str, Any]:
+    """The figures of a survey of routed stages: which branches images take, and what that costs."""
+    stages = survey.decisions.items()
+    connections = [(name, j) for name, choices in stages for j in choices.rows]
+    branches = next(iter(survey.decisions.values())).columns
+    exists = torch.cat([choices.learned for _, choices in stages])
+    gates = torch.cat([choices.gate for _, choices in stages], dim=1)
+    frequency = gates.mean(dim=0)
     unused = [
-        branch_name(name, j, branch)
-        for name, one in choices.items()
-        for j, exists in zip(one.rows, one.learned.tolist(), strict=True)
-        for branch, share, there in zip(one.columns, next(rows).tolist(), exists, strict=True)
-        if there and not share
+        branch_name(connections[c][0], connections[c][1], branches[k])
+        for c, k in (exists & frequency.eq(0)).nonzero().tolist()
     ]
-    names = [f"{name}, {j}" for name, one in choices.items() for j in one.rows]
+    varies = frequency.gt(0) & frequency.lt(1)
+    distance = (gates - frequency).abs().sum(dim=(1, 2)) / 2 / len(frequency)
+    images = [
+        {"file": x["file"], "macs": x["macs"], "dearest_macs": x["all_open_macs"], "distance": d}
+        for x, d in zip(survey.images, distance.tolist(), strict=True)
+    ]
     return {
-        "num_images": len(seen),
-        "branches": list(next(iter(choices.values())).columns),
-        "connections": dict(zip(names, frequency.tolist(), strict=True)),
+        "num_images": len(images),
+        "branches": list(branches),
+        "connections": {
+            f"{name}, {j}": row
+            for (name, j), row in zip(connections, frequency.tolist(), strict=True)
+        },
         "unused_branches": unused,
-        "connections_that_vary": int(frequency.lt(1).logical_and(frequency.gt(0)).any(dim=1).sum()),
-        "share_of_dearest": _spread(
-            np.array([image["macs"] / image["dearest_macs"] for image in seen])
-        ),
-        "images": [
-            {**image, "distance": float((gate - frequency).abs().sum() / 2 / len(frequency))}
-            for image, gate in zip(seen, gates, strict=True)
-        ],
+        "connections_that_vary": int(varies.any(dim=1).sum()),
+        "share_of_dearest": _spread(np.array([x["macs"] / x["dearest_macs"] for x in images])),
+        "images": images,
     }
 
 
 def choose_examples(report: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """At most ``count`` of a report's images, evenly from the one nearest to the mean of all to the
-    one farthest from it."""
+    """Pick at most ``count`` of a report's images, evenly from the nearest to the mean to the
+    farthest."""
     images = sorted(report["images"], key=lambda image: image["distance"])
     places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
     return [images[k] for k in places]

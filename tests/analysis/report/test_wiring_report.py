@@ -289,10 +289,7 @@ def test_untrained_routers(made: Made, tmp_path: Path) -> None:
     images = [str(made.images / f"{k}.png") for k in range(9)]
     main([*arguments, "--input", *images, *SMALL_R_18])
     text = " ".join(Page(output.read_text(encoding="utf-8")).text.split())
-    for part in (
-        "none: untrained",
-        "All images are wired alike: no weight depends on the image.",
-    ):
+    for part in ("none: untrained", "All images are wired alike: no weight depends on the image."):
         assert part in text
 
 
