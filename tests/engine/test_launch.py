@@ -31,6 +31,7 @@ def lost(self):
     run_step(self)
 Trainer.run_step = lost
 """
+Lose = Callable[..., tuple[int, list[str]]]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -56,7 +57,7 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lose(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
+def lose(tmp_path: Path) -> Lose:
     """Writes a module that loses a process at a random iteration, and returns it with the option
     that imports it."""
 
@@ -71,7 +72,7 @@ def lose(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
 
 
 def test_a_killed_process_is_started_again_by_torchrun(
-    command: list[str], whole: Path, lose: Callable[..., tuple[int, list[str]]], tmp_path: Path
+    command: list[str], whole: Path, lose: Lose, tmp_path: Path
 ) -> None:
     _, option = lose("SIGKILL", seed=1)
     run(
@@ -83,7 +84,7 @@ def test_a_killed_process_is_started_again_by_torchrun(
 
 
 def test_sigterm_saves_a_checkpoint_and_resume_goes_on_from_it(
-    command: list[str], whole: Path, lose: Callable[..., tuple[int, list[str]]], tmp_path: Path
+    command: list[str], whole: Path, lose: Lose, tmp_path: Path
 ) -> None:
     """Of one of two processes of Detectron2's launch, after the iteration that is running."""
     iteration, option = lose("SIGTERM", seed=2)
@@ -101,7 +102,7 @@ def test_sigterm_saves_a_checkpoint_and_resume_goes_on_from_it(
 
 
 def test_a_killed_process_is_told_in_one_line(
-    command: list[str], lose: Callable[..., tuple[int, list[str]]], tmp_path: Path
+    command: list[str], lose: Lose, tmp_path: Path
 ) -> None:
     _, option = lose("SIGKILL", seed=3)
     words = [*command, *option, "--num-gpus", "2", "OUTPUT_DIR", str(tmp_path / "output")]

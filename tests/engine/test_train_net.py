@@ -22,6 +22,7 @@ from dgnet_det.errors import UserError
 from dgnet_det.export.predictor import load_predictor
 
 NAMES = ["apple", "fig", "pear"]
+Stopped = tuple[Path, list[str], subprocess.CompletedProcess[str]]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -128,9 +129,7 @@ def test_inference_knows_the_classes_without_the_data(
 
 
 @pytest.fixture(scope="module")
-def stopped(
-    detector: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
+def stopped(detector: list[str], tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     """OUTPUT_DIR, the command line but for its length, and the end, of a training that SIGTERM
     stopped after its first checkpoint."""
     output = tmp_path_factory.mktemp("stopped")
@@ -151,9 +150,7 @@ def stopped(
     return output, command, subprocess.CompletedProcess([], process.returncode, printed, errors)
 
 
-def test_an_interruption_says_what_is_saved(
-    stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]],
-) -> None:
+def test_an_interruption_says_what_is_saved(stopped: Stopped) -> None:
     output, _, ended = stopped
     last = output / (output / "last_checkpoint").read_text()
     assert ended.returncode == 143
@@ -163,9 +160,7 @@ def test_an_interruption_says_what_is_saved(
     assert all("has no box" in other for other in others), others
 
 
-def test_a_stopped_training_goes_on(
-    stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]],
-) -> None:
+def test_a_stopped_training_goes_on(stopped: Stopped) -> None:
     output, command, _ = stopped
     last = load(output / (output / "last_checkpoint").read_text())
     total = last["iteration"] + 3
@@ -194,9 +189,7 @@ def test_a_stopped_training_goes_on(
     ],
 )
 def test_a_checkpoint_of_another_trainer_is_refused_in_one_line(
-    change: Callable[[dict], Any] | None,
-    message: str,
-    stopped: tuple[Path, list[str], subprocess.CompletedProcess[str]],
+    change: Callable[[dict], Any] | None, message: str, stopped: Stopped
 ) -> None:
     output, command, _ = stopped
     path = output / (output / "last_checkpoint").read_text()
