@@ -150,7 +150,7 @@ class DGNetCheckpointer(DetectionCheckpointer):
         super()._log_incompatible_keys(incompatible)
 
     def _judge(self, saved: Sequence[str], *, resumes: bool) -> list[str]:
-        """What to warn of after loading a checkpoint of the classes ``saved``.
+        """Judge the load of a checkpoint of the classes ``saved``, and return what to warn of.
 
         Raises:
             UserError: it cannot be used.

@@ -1,4 +1,4 @@
-"""From a classification checkpoint to the weights of a detection backbone, or of a classifier."""
+"""Conversion of checkpoints to the weights of a detection backbone, or of a classifier."""
 
 import hashlib
 from dataclasses import dataclass

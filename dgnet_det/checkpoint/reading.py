@@ -57,7 +57,7 @@ torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 class _RefusedError(Exception):
-    """The pickle refers to something else than arrays and plain containers."""
+    """A reference in a pickle to something else than arrays and plain containers."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -119,8 +119,8 @@ def read_checkpoint(path: str, *, trust_pickle: bool = False) -> dict[str, Any]:
 
 
 def _renamed_caffe2(blobs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Caffe2's tensors under Detectron2's names. Where running statistics were folded into a batch
-    norm's affine parameters, it gets those that change nothing."""
+    """Give Caffe2's tensors Detectron2's names, and norms whose running statistics were folded into
+    their affine parameters statistics that change nothing."""
     tensors = convert_c2_detectron_names(blobs)[0]
     is_folded = any("_bn_" in name for name in blobs)
     if is_folded and not any(re.search("_bn_(rm|running_mean)$", name) for name in blobs):

@@ -1,4 +1,4 @@
-"""How well anchors fit a dataset's boxes, at the size and on the grids that the network sees.
+"""Fit of anchors and a dataset's boxes, at the size and on the grids that the network sees.
 
 Comparing shapes alone would mislead: an anchor of 45 pixels on a feature map of stride 32 may have
 a box's shape, and yet lie 16 pixels beside it. For the tree crowns, sizes from quantiles of the
@@ -24,7 +24,7 @@ WORTHWHILE = 0.02
 
 
 class Anchors(NamedTuple):
-    """What ``MODEL.ANCHOR_GENERATOR`` describes; in pixels of the resized image."""
+    """The anchors of a ``MODEL.ANCHOR_GENERATOR``, in pixels of the resized image."""
 
     sizes: list[list[float]]  # square roots of areas, a list for each feature map
     ratios: list[float]  # heights over widths

@@ -91,7 +91,7 @@ def _check_pair(train: Content, test: Content, findings: Findings) -> None:
 
 
 class Inspected(NamedTuple):
-    """What is sound of a dataset's file, and its images that decode, by file name."""
+    """The sound content of a dataset's file, and its images that decode, by file name."""
 
     content: Content
     files: dict[str, ImageFile]

@@ -28,7 +28,7 @@ IMPORT_MENDS = "a copy by dgnet import"
 
 
 class Strict(BaseModel):
-    """What a COCO JSON file must hold somewhere, with the types that JSON has."""
+    """A part of a COCO JSON file, with the types that JSON has."""
 
     model_config = ConfigDict(strict=True)
 
@@ -69,8 +69,8 @@ SEGMENTED = _form({}, {"segmentation": (AnyMask, None)})
 
 
 def annotation_form(cfg: CfgNode, evaluated: bool, crowd: bool) -> type[Strict]:
-    """Say what an annotation, of a ``crowd`` or of one object, must hold for a config's model and,
-    if it is ``evaluated``, for evaluation."""
+    """The form of an annotation, of a ``crowd`` or of one object, that a config's model needs, and
+    evaluation if it is ``evaluated``."""
     needed: dict[str, Any] = {"id": Id, "image_id": Id, "category_id": Id, "bbox": BBox}
     if evaluated:
         needed |= {"area": Area, "iscrowd": IsCrowd}

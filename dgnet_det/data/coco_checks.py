@@ -27,8 +27,8 @@ OVERREACHING_SHARE = 0.1
 
 
 class Content(NamedTuple):
-    """What is sound of a file: entries of 'images' by id, names of categories by id, in the order
-    of a model's outputs, and entries of 'annotations'."""
+    """The sound content of a file: entries of 'images' by id, names of categories by id, in the
+    order of a model's outputs, and entries of 'annotations'."""
 
     json_file: str
     image_root: str
@@ -42,7 +42,7 @@ class Content(NamedTuple):
         return {os.path.abspath(os.path.join(self.image_root, name)) for name in names}
 
     def usable(self) -> "Content":
-        """Without crowds, which training and evaluation leave out."""
+        """The content without crowds, which training and evaluation leave out."""
         return self._replace(annotations=[a for a in self.annotations if not a.get("iscrowd")])
 
     def boxes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ class Content(NamedTuple):
         return np.array(boxes, float).reshape(-1, 4), np.array(sizes, float).reshape(-1, 2)
 
     def class_and_image(self) -> list[tuple[str, int]]:
-        """Of each annotation, the name of its class and the id of its image."""
+        """The name of the class and the id of the image of each annotation."""
         return [(self.names[a["category_id"]], a["image_id"]) for a in self.annotations]
 
 
@@ -144,8 +144,8 @@ def compare_categories(train: Content, val: Content, findings: Findings) -> None
 def _by_id(
     noun: str, entries: list[Any], models: Sequence[type[BaseModel]], findings: Findings
 ) -> dict[int, dict[str, Any]]:
-    """The entries of a list that are as their model says, by id: the first of ``models``, or of
-    crowds the second."""
+    """The sound entries of a list, by id: those that fit the first of ``models``, or the second
+    where they are crowds."""
     sound: dict[int, dict[str, Any]] = {}
     for number, entry in enumerate(entries, 1):
         known = entry if isinstance(entry, dict) else {}
@@ -219,7 +219,7 @@ def fills(mask: dict[str, Any]) -> bool:
 
 
 def _check_boxes(content: Content, findings: Findings) -> None:
-    """Check the numbers: first for another format altogether, then each box."""
+    """Check whether all boxes are of another format, then each box."""
     boxes, image_sizes = content.boxes()
     x, y, w, h = boxes.T
     width, height = (image_sizes + EDGE_TOLERANCE).T

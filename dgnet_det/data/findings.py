@@ -1,4 +1,4 @@
-"""What the checks of a dataset find: mistakes of one kind in one file, told in one line."""
+"""Findings of a dataset's checks: mistakes of one kind in one file, told in one line."""
 
 from dataclasses import dataclass, field
 from functools import partialmethod
@@ -28,7 +28,7 @@ class Finding:
 
 
 class Findings:
-    """Findings in a file, and in others with which they are collected."""
+    """Findings in one file, collected together with those in others."""
 
     def __init__(self, file: str | PathLike[str] = "", others: "Findings | None" = None) -> None:
         self.file = str(file)
@@ -63,7 +63,7 @@ class Findings:
     warning = partialmethod(_add, "warning")
 
     def of(self, severity: str) -> list[Finding]:
-        """Those of one severity in all files, in the order in which they were found."""
+        """Findings of one severity in all files, in the order in which they were found."""
         return [f for f in self._found.values() if f.severity == severity]
 
     def raise_first_error(self) -> None:

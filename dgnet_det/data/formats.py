@@ -55,7 +55,7 @@ CVAT_SHAPES: dict[str, Callable[[dict[str, str]], Iterator[float]]] = {
 
 
 class Malformed(ValueError):
-    """What is wrong with a file, which :func:`read_annotations` names."""
+    """A mistake in a file, whose name :func:`read_annotations` adds."""
 
 
 class LabelledObject(NamedTuple):
@@ -69,7 +69,7 @@ class LabelledObject(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """What a file says of one image."""
+    """The labels of one image, as a file states them."""
 
     names: tuple[str, ...]  # by which the image is found, the best first
     objects: list[LabelledObject]
@@ -94,7 +94,7 @@ def _read_voc(path: Path) -> Iterator[Labels]:
 
 
 def _read_labelme(path: Path) -> Iterator[Labels]:
-    """Shapes of one label and ``group_id`` are the parts of one object."""
+    """Read shapes. Those of one label and ``group_id`` are the parts of one object."""
     content = json.loads(read_text(path))
     found = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(found, list) or not all(isinstance(shape, dict) for shape in found):
@@ -144,9 +144,9 @@ def _read_cvat(path: Path) -> Iterator[Labels]:
 
 
 def _read_csv(path: Path) -> Iterator[Labels]:
-    """There is a row for each box, in columns that have names of ``CSV_COLUMNS``. Where all
-    coordinates of a file are at most 1, they are fractions of the image, as Open Images has them. A
-    row without coordinates is an image without objects."""
+    """Read a row for each box, in columns that have names of ``CSV_COLUMNS``. Where all coordinates
+    of a file are at most 1, they are fractions of the image, as Open Images has them. A row without
+    coordinates is an image without objects."""
     rows, columns, box = _csv_table(path)
     if box is None:
         missing = [meaning for meaning in HEADERLESS if meaning not in columns]
@@ -206,10 +206,10 @@ def _csv_table(path: Path) -> tuple[list[list[str]], dict[str, int], tuple[str, 
 
 
 def _read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> Iterator[Labels]:
-    """For each object there is a line with the number of its class from 0, then the centre's x and
-    y, width and height as fractions of the image, or a polygon. Key points behind a box and a
-    detector's confidence, a sixth number, are passed over. Numbers may be decimals, such as 1.0,
-    and have commas between them."""
+    """Read a line for each object: the number of its class from 0, then the centre's x and y, width
+    and height as fractions of the image, or a polygon. Key points behind a box and a detector's
+    confidence, a sixth number, are passed over. Numbers may be decimals, such as 1.0, and have
+    commas between them."""
     objects = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         label, *values = re.split(r"[\s,]+", line.strip().strip(","))
@@ -234,7 +234,7 @@ def _read_yolo(path: Path, classes: Sequence[str], keypoints: bool = False) -> I
 
 
 def _read_coco(path: Path) -> Iterator[Labels]:
-    """Boxes with a rotation are turned; masks and keypoints are kept with upright ones."""
+    """Read annotations. Boxes with a rotation are turned; others keep masks and keypoints."""
     coco = read_coco(str(path))
     names: dict[str, Any] = {}
     for number, category in enumerate(coco["categories"], 1):
@@ -302,7 +302,7 @@ READERS: dict[str, tuple[str, Callable[..., Iterator[Labels]]]] = {
 
 
 def read_annotations(layout: str, path: Path, **options: Any) -> list[Labels]:
-    """What a file says of its images, in a format of ``READERS``. ``options`` are for YOLO: the
+    """Read the labels of a file's images, in a format of ``READERS``. ``options`` are for YOLO: the
     names of the ``classes``, and whether there are ``keypoints``.
 
     Raises:

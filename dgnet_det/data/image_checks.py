@@ -32,7 +32,7 @@ ODD_MODES = {
 
 
 class ImageFile(NamedTuple):
-    """What was found in an image file that decodes."""
+    """The properties of an image file that decodes."""
 
     odd: dict[str, str]  # by the kind of finding, what is not right with it
     deep: bool  # more than 8 bits
@@ -110,7 +110,7 @@ def check_files(
 
 
 def read_image_file(path: str) -> ImageFile | UserError:
-    """Decode an image file; what is wrong with it where that fails."""
+    """Decode an image file and note its properties; returns the error where that fails."""
     odd: dict[str, str] = {}
     try:
         with images.opened(path, deep=True) as image:

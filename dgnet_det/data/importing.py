@@ -28,8 +28,8 @@ IMAGE_FOLDERS = {"JPEGImages", "images", "Images"}
 
 @contextmanager
 def unpacked(path: Path, output: Path) -> Iterator[Path]:
-    """``path``, or of a .zip a folder in ``output`` with what is in it, which is removed if the
-    body fails.
+    """Unpack a .zip into a folder in ``output``, which is removed if the body fails. Other paths
+    stay as they are.
 
     Raises:
         UserError: it is no valid archive.
@@ -61,8 +61,8 @@ def read_dataset(
     origin: int | None = None,
     output: Path | None = None,
 ) -> tuple[list[dict[str, Any]], Splits]:
-    """COCO's categories, in the order of their ids, and the images of a dataset in the format of a
-    labelling tool.
+    """Read a dataset in the format of a labelling tool: COCO's categories, in the order of their
+    ids, and the images of each split.
 
     Annotations and images may lie in any folders. The split of an image is what ``ImageSets/Main``
     or YOLO's lists say, else CVAT's subset, else what a folder, or a CSV or COCO file, is called
@@ -102,7 +102,7 @@ def read_dataset(
     if not files:
         raise UserError(f"{path}: no {ending} file with boxes: name the folder that has them")
     source = _Images(images or folder, layout, None if images else skip)
-    told = _Told(folder, layout, source)
+    told = _SplitSource(folder, layout, source)
     if layout == "yolo":
         told.read_description(description, findings)
         files = [f for f in files if f not in told.lists and not yolo.is_class_list(f)]
@@ -175,8 +175,8 @@ class _Images:
         return best[0]
 
 
-class _Told:
-    """What tells the splits of images: lists and descriptions of them, or names in paths."""
+class _SplitSource:
+    """Sources of an image's split: lists and descriptions of images, and names in paths."""
 
     def __init__(self, folder: Path, layout: str, images: _Images) -> None:
         self.folder, self.layout, self.images = folder, layout, images
@@ -222,7 +222,7 @@ class _Told:
     def _read_list(
         self, path: Path, split: str, find: Callable[[str, Path], Sequence[Path]]
     ) -> Iterator[str]:
-        """Take the files that ``find`` gives for the lines of a list into a split, and give the
+        """Put the files that ``find`` gives for each line of a list in a split, and return the
         lines for which it gives none."""
         self.lists.append(path)
         for line in filter(None, map(str.strip, _composed(formats.read_text(path)).splitlines())):
@@ -239,8 +239,8 @@ class _Told:
             return []
 
     def splits(self, image: Path, file: Path | None = None, subset: str = "") -> list[str]:
-        """The splits of an image, which an annotation file may put in a subset: none where lists
-        leave it out."""
+        """The splits of an image, whose annotation file may name a ``subset``. There is none where
+        lists leave the image out."""
         listed = self.listed.get(image) or self.listed.get(file or image)
         if listed or self.lists:
             return sorted(listed or ())
@@ -254,10 +254,13 @@ class _Told:
 
 
 def _match(
-    files: Sequence[Path], read: Callable[[Path], Iterable[Labels]], told: _Told, findings: Findings
+    files: Sequence[Path],
+    read: Callable[[Path], Iterable[Labels]],
+    told: _SplitSource,
+    findings: Findings,
 ) -> list[tuple[str, Path, Labels, Path]]:
-    """By the path of images: a split, an image in it, what a file says of it, and that file. Of
-    YOLO there are also the images that no file speaks of."""
+    """Match annotation files with images: a split, an image in it, the image's labels, and their
+    file, in the order of the images' paths. Of YOLO, images without labels are among them."""
     images, found, used = told.images, list[tuple[str, Path, Labels, Path]](), dict[Path, Path]()
     for file in tqdm(files, desc=told.folder.name, unit="file"):
         try:
@@ -321,7 +324,7 @@ HOLDS: dict[str, Callable[[Path], bool]] = {
 
 
 def _annotation_files(path: Path, layout: str, skip: Path | None) -> list[Path]:
-    """A file, or those below a folder that have a format's ending, and boxes by their heads."""
+    """A file, or the files of a format below a folder, by their endings and first bytes."""
     files, holds = _files(path, READERS[layout][0], skip), HOLDS.get(layout, Path.is_file)
     return [file for file in files if file == path or holds(file)]
 

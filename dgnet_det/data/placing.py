@@ -19,7 +19,7 @@ TURNED_BY_90 = (5, 6, 7, 8)  # EXIF's tags
 
 
 class _Placement(NamedTuple):
-    """How the coordinates in an annotation file become pixels of the image as it is read."""
+    """The way from coordinates in an annotation file to pixels of the image as it is read."""
 
     space: Size  # of the labelled image, in the file's coordinates
     turn: int = 1  # the EXIF tag by which the labelled image is to be turned
@@ -65,8 +65,8 @@ class _Placement(NamedTuple):
 def place(
     path: Path, labels: Labels, ids: Mapping[str, int], origin: int
 ) -> tuple[LabelledImage, str]:
-    """An image with its objects in pixels, by the ``ids`` of their classes, and what to tell the
-    user. With ``origin`` 1, coordinates count pixels from 1, both ends in the box.
+    """Place an image's objects on its pixels, with the ``ids`` of their classes, and say what was
+    changed. With ``origin`` 1, coordinates count pixels from 1, both ends in the box.
 
     Raises:
         UserError: the image cannot be read, or its size and the one that is stated differ by more
@@ -117,7 +117,7 @@ def _annotation(
 
 
 def similar(a: Size, b: Size) -> bool:
-    """Whether two sizes are one by one factor, but for rounding to whole pixels."""
+    """Whether two sizes differ by one factor alone, but for rounding to whole pixels."""
     return abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
 
 

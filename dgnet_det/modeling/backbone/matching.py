@@ -98,7 +98,7 @@ class Match:
 
 
 def kind_of(names: Iterable[str]) -> str:
-    """How the network is wired whose :class:`StagedBackbone` has these names."""
+    """Say how a :class:`StagedBackbone` with these names of tensors is wired."""
     dynamic = " ".join(name for name in names if DYNAMIC.match(name))
     if not dynamic:
         return STATIC

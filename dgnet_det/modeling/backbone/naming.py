@@ -1,5 +1,4 @@
-"""How a family of blocks describes itself: its networks, and the names that other libraries give to
-their tensors."""
+"""Descriptions of families of blocks: their networks, and the names that other libraries give."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from dgnet_det.graph.stage import Network
 
 
 class Blocks(NamedTuple):
-    """How a source names the tensors of blocks."""
+    """A source's names for the tensors of blocks."""
 
     # Matches the start of a name, up to the name inside the block. Its groups are numbers.
     pattern: str
