@@ -11,6 +11,7 @@ import pytest
 from helpers.checked_sets import MASK, change, found, inspect
 from helpers.coco_sets import HEIGHT, WIDTH, Splits
 from helpers.configs import ROOT
+from helpers.imported_sets import turned_by
 from PIL import Image
 from pycocotools import mask as mask_tools
 
@@ -18,10 +19,8 @@ from pycocotools import mask as mask_tools
 @pytest.mark.parametrize("ending", ["jpg", "tif", "png"])
 def test_images_that_are_turned(splits: Splits, ending: str) -> None:
     """The JSON may give their size as it is stored, which is not the one that is read."""
-    exif = Image.Exif()
-    exif[0x112] = 6
-    pixels = Image.open(splits.train.path(2))
-    pixels.save(splits.train.images / f"t.{ending}", exif=exif)
+    image = Image.open(splits.train.path(2))
+    image.save(splits.train.images / f"t.{ending}", exif=turned_by(6))
     change(splits, "images", 2, file_name=f"t.{ending}")
     line = found(inspect(splits), "errors", "image-size")
     assert "72 × 96 pixels, but width and height say 96 × 72 before its EXIF tag turns it" in line

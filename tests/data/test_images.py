@@ -11,6 +11,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from helpers.checked_sets import DETECTION
 from helpers.coco_sets import Splits
+from helpers.imported_sets import turned_by
 from PIL import Image
 
 from dgnet_det.data import find_images, load_cfg_with_data, read_image, spread_images
@@ -87,11 +88,9 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 def test_every_format_is_turned_once(tmp_path: Path, ending: str, tag: int) -> None:
     stored = np.zeros((24, 40, 3), np.uint8)
     stored[:8, :16] = (200, 40, 90)
-    exif = Image.Exif()
-    exif[0x112] = tag
     path = tmp_path / f"a.{ending}"
     lossless = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
-    Image.fromarray(stored).save(path, exif=exif, **lossless.get(ending, {}))
+    Image.fromarray(stored).save(path, exif=turned_by(tag), **lossless.get(ending, {}))
     expected = UPRIGHT[tag](stored)
     found = read_image(path, "RGB")
     assert found.shape == expected.shape
@@ -129,9 +128,7 @@ def test_conversion_to_8_bits(tmp_path: Path, tag: int, ending: str) -> None:
     pixels[:10] = (235, 47, 5000)  # red, green, blue
     cv2.imwrite(str(folder / "a.png"), pixels[:, :, ::-1])
     gray = np.linspace(0, 235, 600).reshape(20, 30).astype(np.uint16)
-    exif = Image.Exif()
-    exif[0x112] = tag
-    Image.fromarray(gray).save(folder / f"deeper/b.{ending}", exif=exif)
+    Image.fromarray(gray).save(folder / f"deeper/b.{ending}", exif=turned_by(tag))
     Image.new("RGB", (4, 3), (9, 8, 7)).save(folder / "c.png")
     assert value_range(str(folder / f"deeper/b.{ending}")).tolist() == [0, 235, 0, 234]
     said = advice([str(folder / "a.png"), str(folder / f"deeper/b.{ending}")], str(folder))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.imported_sets import SIZE, boxes_by_file, convert, convert_file, fill, voc
+from helpers.imported_sets import SIZE, boxes_by_file, convert, convert_file, fill, turned_by, voc
 from PIL import Image
 from pycocotools import mask as mask_tools
 
@@ -82,11 +82,9 @@ def test_turned_images(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Where the size is stated as it is stored, boxes are turned as the image is."""
-    exif = Image.Exif()
-    exif[0x112] = tag
     image = f"a.{ending}"
     folder = fill(tmp_path / "set", labels(layout, SIZE, image))
-    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(folder / image, exif=exif)
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(folder / image, exif=turned_by(tag))
     found = convert(folder)["train"]
     assert (found["images"][0]["width"], found["images"][0]["height"]) == (60, 80)
     assert boxes_by_file(found)[image][0] == ("car", box, 0)
@@ -110,9 +108,7 @@ def test_masks_and_keypoints_follow(tmp_path: Path, runs: bool, tag: int) -> Non
     points = [10, 8, 2, 0, 0, 0]
     content = coco("a.png", STATED, segmentation=mask, keypoints=points, num_keypoints=1)
     folder = fill(tmp_path / "set", {"a.json": content})
-    exif = Image.Exif()
-    exif[0x112] = tag
-    Image.new("L", SIZE).save(folder / "a.png", exif=exif)
+    Image.new("L", SIZE).save(folder / "a.png", exif=turned_by(tag))
     (found,) = convert(folder)["train"]["annotations"]
     assert found["area"] == 180 * 4
     width, height = SIZE if tag == 1 else SIZE[::-1]

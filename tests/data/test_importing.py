@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.imported_sets import SIZE, boxes_by_file, convert, file_names, fill, voc
+from helpers.imported_sets import SIZE, boxes_by_file, convert, file_names, fill, turned_by, voc
 from PIL import Image
 
 from dgnet_cli import import_dataset
@@ -93,10 +93,7 @@ def test_image_of_an_xml(tmp_path: Path) -> None:
         "c.xml": voc(filename="photo.png"),
     }
     fill(folder, texts)
-    picture = Image.new("RGB", SIZE)
-    exif = picture.getexif()
-    exif[0x112] = 6
-    picture.save(folder / "b.jpg", exif=exif)
+    Image.new("RGB", SIZE).save(folder / "b.jpg", exif=turned_by(6))
     summary = tmp_path / "summary.json"
     images = convert(folder, "--json", str(summary))["train"]["images"]
     assert [i["file_name"] for i in images] == ["a.png", "b.jpg", "photo.png"]

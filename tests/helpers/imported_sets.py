@@ -5,12 +5,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dgnet_cli import import_dataset
 
 SIZE = (80, 60)
 YOLO_YAML = "train: images/train\nval: images/val\n"
+
+
+def turned_by(tag: int) -> Image.Exif:
+    """An EXIF tag that says how to turn an image."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = tag
+    return exif
 
 
 def convert(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
