@@ -242,7 +242,7 @@ class _SplitSource:
         """The splits of an image, whose annotation file may name a ``subset``. There is none where
         lists leave the image out."""
         listed = self.listed.get(image) or self.listed.get(file or image)
-        if listed or self.lists:
+        if listed or (self.lists and self.listed):  # of empty lists, names tell
             return sorted(listed or ())
         words = [subset, *self.images.inside(image)]
         if file:

@@ -60,6 +60,12 @@ def test_voc_edges_from_0(devkit: Path) -> None:
     assert one["a.jpg"][1][1] == [0, 10, 5, 10]
 
 
+def test_empty_lists_tell_nothing(devkit: Path) -> None:
+    for path in (devkit / "ImageSets/Main").iterdir():
+        path.write_text("\n")
+    assert file_names(convert(devkit)) == {"train": {"a.jpg", "b.jpg", "c.jpg"}}
+
+
 def test_classes_in_order_and_images_elsewhere(devkit: Path) -> None:
     elsewhere, summary = devkit.parent / "photos", devkit.parent / "summary.json"
     (devkit / "JPEGImages").rename(elsewhere)
