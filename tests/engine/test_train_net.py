@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from helpers.configs import ROOT
-from helpers.training import ENVIRONMENT, evaluated, metrics, run
+from helpers.training import ENVIRONMENT, assert_same_weights, evaluated, metrics, run
 from PIL import Image
 
 from dgnet_cli.train_net import main as train_net
@@ -234,6 +234,21 @@ def test_a_new_training_sets_the_metrics_of_an_earlier_one_aside(
     assert (tmp_path / "earlier_1/metrics.json").read_bytes() == before
     assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2]
     assert "of an earlier training" in (tmp_path / "log.txt").read_text()
+
+
+def test_precise_bn_of_a_resumed_training_is_the_same(detector: list[str], tmp_path: Path) -> None:
+    words = [
+        *detector, "MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", "True",
+        "TEST.PRECISE_BN.NUM_ITER", "2", "TEST.EVAL_PERIOD", "2", "SOLVER.STEPS", "()",
+        "SOLVER.WARMUP_ITERS", "0", "SOLVER.BASE_LR", "0.001",
+    ]  # fmt: skip
+    whole, resumed = (["OUTPUT_DIR", str(tmp_path / name)] for name in ("whole", "resumed"))
+    train_net([*words, *whole, "SOLVER.MAX_ITER", "4"])
+    train_net([*words, *resumed, "SOLVER.MAX_ITER", "2"])
+    train_net([*words, *resumed, "SOLVER.MAX_ITER", "4", "--resume"])
+    assert_same_weights(whole[1], resumed[1])
+    log = (tmp_path / "whole/log.txt").read_text()
+    assert log.count("Running precise-BN for 2 iterations") == 2
 
 
 def test_a_mistake_that_another_process_finds_is_one_line(
