@@ -224,10 +224,10 @@ def processes(args: argparse.Namespace) -> int:
     return other.world_size if other else (args.num_gpus or 1) * (args.num_machines or 1)
 
 
-def launch(work: Callable[..., None], cfg: Any, args: argparse.Namespace) -> None:
-    """Call ``work(cfg, args)`` in the processes that the options of
-    :meth:`ConfigParser.add_training`, or another launcher, ask for. What is interrupted, or loses a
-    process, says which checkpoint is the last."""
+def launch(work: Callable[..., dict[str, Any]], cfg: Any, args: argparse.Namespace) -> None:
+    """Call ``work(cfg, resume=…)`` in the processes that the options of
+    :meth:`ConfigParser.add_training`, or another launcher, ask for, and write its results to
+    ``--json``. What is interrupted, or loses a process, says which checkpoint is the last."""
     from dgnet_det.engine import launch as engine
     from dgnet_det.errors import UserError
 
@@ -235,9 +235,10 @@ def launch(work: Callable[..., None], cfg: Any, args: argparse.Namespace) -> Non
     args.resume = args.resume or engine.restarted()
     try:
         engine.launch(
-            work,
+            _work,
             cfg,
             args,
+            work,
             processes=args.num_gpus,
             machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -251,6 +252,16 @@ def launch(work: Callable[..., None], cfg: Any, args: argparse.Namespace) -> Non
         raise KeyboardInterrupt(number, _last_checkpoint(cfg, args, start)) from None
     except engine.ProcessLostError as error:
         raise UserError(f"{error}: {_last_checkpoint(cfg, args, start)}") from error
+
+
+def _work(cfg: Any, args: argparse.Namespace, work: Callable[..., dict[str, Any]]) -> None:
+    from detectron2.utils import comm
+
+    from dgnet_det.utils.files import write_json
+
+    results = work(cfg, resume=args.resume)
+    if args.json and comm.is_main_process():
+        write_json(args.json, results)
 
 
 def _last_checkpoint(cfg: Any, args: argparse.Namespace, start: float) -> str:

@@ -15,26 +15,9 @@ KEY VALUE pairs override the config. SOLVER.IMS_PER_BATCH is the batch of all pr
 128 of each; the learning rate scales to it.
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from dgnet_cli import arguments
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
-
-def work(cfg: "CfgNode", args: Namespace) -> None:
-    """What each process does."""
-    from detectron2.utils import comm
-
-    from dgnet_det.engine.classification import evaluate_classifier, train_classifier
-    from dgnet_det.utils.files import write_json
-
-    results = (evaluate_classifier if args.eval_only else train_classifier)(cfg, resume=args.resume)
-    if args.json and comm.is_main_process():
-        write_json(args.json, results)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dgnet_det.config import load_cfg, read_yaml, with_own_weights
     from dgnet_det.data.classification import build_datasets
+    from dgnet_det.engine.classification import evaluate_classifier, train_classifier
     from dgnet_det.engine.schedule import fit_classifier_schedule
 
     opts = with_own_weights(args.config_file, args.opts) if args.eval_only else args.opts
@@ -53,4 +37,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         images, processes = len(build_datasets(cfg)[0]), arguments.processes(args)
         recipe, given = read_yaml(args.config_file), args.opts[::2]
         cfg = fit_classifier_schedule(cfg, processes, images, recipe=recipe, given=given)
-    arguments.launch(work, cfg, args)
+    arguments.launch(evaluate_classifier if args.eval_only else train_classifier, cfg, args)

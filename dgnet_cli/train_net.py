@@ -14,26 +14,9 @@ learning rate and schedule scale to the batch and to SOLVER.EPOCHS. The values a
 written to OUTPUT_DIR/config.yaml; the curves are drawn to OUTPUT_DIR/training.png at the end.
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from dgnet_cli import arguments
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
-
-def work(cfg: "CfgNode", args: Namespace) -> None:
-    """What each process does."""
-    from detectron2.utils import comm
-
-    from dgnet_det.engine.detection import evaluate_detector, train_detector
-    from dgnet_det.utils.files import write_json
-
-    results = (evaluate_detector if args.eval_only else train_detector)(cfg, resume=args.resume)
-    if args.json and comm.is_main_process():
-        write_json(args.json, results)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from dgnet_det.config import read_yaml, with_own_weights
     from dgnet_det.data import check_datasets, load_cfg_with_data
-    from dgnet_det.engine.detection import training_images
+    from dgnet_det.engine.detection import evaluate_detector, train_detector, training_images
     from dgnet_det.engine.schedule import fit_schedule
     from dgnet_det.errors import UserError
 
@@ -67,4 +50,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = len(training_images(cfg))
         recipe, given = read_yaml(args.config_file), args.opts[::2]
         cfg = fit_schedule(cfg, arguments.processes(args), images, recipe=recipe, given=given)
-    arguments.launch(work, cfg, args)
+    arguments.launch(evaluate_detector if args.eval_only else train_detector, cfg, args)

@@ -176,8 +176,7 @@ def check_supported(cfg: CfgNode) -> None:
     # Not at the top: a tool that reads no model need not import all of them.
     from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN, RetinaNet
 
-    check_choices(cfg, CHOICES)
-    check_choices(cfg, _registered_parts(cfg))
+    check_choices(cfg, CHOICES | _registered_parts(cfg))
 
     device = re.fullmatch(r"cpu|cuda(?::(\d+))?", cfg.MODEL.DEVICE)
     if device is None:

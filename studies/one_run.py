@@ -4,20 +4,16 @@ import argparse
 import json
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from dgnet_cli import arguments, convert_checkpoint, train_net
 from dgnet_det.data import load_cfg_with_data
-from dgnet_det.evaluation.interventions import intervene, router_hooks
+from dgnet_det.evaluation.interventions import intervene
 from dgnet_det.export.predictor import load_predictor
 from dgnet_det.utils.environment import describe_environment
 from dgnet_det.utils.files import write_json
@@ -65,44 +61,6 @@ def kinds(run: Run, folder: Path, more: Sequence[str] = ()) -> dict[str, Any]:
         for kind in mixed_kinds.KINDS
     }
     return figures
-
-
-def _router_outputs(model: nn.Module, loader: DataLoader, cfg: CfgNode) -> dict[str, Tensor]:
-    """What a classifier's routers return for all images of a loader, [n, K] by the router's
-    name."""
-    parts: dict[str, list[Tensor]] = defaultdict(list)
-    with router_hooks(model, lambda name, output: parts[name].append(output)):
-        _top1(model, loader, cfg.MODEL.DEVICE)
-    return {name: torch.cat(batches) for name, batches in parts.items()}
-
-
-def without_own_outputs(model: nn.Module, loader: DataLoader, cfg: CfgNode) -> dict[str, float]:
-    """A classifier's top-1 with what its routers return for each image, with the mean over all
-    images (of choices, the most frequent one), and with what they return for the image before.
-    There are many more test images than a detector has, so a smaller effect shows."""
-    outputs = _router_outputs(model, loader, cfg)
-    mean = {name: all_.mean(dim=0) for name, all_ in outputs.items()}
-    sizes = [len(labels) for _, labels in loader]
-    other = {name: iter(all_.roll(1, dims=0).split(sizes)) for name, all_ in outputs.items()}
-    instead: dict[str, Callable[[str, Tensor], Tensor | None]] = {
-        "own": lambda name, own: None,
-        "mean": lambda name, own: mean[name].expand_as(own),
-        "other": lambda name, own: next(other[name]),
-    }
-    top1 = {}
-    for kind, hook in instead.items():
-        with router_hooks(model, hook):
-            top1[kind] = _top1(model, loader, cfg.MODEL.DEVICE)
-    return top1
-
-
-@torch.no_grad()
-def _top1(model: nn.Module, loader: DataLoader, device: str) -> float:
-    """Per cent. Unlike :func:`.classifier_metrics`, it only runs the images: the cost of
-    choices is counted by a forward pass, which hooks would hear."""
-    model.eval()
-    hits = [model(x.to(device)).argmax(dim=1).cpu().eq(labels) for x, labels in loader]
-    return 100 * torch.cat(hits).double().mean().item()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """What the command lines of all tools share."""
 
-import argparse
 import errno
 import os
 import re
@@ -167,7 +166,7 @@ def test_a_bug_keeps_its_traceback() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def stop(cfg: SimpleNamespace, args: argparse.Namespace) -> None:
+def stop(cfg: SimpleNamespace, *, resume: bool) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
 
